@@ -1,9 +1,15 @@
-"""What is known of a tensor from a file's header, before its data are read."""
+"""What is known of a tensor from a file's header, and how its data are walked without holding them whole."""
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
+from torch import Tensor
+
+BLOCK = 1 << 20
+"""Elements in a block of rows: 4 MB in float32, so that arithmetic on a few blocks stays in cache."""
 
 
 @dataclass(frozen=True)
@@ -27,3 +33,41 @@ class TensorSpec:
     def nbytes(self) -> int:
         """Size of the data in bytes."""
         return self.numel * self.dtype.itemsize
+
+    def row_blocks(self, elements: int = BLOCK) -> Iterator[slice | None]:
+        """Cut the first dimension into contiguous ranges of about ``elements`` elements.
+
+        Args:
+            elements: Elements a range may hold; a single longer row is a range of its own.
+
+        Yields:
+            Ranges that cover the rows once, in order; a single None for a scalar, which has no rows.
+        """
+        if not self.shape:
+            yield None
+            return
+        rows = self.shape[0]
+        step = max(1, elements // max(1, self.numel // max(1, rows)))
+        for start in range(0, rows, step):
+            yield slice(start, min(start + step, rows))
+
+
+class TensorSource(Protocol):
+    """Anything that knows its tensors beforehand and reads them by rows: checkpoints, task vectors, votes."""
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """What can be read, by name."""
+        ...
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """Read a tensor, or a contiguous range of its rows.
+
+        Args:
+            name: A key of ``specs``.
+            rows: Range of the first dimension; None for all of it.
+
+        Returns:
+            The tensor, of the shape and dtype its spec says (the first dimension cut to ``rows``).
+        """
+        ...
