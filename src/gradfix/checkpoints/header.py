@@ -2,12 +2,11 @@
 
 The format (https://huggingface.co/docs/safetensors/index#format): eight bytes, little-endian, with the length
 of the header; the header, JSON in UTF-8, mapping each tensor's name to its dtype, shape and byte range; the
-data, which the ranges cover without overlap and without holes. The checks are gradfix's own because readers in
-the field accept files that they should name as broken: duplicate keys, or an HTML page reported as a header of
-10¹⁸ bytes.
+data, which the ranges cover without overlap and without holes. The checks are gradfix's own because readers
+in the field accept files that they should name as broken: duplicate keys, or an HTML page reported as a
+header of 10¹⁸ bytes.
 """
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any
 
 import torch
 
+from gradfix.checkpoints.json_files import parse_json_object
+from gradfix.checkpoints.recognition import is_pytorch, other_kind
 from gradfix.checkpoints.specs import TensorSpec
 from gradfix.errors import GradfixError
 
@@ -46,21 +47,6 @@ DTYPES: dict[str, torch.dtype] = {
 }
 """The dtypes of the format that torch has; packed ones of less than a byte an element are not among them."""
 
-_OTHER_FILES: tuple[tuple[bytes, str], ...] = (
-    (
-        b"version https://git-lfs",
-        "is a Git LFS pointer, not the weights: run `git lfs pull` where it was cloned",
-    ),
-    (
-        b"<!doctype html",
-        "is an HTML page, not weights: download the file itself, logged in if the site asks for it",
-    ),
-    (b"<html", "is an HTML page, not weights: download the file itself, logged in if the site asks for it"),
-    (b"pk\x03\x04", "is a zip archive, probably a PyTorch file under a wrong name: rename it to .pt"),
-    (b"gguf", "is a GGUF file: use the safetensors release of the model"),
-    (b"\x80\x02", "is a pickle, probably a PyTorch file under a wrong name: rename it to .pt"),
-)
-
 
 @dataclass(frozen=True)
 class Entry:
@@ -88,19 +74,6 @@ class Header:
     metadata: dict[str, str] = field(default_factory=dict)
 
 
-def other_kind(start: bytes) -> str | None:
-    """Recognise a file that commonly lies where weights should.
-
-    Args:
-        start: The first bytes of the file; 64 are enough.
-
-    Returns:
-        What it is and what to do, as the end of a sentence whose subject is the file; None if unrecognised.
-    """
-    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    return next((meaning for magic, meaning in _OTHER_FILES if text.startswith(magic)), None)
-
-
 def header_length(path: Path, start: bytes, size: int) -> int:
     """Check the first bytes of a file and tell how long its header is.
 
@@ -121,6 +94,8 @@ def header_length(path: Path, start: bytes, size: int) -> int:
         )
     if (meaning := other_kind(start)) is not None:
         raise GradfixError(f"{path}: {meaning}")
+    if is_pytorch(start):
+        raise GradfixError(f"{path}: is a PyTorch file, expected a safetensors file: rename it to .pt")
     if size < 8 or len(start) < 8:
         raise GradfixError(
             f"{path}: is truncated: expected at least 8 bytes, found {size}: download or write it again"
@@ -153,7 +128,7 @@ def parse_header(path: Path, header: bytes, size: int) -> Header:
     Raises:
         GradfixError: If anything in it is not as the format demands.
     """
-    entries_by_name = _json(path, header)
+    entries_by_name = parse_json_object(path, header, "its header")
     metadata = _metadata(path, entries_by_name.pop("__metadata__", None))
     data_start = 8 + len(header)
     entries: dict[str, Entry] = {}
@@ -164,40 +139,6 @@ def parse_header(path: Path, header: bytes, size: int) -> Header:
         ranges.append((begin, end, name))
     _check_ranges(path, sorted(ranges), size - data_start)
     return Header(entries, metadata)
-
-
-def _json(path: Path, header: bytes) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        value = dict(pairs)
-        if len(value) != len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise GradfixError(
-                f"{path}: duplicate key {twice!r} in the header, expected each name once: the file is "
-                "ambiguous; write it again"
-            )
-        return value
-
-    try:
-        text = header.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise GradfixError(
-            f"{path}: header is not UTF-8 (byte {error.start}): download or write it again"
-        ) from None
-    try:
-        value = json.loads(text, object_pairs_hook=unique)
-        text.encode("utf-8")
-    except (ValueError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
-        raise GradfixError(
-            f"{path}: header is not valid JSON ({reason}): the file is corrupt; download or write it again"
-        ) from None
-    if not isinstance(value, dict):
-        raise GradfixError(
-            f"{path}: header is a JSON {type(value).__name__}, expected an object: the file is corrupt; "
-            "download or write it again"
-        )
-    return value
 
 
 def _metadata(path: Path, value: object) -> dict[str, str]:

@@ -14,7 +14,7 @@ from gradfix.errors import GradfixError
 class PositionedFile:
     """A regular file, open for reading ranges of bytes from any thread.
 
-    It stays open, so that what is read is of the file that was checked, even if its name is replaced meanwhile.
+    It stays open, so that what is read is of the file that was checked, also if its name is replaced.
 
     Attributes:
         path: The file as it was named.
@@ -92,7 +92,7 @@ class PositionedFile:
         Raises:
             GradfixError: If the file ends before, as it does when it was cut after it was opened.
         """
-        view = memoryview(target.numpy())
+        view = target.numpy().data
         done = 0
         while done < len(view):
             try:

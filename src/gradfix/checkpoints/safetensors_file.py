@@ -8,8 +8,8 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from gradfix.checkpoints.positioned import PositionedFile, allocate, row_range
 from gradfix.checkpoints.header import header_length, parse_header
+from gradfix.checkpoints.positioned import PositionedFile, allocate, row_range
 from gradfix.checkpoints.specs import TensorSpec
 
 
@@ -20,6 +20,9 @@ class SafetensorsFile:
         path: The file.
         metadata: The text stored with the tensors.
         specs: Dtype and shape of each tensor, in the order of the header.
+        files: The file, for readers of several.
+        shared: Nothing: the format has no shared memory.
+        notes: Nothing.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -32,6 +35,9 @@ class SafetensorsFile:
             GradfixError: If it is no well-formed safetensors file.
         """
         self.path = Path(path)
+        self.files: tuple[Path, ...] = (self.path,)
+        self.shared: Mapping[str, str] = MappingProxyType({})
+        self.notes: tuple[str, ...] = ()
         self._file = PositionedFile(self.path)
         length = header_length(self.path, self._file.read_bytes(0, 64), self._file.size)
         header = parse_header(self.path, self._file.read_bytes(8, length), self._file.size)
@@ -47,7 +53,7 @@ class SafetensorsFile:
         Args:
             name: A key of ``specs``.
             rows: Range of the first dimension, as in Python's slicing with step 1; None for all of it.
-            out: Memory to reuse: a contiguous uint8 CPU tensor, shape ``[bytes]``, at least as long as what is
+            out: Memory to reuse: a contiguous uint8 CPU tensor, shape ``[bytes]``, long enough for what is
                 read. The result is then a view of it, valid until it is used again.
 
         Returns:

@@ -1,0 +1,158 @@
+"""A model's weights, wherever they are: a lazy mapping of names to tensors."""
+
+import os
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradfix.checkpoints.index import WeightFile
+from gradfix.checkpoints.json_files import read_json_object
+from gradfix.checkpoints.locate import locate_weights, open_weights
+from gradfix.checkpoints.specs import TensorSpec
+from gradfix.errors import GradfixError
+
+
+class Checkpoint(Mapping[str, Tensor]):
+    """The weights of a model, read one tensor or range of rows at a time.
+
+    Opening reads headers and configs only. Iteration gives canonical names: of tied weights, which are one
+    tensor under several names, the one that the architecture declares as the source. The aliases can be read
+    too.
+
+    Attributes:
+        location: What was opened, as a person would name it.
+        directory: Where config and tokenizer are; None for a file that has no config beside it.
+        config: The model's ``config.json``; empty if there is none.
+        kind: What kind of files it was read from, for messages.
+        files: The files that hold the weights.
+    """
+
+    def __init__(
+        self,
+        weights: WeightFile,
+        *,
+        location: str,
+        directory: Path | None = None,
+        config: Mapping[str, Any] = MappingProxyType({}),
+        kind: str = "weights",
+    ) -> None:
+        """Wrap opened weights; :meth:`open` is what finds them.
+
+        Args:
+            weights: The opened files.
+            location: What was opened.
+            directory: Where config and tokenizer are.
+            config: The model's config.
+            kind: What kind of files it is.
+        """
+        self._weights = weights
+        self.location = location
+        self.directory = directory
+        self.config: dict[str, Any] = dict(config)
+        self.kind = kind
+        self.files: tuple[Path, ...] = weights.files
+
+    @classmethod
+    def open(
+        cls,
+        location: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        base: str | os.PathLike[str] | None = None,
+    ) -> "Checkpoint":
+        """Open a checkpoint; only headers and configs are read.
+
+        Args:
+            location: A Hugging Face directory, a safetensors or ``torch.save`` file, an index of shards, a
+                LoRA adapter, or the id of any of them on the Hub. A local path wins over a Hub id.
+            revision: Branch, tag or commit on the Hub; None for the default branch.
+            base: Base model of a LoRA adapter; None for the one that its config names.
+
+        Returns:
+            The checkpoint.
+
+        Raises:
+            GradfixError: If it is absent, malformed, or of a kind that is not supported.
+        """
+        path = Path(location)
+        if not path.exists():
+            raise GradfixError(f"{location}: no such file or directory: check the path")
+        found = locate_weights(path)
+        config_path = found.directory / "config.json" if found.directory is not None else None
+        config = read_json_object(config_path) if config_path is not None and config_path.exists() else {}
+        weights = open_weights(found.weights)
+        kind = "sharded safetensors" if len(weights.files) > 1 else "safetensors file"
+        return cls(weights, location=str(location), directory=found.directory, config=config, kind=kind)
+
+    @cached_property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Dtype and shape of each tensor, by canonical name."""
+        return self._weights.specs
+
+    @cached_property
+    def ties(self) -> Mapping[str, str]:
+        """Every other name of a tied tensor, and its canonical one."""
+        return {}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a report should say about how the files were understood; one line each."""
+        return self._weights.notes
+
+    @property
+    def dtypes(self) -> dict[torch.dtype, int]:
+        """Elements stored in each dtype."""
+        count: dict[torch.dtype, int] = {}
+        for spec in self.specs.values():
+            count[spec.dtype] = count.get(spec.dtype, 0) + spec.numel
+        return count
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all tensors in bytes; tied ones once."""
+        return sum(spec.nbytes for spec in self.specs.values())
+
+    def read(self, name: str, rows: slice | None = None, *, out: Tensor | None = None) -> Tensor:
+        """Read a tensor, or a contiguous range of its rows.
+
+        Args:
+            name: A key of ``specs`` or of ``ties``.
+            rows: Range of the first dimension, as in Python's slicing with step 1; None for all of it.
+            out: Memory to reuse: a contiguous uint8 CPU tensor, shape ``[bytes]``. Where it is used the
+                result is a view of it; some kinds of files can't and return fresh memory.
+
+        Returns:
+            The tensor in the dtype of its spec, the first dimension cut to ``rows``.
+
+        Raises:
+            KeyError: If there is no such tensor.
+        """
+        name = self.ties.get(name, name)
+        if name not in self.specs:
+            raise KeyError(name)
+        return self._weights.read(name, rows, out=out)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Read a whole tensor."""
+        return self.read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        """Canonical names, in stored order."""
+        return iter(self.specs)
+
+    def __len__(self) -> int:
+        """Number of tensors; tied ones once."""
+        return len(self.specs)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether ``name`` is a canonical name."""
+        return name in self.specs
+
+    def __repr__(self) -> str:
+        """The location, not the values."""
+        return f"Checkpoint({self.location!r}: {len(self)} tensors, {self.kind})"

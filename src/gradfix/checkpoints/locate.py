@@ -1,0 +1,129 @@
+"""Which files of a directory are its weights."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from gradfix.checkpoints.index import ShardedWeights, WeightFile
+from gradfix.checkpoints.json_files import read_json_object
+from gradfix.checkpoints.safetensors_file import SafetensorsFile
+from gradfix.errors import GradfixError
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+INDEX_SUFFIX = ".index.json"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""The weights of a Hugging Face directory, the preferred first; each may be an index of shards instead."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where the weights of a location are.
+
+    Attributes:
+        weights: A file with weights, or the index of several.
+        directory: The directory with config and tokenizer; None if there is no config beside the file.
+        adapter: Whether the weights are those of an adapter, which needs a base.
+    """
+
+    weights: Path
+    directory: Path | None
+    adapter: bool = False
+
+
+def locate_weights(path: Path) -> Found:
+    """Find the weights of a local path.
+
+    Args:
+        path: A directory, a file with weights, or the index of shards.
+
+    Returns:
+        Where they are.
+
+    Raises:
+        GradfixError: If there are none, or several and no rule says which.
+    """
+    if not path.is_dir():
+        adapter = path.name in ADAPTER_WEIGHTS and (path.parent / ADAPTER_CONFIG).exists()
+        described = adapter or (path.parent / "config.json").exists()
+        return Found(path, path.parent if described else None, adapter)
+    weights = _model_weights(path)
+    adapters = [path / name for name in ADAPTER_WEIGHTS if (path / name).exists()]
+    has_adapter = (path / ADAPTER_CONFIG).exists()
+    if weights is not None and has_adapter and adapters:
+        raise GradfixError(
+            f"{path}: holds both a whole model ({weights.name}) and an adapter ({adapters[0].name}): "
+            "give the path of the file that is meant"
+        )
+    if weights is not None:
+        return Found(weights, path)
+    if has_adapter:
+        if not adapters:
+            raise GradfixError(
+                f"{path}: has {ADAPTER_CONFIG} but neither of {', '.join(ADAPTER_WEIGHTS)}: download it again"
+            )
+        return Found(adapters[0], path, adapter=True)
+    return Found(_only_file(path), path)
+
+
+def _model_weights(directory: Path) -> Path | None:
+    for name in WEIGHTS:
+        single, index = directory / name, directory / (name + INDEX_SUFFIX)
+        if single.exists() and index.exists() and name not in _shards(index):
+            # transformers takes the single file, most other readers the index: whichever is stale, someone
+            # would transport a model that was not meant
+            raise GradfixError(
+                f"{directory}: holds both {single.name} and {index.name}, and readers disagree on which "
+                "counts: "
+                "remove the stale one, or give the path of the file that is meant"
+            )
+        if index.exists():
+            return index
+        if single.exists():
+            return single
+    return None
+
+
+def _shards(index: Path) -> set[object]:
+    weight_map = read_json_object(index).get("weight_map")
+    return set(map(str, weight_map.values())) if isinstance(weight_map, dict) else set()
+
+
+def _only_file(directory: Path) -> Path:
+    for pattern in ("*.safetensors" + INDEX_SUFFIX, "*.safetensors", "*.bin", "*.pt", "*.pth"):
+        candidates = sorted(directory.glob(pattern))
+        if len(candidates) == 1:
+            return candidates[0]
+        if candidates:
+            raise GradfixError(
+                f"{directory}: expected {WEIGHTS[0]} or its index, found {len(candidates)} files {pattern} "
+                f"({candidates[0].name}, …): give the path of the one that is meant"
+            )
+    raise GradfixError(
+        f"{directory}: holds no weights: expected {WEIGHTS[0]}, {WEIGHTS[0]}{INDEX_SUFFIX}, {WEIGHTS[1]} or "
+        f"{ADAPTER_CONFIG}: check the path, or save the model again"
+    )
+
+
+def open_weights(path: Path) -> WeightFile:
+    """Open a file with weights, or the shards of an index.
+
+    Args:
+        path: A safetensors file, a file of ``torch.save``, or an index (``*.index.json``).
+
+    Returns:
+        The opened files; nothing but headers has been read.
+
+    Raises:
+        GradfixError: If anything is missing or malformed.
+    """
+    if path.name.endswith(INDEX_SUFFIX):
+        return ShardedWeights(path, _open_file)
+    if path.suffix == ".json":
+        raise GradfixError(
+            f"{path}: is no file with weights: give the weights, their index, or the directory"
+        )
+    return _open_file(path)
+
+
+def _open_file(path: Path) -> WeightFile:
+    return SafetensorsFile(path)
