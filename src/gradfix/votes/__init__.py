@@ -1,0 +1,9 @@
+"""Votes: the sign of each sample's own gradient, summed over samples, at the price of one backward pass."""
+
+from gradfix.votes.counting import count_votes
+from gradfix.votes.gradient import mean_gradient
+from gradfix.votes.guard import Loss
+from gradfix.votes.stability import Stability
+from gradfix.votes.votes import Votes
+
+__all__ = ["Loss", "Stability", "Votes", "count_votes", "mean_gradient"]

@@ -1,0 +1,294 @@
+"""The counted votes: integers a coordinate, and what is needed to trust them later."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gradfix.checkpoints.safetensors_file import SafetensorsFile
+from gradfix.checkpoints.single import write_safetensors
+from gradfix.checkpoints.specs import TensorSpec
+from gradfix.errors import GradfixError
+from gradfix.fingerprint import StoredTensors, fingerprints
+from gradfix.votes.derived import DerivedTensors
+from gradfix.votes.record import VoteRecord, counts_dtype
+from gradfix.votes.stability import Stability, stability_from_histogram
+from gradfix.votes.storage import TensorsInMemory
+
+
+class Votes(Mapping[str, Tensor]):
+    """Votes for the direction of descent: v = Σ_n sign(−∇ℓ_n), an integer in [−N, N] a coordinate.
+
+    A mapping of parameter names to integers of the parameter's shape: int8, int16 where N > 127. With
+    ``vote="mean"`` a count is sign(−g) ∈ {−1, 0, 1}. Votes loaded from a file are read a tensor, or a
+    range of rows, at a time.
+
+    Attributes:
+        record: Everything beside the counts; its fields are attributes of the votes too.
+    """
+
+    def __init__(self, counts: Mapping[str, Tensor] | SafetensorsFile, record: VoteRecord) -> None:
+        self.record = record
+        self._source = counts if isinstance(counts, SafetensorsFile) else TensorsInMemory(counts)
+
+    @property
+    def vote(self) -> str:
+        """``"majority"`` or ``"mean"``."""
+        return self.record.vote
+
+    @property
+    def samples(self) -> int:
+        """N, how many samples voted."""
+        return self.record.samples
+
+    @property
+    def sample_ids(self) -> tuple[str, ...]:
+        """One id a sample, in the order counted."""
+        return self.record.sample_ids
+
+    @property
+    def dtype(self) -> str:
+        """Number format in which gradients were computed."""
+        return self.record.dtype
+
+    @property
+    def seed(self) -> int | None:
+        """Seed of the draw of samples, where there is one."""
+        return self.record.seed
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """Parameter name to the fingerprint of the weights at which votes were counted."""
+        return self.record.fingerprints
+
+    @property
+    def uncovered(self) -> tuple[str, ...]:
+        """Parameters that were asked for and got no gradient from any sample: they have no votes."""
+        return self.record.uncovered
+
+    @property
+    def plain(self) -> Mapping[str, str]:
+        """Parameters that the one-sample-at-a-time loop counted, with the reason."""
+        return self.record.plain
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Dtype and shape of each tensor of counts."""
+        return self._source.specs
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """Read a tensor of counts, or a contiguous range of its first dimension.
+
+        Args:
+            name: The parameter.
+            rows: Range of the first dimension; all of it by default.
+
+        Returns:
+            Integers of the parameter's shape, or of those rows.
+        """
+        return self._source.read(name, rows)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.specs)
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.specs
+
+    def __repr__(self) -> str:
+        return f"Votes({self.vote}, {self.samples} samples, {len(self)} tensors, {self.dtype})"
+
+    def sign(self) -> DerivedTensors:
+        """Give ŝ, the sign of v, int8 in {−1, 0, 1}, tensor by tensor; a tie is 0 and agrees with nothing."""
+        return DerivedTensors(self, lambda counts: counts.sign().to(torch.int8), torch.int8)
+
+    def margin(self) -> DerivedTensors:
+        """Give abs(v)/N, float32 in [0, 1], a tensor at a time.
+
+        Returns:
+            How united the samples are on each coordinate. For ``vote="mean"`` there is one vote, and so 1
+            wherever there is a sign.
+        """
+        ballots = float(max(self.samples, 1)) if self.vote == "majority" else 1.0
+        return DerivedTensors(self, lambda counts: counts.abs().to(torch.float32) / ballots, torch.float32)
+
+    def tie_rate(self, name: str | None = None) -> float:
+        """Share of coordinates with v = 0.
+
+        Args:
+            name: One parameter; all by default.
+
+        Returns:
+            A number in [0, 1]; 0 where there are no coordinates.
+        """
+        names = [name] if name is not None else list(self)
+        total = sum(self.specs[each].numel for each in names)
+        decided = sum(int(torch.count_nonzero(self.read(each))) for each in names)
+        return (total - decided) / total if total else 0.0
+
+    def histogram(self) -> np.ndarray:
+        """Count coordinates by abs(v).
+
+        Returns:
+            Shape (N + 1,), int64.
+        """
+        total = np.zeros(self.samples + 1, dtype=np.int64)
+        for name in self:
+            # absolute values in a wider type: |−128| does not fit int8
+            counts = self.read(name).reshape(-1).to(torch.int32).abs()
+            total += torch.bincount(counts, minlength=self.samples + 1).cpu().numpy()
+        return total
+
+    def stability(self) -> Stability:
+        """Estimate how far the signs would change if the samples were drawn again.
+
+        Returns:
+            The expected agreement between halves of a random split, exact from the counts, and that with
+            a redraw of all N.
+
+        Raises:
+            GradfixError: For fewer than two samples, and for ``vote="mean"``, which keeps no counts.
+        """
+        if self.vote != "majority" or self.samples < 2:
+            raise GradfixError(
+                f"{self!r} can't be split in halves; expected vote='majority' and at least 2 samples: count "
+                f"again "
+                "with vote='majority' or more samples"
+            )
+        return stability_from_histogram(self.histogram(), self.samples)
+
+    def agreement_between(self, other: "Votes") -> float:
+        """Share of coordinates on which two sets of votes have one sign, of those where either has one.
+
+        Args:
+            other: Votes of other samples for the same parameters, as those of the other half of a split.
+
+        Returns:
+            A number in [0, 1]; 1 where neither has any sign.
+        """
+        agreeing = decided = 0
+        for name in self.specs.keys() & other.specs.keys():
+            mine, theirs = self.read(name).sign(), other.read(name).sign()
+            either = (mine != 0) | (theirs != 0)
+            decided += int(either.sum())
+            agreeing += int(((mine == theirs) & either).sum())
+        return agreeing / decided if decided else 1.0
+
+    def check_target(self, target: nn.Module | StoredTensors, names: Mapping[str, str] | None = None) -> None:
+        """Refuse a target that these votes were not counted at.
+
+        Args:
+            target: A model in memory or a checkpoint.
+            names: Name in the votes to name in the target, where they differ (known prefixes).
+
+        Raises:
+            GradfixError: Naming the first tensors that are missing or hold other weights.
+        """
+        names = names or {}
+        there = fingerprints(target, [names.get(name, name) for name in self])
+        missing = [name for name in self if names.get(name, name) not in there]
+        if missing:
+            raise GradfixError(
+                f"the target lacks {_listed(missing)} of the {len(self)} tensors that got votes; "
+                "apply the votes to the model they were counted at"
+            )
+        other = [name for name in self if there[names.get(name, name)] != self.fingerprints.get(name)]
+        if other:
+            raise GradfixError(
+                f"the target's weights are not those the votes were counted at: {_listed(other)} of "
+                f"{len(self)} "
+                "tensors differ; count votes at this target, or apply them to their own"
+            )
+
+    def __add__(self, other: "Votes") -> "Votes":
+        """Add the votes of other samples for the same target."""
+        if not isinstance(other, Votes):
+            return NotImplemented
+        for what, mine, theirs in (("vote", self.vote, other.vote), ("dtype", self.dtype, other.dtype)):
+            if mine != theirs:
+                raise GradfixError(f"can't add votes of {what} {mine!r} and {theirs!r}; count both alike")
+        if self.vote != "majority":
+            raise GradfixError(
+                "votes of kind 'mean' keep no sums and can't be added; count all samples together"
+            )
+        common = self.fingerprints.keys() & other.fingerprints.keys()
+        differ = sorted(name for name in common if self.fingerprints[name] != other.fingerprints[name])
+        if differ or (self and other and not common):
+            raise GradfixError(
+                f"can't add votes of different targets: {_listed(differ or list(self))} differ; count both "
+                f"at one"
+            )
+        overlap = sorted(set(self.sample_ids) & set(other.sample_ids))
+        if overlap:
+            raise GradfixError(
+                f"can't add votes: {len(overlap)} samples are in both, first {overlap[0]}; add disjoint "
+                f"samples only"
+            )
+        record = replace(
+            self.record,
+            samples=self.samples + other.samples,
+            sample_ids=self.sample_ids + other.sample_ids,
+            seed=self.seed if self.seed == other.seed else None,
+            fingerprints={**self.fingerprints, **other.fingerprints},
+            uncovered=tuple(
+                n for n in (*self.uncovered, *other.uncovered) if n not in self and n not in other
+            ),
+            plain={**self.plain, **other.plain},
+        )
+        record = replace(record, uncovered=tuple(dict.fromkeys(record.uncovered)))
+        dtype = counts_dtype(record.samples)
+        sums: dict[str, Tensor] = {}
+        for name in dict.fromkeys((*self, *other)):
+            parts = [votes.read(name).to(dtype) for votes in (self, other) if name in votes]
+            sums[name] = parts[0] + parts[1] if len(parts) == 2 else parts[0].clone()
+        return Votes(sums, record)
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the counts and all that is known of them to one safetensors file.
+
+        Args:
+            path: Where to; it appears when it is whole.
+            overwrite: Replace a file that is there.
+
+        Returns:
+            The path.
+
+        Raises:
+            GradfixError: Where the file exists, or can't be written.
+        """
+        metadata = self.record.to_metadata()
+        write_safetensors(
+            Path(path), self.specs, lambda name: [self.read(name)], metadata, overwrite=overwrite
+        )
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Votes":
+        """Open a file of votes; the counts are read when asked for.
+
+        Args:
+            path: What :meth:`save` wrote.
+
+        Returns:
+            The votes.
+
+        Raises:
+            GradfixError: Where the file holds something else, or votes of a later format.
+        """
+        source = SafetensorsFile(path)
+        return cls(source, VoteRecord.from_metadata(source.metadata, path))
+
+
+def _listed(names: Iterable[str], shown: int = 3) -> str:
+    """Name a few of many."""
+    listed = list(names)
+    more = f" and {len(listed) - shown} more" if len(listed) > shown else ""
+    return ", ".join(listed[:shown]) + more
