@@ -1,13 +1,24 @@
 """Weights on disk, one tensor at a time."""
 
 from gradfix.checkpoints.checkpoint import Checkpoint
+from gradfix.checkpoints.manifest import JSON, Manifest, read_manifest
+from gradfix.checkpoints.names import NameMatch, match_names
 from gradfix.checkpoints.safetensors_file import SafetensorsFile
+from gradfix.checkpoints.single import write_safetensors
 from gradfix.checkpoints.specs import BLOCK, TensorSource, TensorSpec
+from gradfix.checkpoints.writer import CheckpointWriter
 
 __all__ = [
     "BLOCK",
+    "JSON",
     "Checkpoint",
+    "CheckpointWriter",
+    "Manifest",
+    "NameMatch",
     "SafetensorsFile",
     "TensorSource",
     "TensorSpec",
+    "match_names",
+    "read_manifest",
+    "write_safetensors",
 ]
