@@ -73,8 +73,9 @@ def new_model(size: ModelSize, seed: int) -> CLIPModel:
         },
         projection_dim=size.projection,
     )
-    torch.manual_seed(seed)
-    return CLIPModel(config).train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return CLIPModel(config).train()
 
 
 def image_processor() -> CLIPImageProcessorPil:
