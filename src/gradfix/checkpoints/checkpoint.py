@@ -12,8 +12,9 @@ from torch import Tensor
 
 from gradfix.checkpoints.index import WeightFile
 from gradfix.checkpoints.json_files import read_json_object
-from gradfix.checkpoints.locate import locate_weights, open_weights
+from gradfix.checkpoints.locate import PICKLE_SUFFIXES, locate_weights, open_weights
 from gradfix.checkpoints.specs import TensorSpec
+from gradfix.checkpoints.ties import Ties, find_ties
 from gradfix.errors import GradfixError
 
 
@@ -86,23 +87,30 @@ class Checkpoint(Mapping[str, Tensor]):
         config_path = found.directory / "config.json" if found.directory is not None else None
         config = read_json_object(config_path) if config_path is not None and config_path.exists() else {}
         weights = open_weights(found.weights)
-        kind = "sharded safetensors" if len(weights.files) > 1 else "safetensors file"
-        return cls(weights, location=str(location), directory=found.directory, config=config, kind=kind)
+        return cls(
+            weights, location=str(location), directory=found.directory, config=config, kind=_kind(weights)
+        )
 
     @cached_property
     def specs(self) -> Mapping[str, TensorSpec]:
         """Dtype and shape of each tensor, by canonical name."""
-        return self._weights.specs
+        return MappingProxyType(
+            {name: self._weights.specs[stored] for name, stored in self._tied.stored.items()}
+        )
 
     @cached_property
     def ties(self) -> Mapping[str, str]:
         """Every other name of a tied tensor, and its canonical one."""
-        return {}
+        return MappingProxyType(self._tied.aliases)
+
+    @cached_property
+    def _tied(self) -> Ties:
+        return find_ties(self._weights, self.config)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a report should say about how the files were understood; one line each."""
-        return self._weights.notes
+        return (*self._weights.notes, *self._tied.notes)
 
     @property
     def dtypes(self) -> dict[torch.dtype, int]:
@@ -132,10 +140,8 @@ class Checkpoint(Mapping[str, Tensor]):
         Raises:
             KeyError: If there is no such tensor.
         """
-        name = self.ties.get(name, name)
-        if name not in self.specs:
-            raise KeyError(name)
-        return self._weights.read(name, rows, out=out)
+        stored = self._tied.stored[self._tied.aliases.get(name, name)]
+        return self._weights.read(stored, rows, out=out)
 
     def __getitem__(self, name: str) -> Tensor:
         """Read a whole tensor."""
@@ -156,3 +162,8 @@ class Checkpoint(Mapping[str, Tensor]):
     def __repr__(self) -> str:
         """The location, not the values."""
         return f"Checkpoint({self.location!r}: {len(self)} tensors, {self.kind})"
+
+
+def _kind(weights: WeightFile) -> str:
+    written_by = "PyTorch" if weights.files[-1].suffix in PICKLE_SUFFIXES else "safetensors"
+    return f"sharded {written_by}" if len(weights.files) > 1 else f"{written_by} file"

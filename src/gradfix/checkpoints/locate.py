@@ -5,11 +5,13 @@ from pathlib import Path
 
 from gradfix.checkpoints.index import ShardedWeights, WeightFile
 from gradfix.checkpoints.json_files import read_json_object
+from gradfix.checkpoints.pickled import PickledFile
 from gradfix.checkpoints.safetensors_file import SafetensorsFile
 from gradfix.errors import GradfixError
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
 INDEX_SUFFIX = ".index.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """The weights of a Hugging Face directory, the preferred first; each may be an index of shards instead."""
@@ -126,4 +128,4 @@ def open_weights(path: Path) -> WeightFile:
 
 
 def _open_file(path: Path) -> WeightFile:
-    return SafetensorsFile(path)
+    return PickledFile(path) if path.suffix in PICKLE_SUFFIXES else SafetensorsFile(path)

@@ -1,0 +1,125 @@
+"""What the architecture named by a config says about its tensors; transformers is asked only when needed."""
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+_BUILD_ERRORS = (
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+)
+"""What building a model from a config of another version, or a wrong one, raises."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a model class declares about the names of its tensors.
+
+    Attributes:
+        names: All names, aliases of tied weights included.
+        ties: Each alias of a tied tensor to the name of its source.
+        transposed: Names of weights stored input first, as transformers' Conv1D does.
+    """
+
+    names: tuple[str, ...]
+    ties: Mapping[str, str]
+    transposed: frozenset[str]
+
+
+def may_tie(config: Mapping[str, Any]) -> bool:
+    """Tell from a config alone whether its model may tie weights.
+
+    It spares the second or two of importing transformers. Only ``tie_word_embeddings`` makes transformers
+    tie, and its default depends on the architecture. T5 and its kind tie in spite of a False, which means
+    something else there, so encoder-decoders are always asked.
+
+    Args:
+        config: A model's ``config.json``.
+
+    Returns:
+        False if nothing is tied; True if the architecture has to be asked.
+    """
+    if not config.get("architectures"):
+        return False
+    nested = [config, *(value for value in config.values() if isinstance(value, Mapping))]
+    if config.get("is_encoder_decoder") or str(config.get("model_type", "")).endswith("t5"):
+        return True
+    with_words = [part for part in nested if "vocab_size" in part or part.get("tie_word_embeddings")]
+    return any(part.get("tie_word_embeddings") is not False for part in with_words)
+
+
+def architecture_of(config: Mapping[str, Any]) -> Architecture | None:
+    """Build the model that a config describes, without memory for its weights, and ask it for its names.
+
+    Only classes of transformers itself are built; code that a checkpoint brings along is never run.
+
+    Args:
+        config: A model's ``config.json``.
+
+    Returns:
+        What it declares; None if transformers has no such class or can't build it from this config.
+    """
+    return _architecture(json.dumps(config, sort_keys=True, default=str))
+
+
+@lru_cache(maxsize=8)
+def _architecture(config_json: str) -> Architecture | None:
+    config = json.loads(config_json)
+    names = config.get("architectures")
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
+        return None
+    import transformers
+    from transformers.pytorch_utils import Conv1D
+
+    found = getattr(transformers, names[0], None)
+    if not isinstance(found, type) or not issubclass(found, transformers.PreTrainedModel):
+        return None
+    model_class: Any = found
+    try:
+        with _quiet(transformers), torch.device("meta"):
+            model: Any = model_class(model_class.config_class.from_dict(config))
+            ties = dict(model.get_expanded_tied_weights_keys(all_submodels=True))
+    except _BUILD_ERRORS:
+        return None
+    transposed = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)}
+    return Architecture(tuple(model.state_dict()), _to_source(ties), frozenset(transposed))
+
+
+def _to_source(ties: dict[str, str]) -> dict[str, str]:
+    """Follow chains, so that every alias points at a name that is no alias."""
+    resolved = {}
+    for alias, source in ties.items():
+        seen = {alias}
+        while source in ties and source not in seen:
+            seen.add(source)
+            source = ties[source]
+        if source != alias and source not in seen:
+            resolved[alias] = source
+    return resolved
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Keep transformers' remarks on a config from a reader who only asked for names."""
+    logging = transformers.utils.logging
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
