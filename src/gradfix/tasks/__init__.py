@@ -1,0 +1,65 @@
+"""What a sample, its loss and its metric are.
+
+The five tasks on transformers models are made by name::
+
+    task = get_task("text-classification", text="sentence")   # the columns of the data, by role
+    task.bind(directory)                                      # tokenizer, context length, label names
+    model = task.load_model(directory)                        # an nn.Module in eval mode
+    task.prepare(model)                                       # zero-shot: class weights from the text tower
+    task.check(rows, support=True)                            # refuse unusable rows before anything heavy
+    batch = task.encode(rows)                                 # tensors, first dimension = sample
+    task.loss(model, batch)                                   # [B] float32, differentiable
+    task.measure(model, batch)                                # losses, scores, predictions: one forward pass
+
+Any object with ``name``, ``metric``, ``encode``, ``loss``, ``measure`` and ``size`` is a `Task` too, so
+models that transformers does not know take part.
+"""
+
+from typing import Any
+
+from gradfix.errors import GradfixError
+from gradfix.tasks.base import Batch, Measured, ModelTask, Task
+from gradfix.tasks.classification import Classification, HeadedClassification
+from gradfix.tasks.labels import Labels
+from gradfix.tasks.probe import Probe, fit_probe
+from gradfix.tasks.text_classification import TextClassification
+
+TASKS: dict[str, type[ModelTask]] = {task.name: task for task in (TextClassification,)}
+
+__all__ = [
+    "TASKS",
+    "Batch",
+    "Classification",
+    "HeadedClassification",
+    "Labels",
+    "Measured",
+    "ModelTask",
+    "Probe",
+    "Task",
+    "TextClassification",
+    "fit_probe",
+    "get_task",
+]
+
+
+def get_task(name: str, **options: Any) -> ModelTask:
+    """Make a task by name.
+
+    Args:
+        name: One of `TASKS`.
+        **options: The task's own: columns by role, ``labels``, ``max_length`` …
+
+    Returns:
+        The task, not bound to a model yet.
+
+    Raises:
+        GradfixError: If there is no such task, or it has no such option.
+    """
+    if name not in TASKS:
+        raise GradfixError(f"unknown task {name!r}; expected one of {', '.join(TASKS)}")
+    try:
+        return TASKS[name](**options)
+    except TypeError as error:
+        raise GradfixError(
+            f"task {name}: {str(error).replace('TextClassification.__init__() ', '')}"
+        ) from error

@@ -1,0 +1,393 @@
+"""What a task is, and what the tasks of transformers models share.
+
+Letters used below: B samples in a batch, L tokens, C classes, d features.
+"""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from gradfix.data import origin
+from gradfix.errors import GradfixError
+from gradfix.tasks.loading import load_config, load_pretrained
+
+Batch = dict[str, Tensor]
+RowLike = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one forward pass tells about each of B samples.
+
+    Attributes:
+        losses: ``[B]`` float32.
+        scores: ``[B]`` float32 in [0, 1]; their mean over samples is the task's metric.
+        predictions: B values that JSON can say: label names, texts.
+    """
+
+    losses: Tensor
+    scores: Tensor
+    predictions: list[Any]
+
+
+class Task(Protocol):
+    """What evaluation and votes need of a task; anything of this shape will do.
+
+    Attributes:
+        name: How results call the task.
+        metric: What the mean score is: "accuracy", "exact_match", "token_accuracy".
+    """
+
+    name: str
+    metric: str
+
+    def encode(self, rows: Sequence[Any], *, strict: bool = False) -> Any:
+        """Turn rows into a batch: a nesting of tensors whose first dimension is the sample.
+
+        Args:
+            rows: The samples.
+            strict: Refuse a sample that would have to be truncated.
+        """
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """One loss a sample: ``[B]``, differentiable.
+
+        Args:
+            model: The model; its mode and its parameters stay as they are.
+            batch: What `encode` returned.
+        """
+
+    def measure(self, model: nn.Module, batch: Any) -> Measured:
+        """Losses, scores and predictions, sharing one forward pass where they can.
+
+        Args:
+            model: The model.
+            batch: What `encode` returned.
+        """
+
+    def size(self, row: Any) -> int:
+        """About how long a sample is, in any unit: evaluation batches samples of like sizes.
+
+        Args:
+            row: A sample.
+        """
+
+
+class ModelTask(ABC):
+    """The shared part of the tasks on transformers models.
+
+    A task is made, then bound to where its model lies (`bind`: tokenizer or image processor, length of
+    context, label names). `load_model` binds by itself if nobody did.
+
+    Args:
+        columns: The data's column for each role the task reads; None for a role that is not used.
+        max_length: Longest input in tokens; the model's context by default.
+    """
+
+    name: ClassVar[str]
+    metric: ClassVar[str]
+    auto_class: ClassVar[str]
+
+    def __init__(self, columns: Mapping[str, str | None], max_length: int | None = None) -> None:
+        if max_length is not None and max_length < 1:
+            raise GradfixError(f"max_length: expected at least 1 token, found {max_length}")
+        self.columns = {role: column for role, column in columns.items() if column is not None}
+        self.max_length = max_length
+        self.config: Any = None
+
+    def bind(self, location: str | Path, *, trust_remote_code: bool = False) -> None:
+        """Take the processors and the configuration of the model at a place.
+
+        Args:
+            location: A model directory or Hub id: the target base, whose tokenizer the transported model will
+                have.
+            trust_remote_code: Allow the code that a repository brings.
+
+        Raises:
+            GradfixError: If the tokenizer or image processor is missing or unusable, or custom code is
+            needed.
+        """
+        self.config = load_config(location, trust_remote_code=trust_remote_code)
+        self._bind_processors(location, trust_remote_code)
+
+    @abstractmethod
+    def _bind_processors(self, location: str | Path, trust_remote_code: bool) -> None:
+        """Load what turns rows into tensors."""
+
+    def load_model(
+        self,
+        location: str | Path,
+        *,
+        dtype: torch.dtype | str = "auto",
+        device: torch.device | str = "cpu",
+        trust_remote_code: bool = False,
+        **config: Any,
+    ) -> nn.Module:
+        """Load the model this task runs, in eval mode.
+
+        Args:
+            location: A model directory or Hub id.
+            dtype: Of the weights; as stored by default.
+            device: Where to put it.
+            trust_remote_code: Allow the code that a repository brings.
+            **config: Values that replace the configuration's, such as ``id2label``.
+
+        Returns:
+            The model. Parameters that the checkpoint lacks (a new head) have seeded random values.
+
+        Raises:
+            GradfixError: If it cannot be loaded as a model of this task.
+        """
+        if self.config is None:
+            self.bind(location, trust_remote_code=trust_remote_code)
+        overrides = {**self._config_overrides(), **config}
+        model = load_pretrained(
+            self.auto_class, location, overrides, dtype=dtype, trust_remote_code=trust_remote_code
+        )
+        return model.to(device)
+
+    def _config_overrides(self) -> dict[str, Any]:
+        return {}
+
+    def prepare(self, model: nn.Module) -> None:
+        """Compute once what stays fixed while weights change; nothing for most tasks.
+
+        Args:
+            model: The target base as it was loaded.
+        """
+        del model  # most tasks have nothing to compute
+
+    @abstractmethod
+    def encode(self, rows: Sequence[RowLike], *, strict: bool = False) -> Batch:
+        """Turn rows into tensors whose first dimension is the sample, padded to the longest.
+
+        Args:
+            rows: At least one sample.
+            strict: Refuse a sample that would have to be truncated.
+
+        Returns:
+            The model's inputs, ``labels``, and ``truncated`` (``[B]`` bool): which samples were cut.
+        """
+
+    @abstractmethod
+    def measure(self, model: nn.Module, batch: Batch) -> Measured:
+        """Losses, scores and predictions of a batch.
+
+        Args:
+            model: The model.
+            batch: What `encode` returned.
+
+        Returns:
+            One of each a sample.
+        """
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The loss of each sample.
+
+        Args:
+            model: The model.
+            batch: What `encode` returned.
+
+        Returns:
+            ``[B]`` float32, differentiable.
+        """
+
+    def predict(self, model: nn.Module, batch: Batch) -> list[Any]:
+        """The prediction for each sample.
+
+        Args:
+            model: The model.
+            batch: What `encode` returned.
+
+        Returns:
+            B label names or texts.
+        """
+        return self.measure(model, batch).predictions
+
+    @abstractmethod
+    def features(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What the model makes of each sample before any head, for choosing the support set.
+
+        Args:
+            model: The target base.
+            batch: What `encode` returned.
+
+        Returns:
+            ``[B, d]`` float32.
+        """
+
+    def classes(self, rows: Sequence[RowLike]) -> list[int]:
+        """The group that each row is sampled within.
+
+        Args:
+            rows: The samples.
+
+        Returns:
+            A class id a row; all 0 where a task has no classes.
+        """
+        return [0] * len(rows)
+
+    def check(self, rows: Sequence[RowLike], *, support: bool = False) -> None:
+        """Refuse rows that the task cannot use, before a weight is read.
+
+        Args:
+            rows: The samples.
+            support: They are a support set: it needs every class.
+
+        Raises:
+            GradfixError: Naming the first row that cannot be used, or the class without samples.
+        """
+        if not len(rows):
+            raise GradfixError("the support set is empty" if support else "there are no rows")
+
+    def voters(self, model: nn.Module) -> list[str]:
+        """The parameters whose gradients vote.
+
+        Args:
+            model: The target base.
+
+        Returns:
+            Names, as ``model.named_parameters()`` gives them (tied weights once).
+        """
+        return [name for name, _ in model.named_parameters()]
+
+    def head(self, model: nn.Module) -> list[str]:
+        """The parameters that turn features into the task's output, outside the pre-trained backbone.
+
+        Args:
+            model: The model.
+
+        Returns:
+            Names of parameters; none for a task whose output is the backbone's own.
+        """
+        return []
+
+    @abstractmethod
+    def size(self, row: RowLike) -> int:
+        """About how long a sample is.
+
+        Args:
+            row: A sample.
+
+        Returns:
+            A number that orders samples by length.
+        """
+
+    def _column(self, rows: Sequence[RowLike], role: str) -> list[Any]:
+        """The values of one role, all present."""
+        column = self.columns[role]
+        values = []
+        for position, row in enumerate(rows):
+            if column not in row:
+                raise GradfixError(
+                    f"{origin(row, position)}: has no column {column!r} ({role}); "
+                    f"found {', '.join(map(repr, row))}; name the column with {role}="
+                )
+            values.append(row[column])
+        return values
+
+    def _texts(self, rows: Sequence[RowLike], role: str) -> list[str]:
+        values = self._column(rows, role)
+        for position, (row, value) in enumerate(zip(rows, values, strict=True)):
+            if not isinstance(value, str) or not value.strip():
+                found = type(value).__name__ if not isinstance(value, str) else "nothing but blanks"
+                raise GradfixError(
+                    f"{origin(row, position)}: column {self.columns[role]!r}: expected text, found {found}"
+                )
+        return values
+
+
+def placed(model: nn.Module, batch: Mapping[str, Tensor]) -> Batch:
+    """The inputs that a model's ``forward`` takes, on its device and in its floating type.
+
+    Args:
+        model: The model.
+        batch: Encoded samples.
+
+    Returns:
+        The tensors of ``batch`` whose names are parameters of ``forward``, without the labels: each task
+        computes its own loss, one value a sample.
+    """
+    accepted = inspect.signature(model.forward).parameters
+    reference = next(model.parameters())
+    return {
+        key: value.to(reference.device, reference.dtype if value.is_floating_point() else None)
+        for key, value in batch.items()
+        if key in accepted and key != "labels"
+    }
+
+
+def backbone(model: nn.Module) -> nn.Module:
+    """The pre-trained part of a transformers model, without its head.
+
+    Args:
+        model: A transformers model.
+
+    Returns:
+        The module that ``base_model_prefix`` names; the model itself where there is none.
+    """
+    inner = getattr(model, getattr(model, "base_model_prefix", ""), None)
+    return inner if isinstance(inner, nn.Module) else model
+
+
+def outside_backbone(model: nn.Module) -> list[str]:
+    """The parameters of a model's head.
+
+    Args:
+        model: A transformers model.
+
+    Returns:
+        Names of the parameters that the backbone does not hold; a head tied to it is not listed.
+    """
+    inner = backbone(model)
+    if inner is model:
+        return []
+    held = {id(parameter) for parameter in inner.parameters()}
+    return [name for name, parameter in model.named_parameters() if id(parameter) not in held]
+
+
+def mean_over_tokens(hidden: Tensor, mask: Tensor | None) -> Tensor:
+    """Average the hidden states of each sample.
+
+    Args:
+        hidden: ``[B, L, d]`` of tokens or patches, or ``[B, d, height, width]`` of a convolutional network.
+        mask: ``[B, L]``, 1 at real tokens; all by default.
+
+    Returns:
+        ``[B, d]`` float32.
+    """
+    hidden = hidden.float()
+    if hidden.dim() == 4:
+        return hidden.mean(dim=(2, 3))
+    if mask is None:
+        return hidden.mean(dim=1)
+    weights = mask.to(hidden)[..., None]
+    return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients, with the mode of every module put back afterwards.
+
+    Args:
+        model: The model.
+
+    Yields:
+        Nothing.
+    """
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,221 @@
+"""Load models and their processors, from a directory or the Hub, or say in one line why not."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradfix.errors import GradfixError
+
+# Any of these holds a vocabulary. Without one, transformers makes an empty tokenizer from the configuration
+# alone.
+VOCABULARY_FILES = (
+    "tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model",
+    "sentencepiece.bpe.model", "spm.model", "tekken.json", "vocab.bpe",
+)  # fmt: skip
+# Where positions are counted from the padding index on, as in fairseq, so that fewer are left for tokens.
+OFFSET_POSITIONS = frozenset(
+    {"roberta", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "camembert", "longformer", "mpnet",
+     "data2vec-text", "xmod"}
+)  # fmt: skip
+UNSET_LENGTH = 1_000_000  # transformers writes 10^30 where a tokenizer has no length of its own
+
+
+def load_config(location: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """Load a model's configuration.
+
+    Args:
+        location: A model directory or Hub id.
+        trust_remote_code: Allow the code that a repository brings.
+
+    Returns:
+        The transformers configuration.
+
+    Raises:
+        GradfixError: If there is none, or it needs custom code.
+    """
+    from transformers import AutoConfig
+
+    with _explained(location, "a model configuration"):
+        return AutoConfig.from_pretrained(str(location), trust_remote_code=trust_remote_code)
+
+
+def load_tokenizer(location: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """Load a tokenizer.
+
+    Args:
+        location: A model directory or Hub id.
+        trust_remote_code: Allow the code that a repository brings.
+
+    Returns:
+        The transformers tokenizer.
+
+    Raises:
+        GradfixError: If there is none, or it needs custom code.
+    """
+    from transformers import AutoTokenizer
+
+    directory = Path(location)
+    if directory.is_dir() and not any((directory / name).exists() for name in VOCABULARY_FILES):
+        raise GradfixError(
+            f"{location}: has no tokenizer (expected a file such as tokenizer.json); "
+            "save the base's tokenizer there"
+        )
+    with _explained(location, "a tokenizer"):
+        return AutoTokenizer.from_pretrained(str(location), trust_remote_code=trust_remote_code)
+
+
+def load_image_processor(location: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """Load an image processor for PIL images.
+
+    Always PIL's arithmetic: the pixels then don't depend on whether torchvision is installed.
+
+    Args:
+        location: A model directory or Hub id.
+        trust_remote_code: Allow the code that a repository brings.
+
+    Returns:
+        The transformers image processor.
+
+    Raises:
+        GradfixError: If there is none, or it needs custom code.
+    """
+    from transformers import AutoImageProcessor
+
+    with _explained(location, "an image processor (preprocessor_config.json)"):
+        return AutoImageProcessor.from_pretrained(
+            str(location), trust_remote_code=trust_remote_code, backend="pil"
+        )
+
+
+def padding_id(tokenizer: Any, location: str | Path) -> int:
+    """The token to pad with.
+
+    A tokenizer without a padding token (GPT-2's) pads with its end-of-sequence token: padded positions are
+    masked and lie to the right, so no loss depends on the choice.
+
+    Args:
+        tokenizer: The tokenizer.
+        location: Where it came from, for the message.
+
+    Returns:
+        A token id.
+
+    Raises:
+        GradfixError: If the tokenizer has neither token.
+    """
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    raise GradfixError(
+        f"{location}: the tokenizer cannot pad: it has neither a padding nor an end-of-sequence token; "
+        "set pad_token in its tokenizer_config.json"
+    )
+
+
+def context_length(config: Any, tokenizer: Any) -> int | None:
+    """How many tokens a model reads.
+
+    Args:
+        config: The model's configuration, or that of its text tower.
+        tokenizer: Its tokenizer.
+
+    Returns:
+        The smaller of the tokenizer's and the model's limits; None where neither has one (relative
+        positions).
+    """
+    limits = []
+    if tokenizer.model_max_length < UNSET_LENGTH:
+        limits.append(int(tokenizer.model_max_length))
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and positions > 0:
+        offset = (config.pad_token_id or 0) + 1 if config.model_type in OFFSET_POSITIONS else 0
+        limits.append(int(positions) - offset)
+    return min(limits, default=None)
+
+
+def load_pretrained(
+    auto_class: str,
+    location: str | Path,
+    overrides: Mapping[str, Any],
+    *,
+    dtype: torch.dtype | str,
+    trust_remote_code: bool,
+) -> nn.Module:
+    """Load a model through one of the Auto classes of transformers.
+
+    Args:
+        auto_class: For example "AutoModelForSequenceClassification".
+        location: A model directory or Hub id.
+        overrides: Values that replace the configuration's.
+        dtype: Of the weights; "auto" keeps what is stored.
+        trust_remote_code: Allow the code that a repository brings.
+
+    Returns:
+        The model in eval mode. What the checkpoint lacks, and a head of another size, is drawn with seed 0.
+
+    Raises:
+        GradfixError: If it cannot be loaded, or most of its weights are not in the checkpoint.
+    """
+    import transformers
+
+    with (
+        _explained(location, f"a model for {auto_class}"),
+        _quiet(transformers),
+        torch.random.fork_rng(devices=[]),
+    ):
+        torch.manual_seed(0)
+        model, report = getattr(transformers, auto_class).from_pretrained(
+            str(location),
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            ignore_mismatched_sizes="id2label" in overrides,
+            output_loading_info=True,
+            **overrides,
+        )
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    absent = sum(size for name, size in sizes.items() if name in set(report["missing_keys"]))
+    if absent > sum(sizes.values()) / 2:
+        raise GradfixError(
+            f"{location}: holds few of the weights of {type(model).__name__} "
+            f"({len(report['missing_keys'])} tensors missing); is it a checkpoint of model_type "
+            f"{model.config.model_type!r}?"
+        )
+    loaded: nn.Module = model.eval()
+    return loaded
+
+
+@contextmanager
+def _explained(location: str | Path, what: str) -> Iterator[None]:
+    """Turn what transformers raises while loading into one line."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        text = " ".join(str(error).split())
+        if "trust_remote_code" in text:
+            raise GradfixError(
+                f"{location}: needs custom code from its repository, which is not run unless you trust it: "
+                "read it, then allow it with trust_remote_code (--trust-remote-code)"
+            ) from error
+        raise GradfixError(
+            f"{location}: cannot load {what} ({type(error).__name__}: {text[:300]})"
+        ) from error
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Silence bars and the report on new heads for one call: that the base has no head is expected."""
+    log = transformers.utils.logging
+    level, shown = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity(logging.ERROR)
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if shown:
+            log.enable_progress_bar()

@@ -1,0 +1,103 @@
+"""Text classification: one text, or two, to one of C classes."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gradfix.data import origin
+from gradfix.errors import GradfixError
+from gradfix.tasks.base import Batch, RowLike
+from gradfix.tasks.classification import HeadedClassification
+from gradfix.tasks.loading import context_length, load_tokenizer, padding_id
+from gradfix.tasks.text import pad_all, tokenize
+
+
+class TextClassification(HeadedClassification):
+    """Models of ``AutoModelForSequenceClassification``: encoders, and decoders with a score layer.
+
+    Args:
+        text: The column with the text.
+        text_pair: The column with a second text, if the task has one.
+        label: The column with the label, a name or an id.
+        labels: Names in the order of their ids, or ``id2label``; the bound model's by default.
+        max_length: Longest input in tokens; the model's context by default.
+    """
+
+    name = "text-classification"
+    auto_class = "AutoModelForSequenceClassification"
+
+    def __init__(
+        self,
+        text: str = "text",
+        text_pair: str | None = None,
+        label: str = "label",
+        *,
+        labels: Sequence[str] | Mapping[Any, str] | None = None,
+        max_length: int | None = None,
+    ) -> None:
+        super().__init__({"text": text, "text_pair": text_pair, "label": label}, labels, max_length)
+
+    def _bind_processors(self, location: str | Path, trust_remote_code: bool) -> None:
+        self.tokenizer = load_tokenizer(location, trust_remote_code=trust_remote_code)
+        self.padding = padding_id(self.tokenizer, location)
+        self.limit = self.max_length or context_length(self.config, self.tokenizer)
+
+    def _config_overrides(self) -> dict[str, Any]:
+        # Decoders find the last real token by the padding token, so the model has to know it.
+        known = self.config.get_text_config().pad_token_id is not None
+        return {**super()._config_overrides(), **({} if known else {"pad_token_id": self.padding})}
+
+    def check(self, rows: Sequence[RowLike], *, support: bool = False) -> None:
+        """Refuse rows without text or a known label, and a support set that misses a class.
+
+        Args:
+            rows: The samples.
+            support: They are a support set: it needs every class.
+        """
+        for role in self.columns.keys() - {"label"}:
+            self._texts(rows, role)
+        super().check(rows, support=support)
+
+    def encode(self, rows: Sequence[RowLike], *, strict: bool = False) -> Batch:
+        """Tokenise and pad.
+
+        Args:
+            rows: At least one sample.
+            strict: Refuse a sample longer than the context.
+
+        Returns:
+            The tokenizer's inputs ``[B, L]``, ``labels`` ``[B]`` and ``truncated`` ``[B]``.
+
+        Raises:
+            GradfixError: Naming the first row that cannot be used.
+        """
+        pairs = self._texts(rows, "text_pair") if "text_pair" in self.columns else None
+        encoded, cut = tokenize(
+            self.tokenizer, self._texts(rows, "text"), pairs, limit=self.limit, strict=strict, rows=rows
+        )
+        if self.tokenizer.pad_token_id is None:
+            for position, ids in enumerate(encoded["input_ids"]):
+                # The decoder would take this for padding and read an earlier token than it does unpadded.
+                if ids[-1] == self.padding:
+                    raise GradfixError(
+                        f"{origin(rows[position], position)}: ends with the end-of-sequence token, which "
+                        "is the padding here; remove it, or set pad_token in tokenizer_config.json"
+                    )
+        return {
+            **pad_all(encoded, self.padding),
+            "labels": torch.tensor(self.classes(rows)),
+            "truncated": torch.tensor(cut),
+        }
+
+    def size(self, row: RowLike) -> int:
+        """The characters of the texts.
+
+        Args:
+            row: A sample.
+
+        Returns:
+            Their number.
+        """
+        return sum(len(str(row.get(self.columns[role], ""))) for role in self.columns.keys() - {"label"})
