@@ -1,10 +1,11 @@
-"""Tiny model directories as `from_pretrained` finds them: weights, configuration, tokenizer or image processor."""
+"""Tiny model directories as `from_pretrained` finds them: weights, configuration and processors."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 from transformers import (
@@ -18,7 +19,12 @@ from transformers import (
 
 from tests import models as shapes
 
-WORDS = ["a", "the", "of", "photo", "good", "bad", "fine", "great", "awful", "dull", "bright", "film", "book", "music", "food", "day", "night", "red", "green", "blue", "dog", "cat", "tree", "house", "car", "was", "is", "and", "not", "very", "really", "so", "loved", "hated", "it", "this", "that", "one", "two", "three", "four", "five", "yes", "no", "maybe", "question", "answer", "positive", "negative", "neutral", "what", "where", "who", "capital", "city", "river", "mountain", "user", "assistant"]
+ENGLISH = """
+a the of photo good bad fine great awful dull bright film book music food day night red green blue dog cat tree
+house car was is and not very really so loved hated it this that one two three four five yes no maybe question
+answer positive negative neutral what where who capital city river mountain user assistant
+"""
+WORDS = ENGLISH.split()
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<mask>"]
 assert len(SPECIAL) + len(WORDS) <= shapes.VOCABULARY
 SENTIMENTS = ("negative", "neutral", "positive")
@@ -139,3 +145,22 @@ def texts(n: int, seed: int = 0, labels: Sequence[str] = SENTIMENTS) -> list[dic
         picked = torch.randint(0, len(WORDS), (count,), generator=generator).tolist()
         rows.append({"text": " ".join([*(WORDS[i] for i in picked), label]), "label": label})
     return rows
+
+
+def images(n: int, seed: int = 0, labels: Sequence[str] = ("red", "green", "blue")) -> list[dict[str, Any]]:
+    """Rows of image and label: noise of 20 × 16 in which the channel of the class is brighter."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for index in range(n):
+        noise = torch.randint(0, 128, (16, 20, 3), generator=generator, dtype=torch.uint8)
+        noise[..., index % len(labels) % 3] += 100
+        rows.append({"image": Image.fromarray(noise.numpy()), "label": labels[index % len(labels)]})
+    return rows
+
+
+def save_image_folder(directory: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    """Images as PNG, one folder a class."""
+    for index, row in enumerate(rows):
+        (directory / row["label"]).mkdir(parents=True, exist_ok=True)
+        row["image"].save(directory / row["label"] / f"{index:03}.png")
+    return directory

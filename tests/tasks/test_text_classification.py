@@ -202,7 +202,7 @@ def test_custom_code_is_refused(directory, tmp_path):
     }
     (target / "config.json").write_text(json.dumps(config))
     (target / "configuration_x.py").write_text("raise SystemExit('ran')\n")
-    with pytest.raises(GradfixError, match="needs custom code .* trust_remote_code"):
+    with pytest.raises(GradfixError, match=r"needs custom code .* trust_remote_code"):
         get_task("text-classification").load_model(target)
 
 
@@ -217,7 +217,7 @@ def test_weights_of_another_model_are_refused(directory, tmp_path):
 def test_an_unknown_task_or_option_is_refused():
     with pytest.raises(GradfixError, match="unknown task 'chess'; expected one of text-classification"):
         get_task("chess")
-    with pytest.raises(GradfixError, match="task text-classification: .*'colour'"):
+    with pytest.raises(GradfixError, match=r"task text-classification: .*'colour'"):
         get_task("text-classification", colour="red")
 
 

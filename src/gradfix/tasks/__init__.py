@@ -20,25 +20,32 @@ from typing import Any
 from gradfix.errors import GradfixError
 from gradfix.tasks.base import Batch, Measured, ModelTask, Task
 from gradfix.tasks.classification import Classification, HeadedClassification
-from gradfix.tasks.labels import Labels
+from gradfix.tasks.image_classification import ImageClassification
+from gradfix.tasks.labels import Labels, label_names
 from gradfix.tasks.probe import Probe, fit_probe
 from gradfix.tasks.text_classification import TextClassification
+from gradfix.tasks.zero_shot import ZeroShotImageClassification
 
-TASKS: dict[str, type[ModelTask]] = {task.name: task for task in (TextClassification,)}
+TASKS: dict[str, type[ModelTask]] = {
+    task.name: task for task in (TextClassification, ZeroShotImageClassification, ImageClassification)
+}
 
 __all__ = [
     "TASKS",
     "Batch",
     "Classification",
     "HeadedClassification",
+    "ImageClassification",
     "Labels",
     "Measured",
     "ModelTask",
     "Probe",
     "Task",
     "TextClassification",
+    "ZeroShotImageClassification",
     "fit_probe",
     "get_task",
+    "label_names",
 ]
 
 
@@ -60,6 +67,4 @@ def get_task(name: str, **options: Any) -> ModelTask:
     try:
         return TASKS[name](**options)
     except TypeError as error:
-        raise GradfixError(
-            f"task {name}: {str(error).replace('TextClassification.__init__() ', '')}"
-        ) from error
+        raise GradfixError(f"task {name}: {str(error).partition('() ')[2] or error}") from error

@@ -60,6 +60,14 @@ class Classification(ModelTask):
             )
         return self._labels
 
+    def use_labels(self, labels: Sequence[str] | Mapping[Any, str]) -> None:
+        """Replace the classes: by the tuned model's, or the data's (`label_names`).
+
+        Args:
+            labels: Names in the order of their ids, or ``id2label``.
+        """
+        self._labels = Labels(labels)
+
     def bind(self, location: str | Path, *, trust_remote_code: bool = False) -> None:
         """Take processors and configuration, and the label names unless they were given.
 

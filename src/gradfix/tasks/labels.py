@@ -3,7 +3,35 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gradfix.data import origin
 from gradfix.errors import GradfixError, listed
+
+
+def label_names(rows: Sequence[Mapping[str, Any]], column: str = "label") -> list[str]:
+    """The classes that data name, for models that know none.
+
+    Args:
+        rows: The samples.
+        column: The column with the labels.
+
+    Returns:
+        The names of a ``ClassLabel`` column in their order, else the distinct labels in alphabetical order.
+
+    Raises:
+        GradfixError: If a row has no name as its label.
+    """
+    declared: Mapping[str, list[str]] = getattr(rows, "class_names", {})
+    if column in declared:
+        return list(declared[column])
+    names = set()
+    for position, row in enumerate(rows):
+        if not isinstance(row.get(column), str):
+            raise GradfixError(
+                f"{origin(row, position)}: column {column!r}: expected the name of a class, "
+                f"found {row.get(column)!r}; give the names with labels="
+            )
+        names.add(row[column])
+    return sorted(names)
 
 
 class Labels:

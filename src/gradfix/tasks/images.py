@@ -1,0 +1,136 @@
+"""Images of rows to pixels, with PIL's arithmetic, and what tasks on images share."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from gradfix.data import origin
+from gradfix.errors import GradfixError
+from gradfix.tasks.base import Batch, RowLike
+from gradfix.tasks.classification import Classification
+from gradfix.tasks.loading import load_image_processor
+
+
+class ImageInputs(Classification):
+    """Classification of images.
+
+    Args:
+        image: The column with the image.
+        label: The column with the label.
+        labels: The classes, see `Classification`.
+    """
+
+    def __init__(self, image: str, label: str, labels: Sequence[str] | Mapping[Any, str] | None) -> None:
+        super().__init__({"image": image, "label": label}, labels)
+
+    def _bind_processors(self, location: str | Path, trust_remote_code: bool) -> None:
+        self.image_processor = load_image_processor(location, trust_remote_code=trust_remote_code)
+
+    def check(self, rows: Sequence[RowLike], *, support: bool = False) -> None:
+        """Refuse rows without a readable image or a known label, and a support set that misses a class.
+
+        Args:
+            rows: The samples; every image is decoded once.
+            support: They are a support set: it needs every class.
+        """
+        super().check(rows, support=support)
+        for position, (row, value) in enumerate(zip(rows, self._column(rows, "image"), strict=True)):
+            read_image(value, f"{origin(row, position)}: column {self.columns['image']!r}")
+
+    def encode(self, rows: Sequence[RowLike], *, strict: bool = False) -> Batch:
+        """Decode and preprocess the images.
+
+        Args:
+            rows: At least one sample.
+            strict: Without effect: images have no length.
+
+        Returns:
+            ``pixel_values`` ``[B, 3, height, width]`` and ``labels`` ``[B]``.
+        """
+        values = self._column(rows, "image")
+        return {
+            "pixel_values": pixels(self.image_processor, rows, values, self.columns["image"]),
+            "labels": torch.tensor(self.classes(rows)),
+        }
+
+    def size(self, row: RowLike) -> int:
+        """Images are all of one size.
+
+        Args:
+            row: A sample.
+
+        Returns:
+            0.
+        """
+        return 0
+
+
+def read_image(value: Any, where: str) -> Image.Image:
+    """Decode an image.
+
+    Args:
+        value: What ``datasets`` gives undecoded (``{"bytes": …, "path": …}``), bytes, a path, a PIL image, or
+            an array ``[height, width]`` or ``[height, width, 3]`` of uint8.
+        where: How an error names the row and column.
+
+    Returns:
+        The image in RGB, turned as its EXIF data say.
+
+    Raises:
+        GradfixError: If it is not an image or cannot be read to its end; names the row and the path.
+    """
+    path = None
+    try:
+        if isinstance(value, Image.Image):
+            image = value
+        elif hasattr(value, "__array_interface__"):
+            image = Image.fromarray(value)
+        else:
+            if isinstance(value, Mapping) and {"bytes", "path"} <= set(value):
+                path, value = value["path"], value["bytes"]
+            if isinstance(value, str | Path):
+                path, value = value, None
+            if value is None and path is not None:
+                value = Path(path).read_bytes()
+            if not isinstance(value, bytes):
+                raise GradfixError(f"{where}: expected an image, found {type(value).__name__}")
+            image = Image.open(io.BytesIO(value))
+        # Converting decodes everything: a truncated file shows here, not somewhere in training.
+        return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = "not an image" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
+        named = f" {path}" if path else ""
+        raise GradfixError(f"{where}: the image{named} cannot be read ({reason})") from error
+
+
+def pixels(processor: Any, rows: Sequence[Any], values: Sequence[Any], column: str) -> Tensor:
+    """Decode and preprocess the images of some rows.
+
+    Args:
+        processor: A transformers image processor.
+        rows: The rows, for messages.
+        values: Their images.
+        column: The column they came from.
+
+    Returns:
+        ``[B, 3, height, width]`` float32.
+
+    Raises:
+        GradfixError: If an image cannot be read, or the processor makes images of unlike sizes.
+    """
+    processed = []
+    for position, (row, value) in enumerate(zip(rows, values, strict=True)):
+        image = read_image(value, f"{origin(row, position)}: column {column!r}")
+        processed.append(processor(images=image, return_tensors="pt")["pixel_values"][0])
+    shapes = {tuple(image.shape) for image in processed}
+    if len(shapes) > 1:
+        raise GradfixError(
+            f"the image processor makes images of unlike sizes ({', '.join(map(str, sorted(shapes)))}); "
+            "set a fixed size or do_center_crop in its preprocessor_config.json"
+        )
+    return torch.stack(processed).float()
