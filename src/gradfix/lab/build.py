@@ -76,20 +76,21 @@ def full_plan() -> Plan:
         A and B from scratch, B-next from B, and each of them tuned: A and B on every task, B-next on digits.
     """
     clothing = FASHION_MNIST.is_dir()
-    next_schedule = Schedule(steps=500, learning_rate=3e-4, warmup=50)
+
+    def corpus(fonts: tuple[str, ...], seed: int, first_garment: int) -> Corpus:
+        garments = (first_garment, first_garment + 6_000) if clothing else None
+        return Corpus(fonts, seed, clothing=garments)
+
     trainings = {
-        "A": Training(11, Schedule(), corpus=Corpus(FONTS_A, 11, clothing=(0, 6_000) if clothing else None)),
-        "B": Training(
-            22, Schedule(), corpus=Corpus(FONTS_B, 22, clothing=(10_000, 16_000) if clothing else None)
-        ),
-        "B-next": Training(
-            33, next_schedule, "B", Corpus(FONTS_B, 33, clothing=(20_000, 26_000) if clothing else None)
-        ),
+        "A": Training(11, Schedule(steps=1500), corpus=corpus(FONTS_A, 11, 0)),
+        "B": Training(22, Schedule(steps=1000), corpus=corpus(FONTS_B, 22, 10_000)),
     }
     for order, task in enumerate(TASKS):
         if task in available_tasks():
             trainings[f"A-{task}"] = Training(100 + order, TUNING, "A", task=task)
             trainings[f"B-{task}"] = Training(200 + order, TUNING, "B", task=task)
+    longer = Schedule(steps=400, learning_rate=3e-4, warmup=50)
+    trainings["B-next"] = Training(33, longer, "B", corpus(FONTS_B, 33, 20_000))
     trainings["B-next-digits"] = Training(300, TUNING, "B-next", task="digits")
     return Plan(ModelSize(), trainings)
 
@@ -145,10 +146,8 @@ def build(output: Path, plan: Plan, *, progress: Progress = silent) -> dict[str,
 def _train(output: Path, plan: Plan, name: str, progress: Progress) -> CLIPModel:
     """Train one checkpoint from its base, or from nothing."""
     training = plan.trainings[name]
-    if training.base is None:
-        model = new_model(plan.size, training.seed)
-    else:
-        model = _assemble(output, plan, training.base)
+    base = training.base
+    model = new_model(plan.size, training.seed) if base is None else _assemble(output, plan, base)
 
     def named(stage: str, done: int, total: int, unit: str = "") -> None:
         progress(f"{name}: {stage}", done, total, unit)
