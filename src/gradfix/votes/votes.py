@@ -208,6 +208,24 @@ class Votes(Mapping[str, Tensor]):
                 "tensors differ; count votes at this target, or apply them to their own"
             )
 
+    def renamed(self, names: Mapping[str, str]) -> "Votes":
+        """Give the votes the names under which a checkpoint stores the parameters.
+
+        Args:
+            names: Parameter name to checkpoint name; see :func:`gradfix.modules.checkpoint_names`.
+
+        Returns:
+            The same counts; parameters that ``names`` lacks have no tensor in the checkpoint and are left out.
+        """
+        kept = {name: names[name] for name in self if name in names}
+        record = replace(
+            self.record,
+            fingerprints={new: self.fingerprints[old] for old, new in kept.items() if old in self.fingerprints},
+            uncovered=tuple(names.get(name, name) for name in self.uncovered),
+            plain={names.get(name, name): reason for name, reason in self.plain.items()},
+        )
+        return Votes({new: self.read(old) for old, new in kept.items()}, record)
+
     def __add__(self, other: "Votes") -> "Votes":
         """Add the votes of other samples for the same target."""
         if not isinstance(other, Votes):

@@ -1,0 +1,13 @@
+"""The command line: each command parses, validates, and calls the library once."""
+
+from importlib import import_module
+
+from gradfix.cli.command import app
+
+for _name in ("apply", "check", "diff"):
+    import_module(f"gradfix.cli.{_name}")  # importing a command registers it
+
+
+def main() -> None:
+    """Run the ``gradfix`` command."""
+    app()

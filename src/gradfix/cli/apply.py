@@ -1,0 +1,46 @@
+"""``gradfix apply``: add a masked task vector to a new base."""
+
+from gradfix.cli.command import command
+from gradfix.cli.console import Console
+from gradfix.recipes import ApplyRecipe, parse_size
+
+
+@command(ApplyRecipe)
+def apply(recipe: ApplyRecipe, console: Console) -> None:
+    """Write θ_B + α (m ⊙ τ)."""
+    import torch
+
+    from gradfix.checkpoints import Checkpoint, match_names
+    from gradfix.masks import mask
+    from gradfix.placement import place
+    from gradfix.update import apply as write
+    from gradfix.vectors import TaskVector
+    from gradfix.votes import Votes
+
+    target = Checkpoint.open(recipe.target_base)
+    if recipe.task_vector is not None:
+        tau = TaskVector.load(recipe.task_vector)
+    else:
+        tau = TaskVector.between(str(recipe.source_base), str(recipe.source_tuned))
+    tau = place(tau, target).vector
+    votes = Votes.load(recipe.votes) if recipe.votes else None
+    if votes is not None:
+        votes.check_target(target, match_names(votes.specs, target.specs).names)
+    strategy = recipe.mask or ("agreement" if votes is not None else "none")
+    applied = write(
+        mask(tau, votes, strategy=strategy, seed=recipe.seed),
+        target,
+        alpha=recipe.alpha,
+        output=recipe.output,
+        dtype=getattr(torch, recipe.dtype) if recipe.dtype else None,
+        rounding=recipe.rounding,
+        seed=recipe.seed,
+        shard_size=parse_size(recipe.shard_size),
+        overwrite=recipe.overwrite,
+        resume=recipe.resume,
+        restart=recipe.restart,
+        progress=console.progress,
+    )
+    for note in applied.notes():
+        console.say(note)
+    console.result(applied.to_json())

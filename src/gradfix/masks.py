@@ -1,0 +1,314 @@
+"""Which coordinates of a task vector to keep: one pure function a strategy, each on one block of one tensor.
+
+Every strategy takes the same three things and returns the masked block:
+
+====== ====================================== =====================================================
+name   is                                     shape, dtype
+====== ====================================== =====================================================
+tau    τ, the block of the task vector        any shape, float32; not modified
+signal what the target says of it             as tau: integer votes v for most strategies;
+                                              a float reference for ``magnitude``
+block  which part of which tensor this is     a :class:`Block`
+====== ====================================== =====================================================
+
+Policies, all tested by name:
+
+- **ties**: v_i = 0 agrees with nothing, so ``agreement``, ``soft`` and ``force`` drop the coordinate;
+- **zeros**: τ_i = 0 stays 0 in every strategy, ``force`` included;
+- **uncovered parameters** (the votes file has no tensor of that name: unused in the loss, or frozen): the whole
+  tensor is dropped and θ_B keeps its value, except by ``none`` and ``random``, which ask nobody;
+- **new parameters** (only θ_A^ft has them) are not coordinates of τ: they are copied, never masked.
+
+Source of the strategies: Rinaldi et al., "Gradient-Sign Masking for Task Vector Transport Across Pre-Trained
+Models", ICLR 2026 (arXiv 2510.09658), section on mask variants.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradfix.checkpoints import TensorSource, TensorSpec, match_names
+from gradfix.errors import GradfixError, listed
+from gradfix.fingerprint import combined_fingerprint
+from gradfix.sources import Expression, Tally
+from gradfix.vectors import TaskVector
+from gradfix.votes import Votes
+
+
+@dataclass(frozen=True)
+class Block:
+    """Which part of which tensor a strategy works on, and what it may need to know of the whole.
+
+    Attributes:
+        name: The tensor's key.
+        offset: Flat index, within the tensor, of the block's first coordinate.
+        voters: N, the largest |v| possible.
+        seed: For strategies that draw.
+        scale: For strategies that compare magnitudes: mean |τ| over mean |reference| of the whole tensor.
+        factor: For strategies that compare magnitudes: how far apart two may be.
+    """
+
+    name: str = ""
+    offset: int = 0
+    voters: int = 1
+    seed: int = 0
+    scale: float = 1.0
+    factor: float = 2.0
+
+
+MaskFunction = Callable[[Tensor, Tensor, Block], Tensor]
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A mask strategy and what its signal must be.
+
+    Attributes:
+        function: The mask itself.
+        needs: ``"signs"`` (votes, or the sign of a reference), ``"magnitudes"`` (a reference), or ``"nothing"``.
+    """
+
+    function: MaskFunction
+    needs: str
+
+
+STRATEGIES: dict[str, Strategy] = {}
+
+
+def strategy(needs: str) -> Callable[[MaskFunction], MaskFunction]:
+    """Register the decorated function as a mask strategy under its own name.
+
+    Args:
+        needs: See :class:`Strategy`.
+
+    Returns:
+        The decorator, which gives the function back unchanged.
+    """
+
+    def register(function: MaskFunction) -> MaskFunction:
+        STRATEGIES[function.__name__.rstrip("_")] = Strategy(function, needs)
+        return function
+
+    return register
+
+
+@strategy("signs")
+def agreement(tau: Tensor, signal: Tensor, block: Block) -> Tensor:
+    """Keep τ_i where sign(τ_i) = sign(v_i), else 0: the method of the paper."""
+    return tau * _agrees(tau, signal)
+
+
+@strategy("signs")
+def force(tau: Tensor, signal: Tensor, block: Block) -> Tensor:
+    """|τ_i| sign(v_i): what disagrees is flipped, what is tied is dropped."""
+    return tau.abs() * signal.sign()
+
+
+@strategy("signs")
+def soft(tau: Tensor, signal: Tensor, block: Block) -> Tensor:
+    """τ_i |v_i| / N where the signs agree, else 0: the surer the vote, the more is kept."""
+    return tau * signal.abs().to(tau.dtype).div_(block.voters) * _agrees(tau, signal)
+
+
+@strategy("magnitudes")
+def magnitude(tau: Tensor, signal: Tensor, block: Block) -> Tensor:
+    """Keep τ_i where |τ_i| is within ``factor`` of ``scale`` · |reference_i|, both ways; signs are not asked."""
+    reference = signal.abs().to(tau.dtype) * block.scale
+    size = tau.abs()
+    close = (size <= reference * block.factor) & (reference <= size * block.factor)
+    return tau * (close & (size > 0))
+
+
+@strategy("nothing")
+def random(tau: Tensor, signal: Tensor, block: Block) -> Tensor:
+    """Keep each τ_i with probability ½, a function of seed, tensor name and coordinate alone: no signal at all."""
+    return tau * _coins(block.name, block.seed, block.offset, tau.numel()).view(tau.shape)
+
+
+@strategy("nothing")
+def none(tau: Tensor, signal: Tensor, block: Block) -> Tensor:
+    """Keep everything: naive addition."""
+    return tau
+
+
+def _agrees(tau: Tensor, signal: Tensor) -> Tensor:
+    """Where both signs are the same and neither is 0; votes are integers, so the product can't underflow."""
+    return (tau * signal) > 0
+
+
+def _coins(name: str, seed: int, offset: int, count: int) -> Tensor:
+    """Draw fair coins number ``offset`` to ``offset + count`` of the stream that seed and name select."""
+    # Philox is counter-based: any part of its stream can be drawn without the part before it, so the coins don't
+    # depend on how a tensor is cut into blocks.
+    digest = hashlib.sha256(f"{seed}\0{name}".encode()).digest()
+    generator = np.random.Philox(key=int.from_bytes(digest[:16], "little"))
+    # A step of the counter makes four 64-bit words, so 256 coins.
+    skipped = offset // 256
+    generator.advance(skipped)
+    head = offset - skipped * 256
+    words = generator.random_raw((head + count + 63) // 64).astype("<u8", copy=False).view(np.uint8)
+    bits = np.unpackbits(words, bitorder="little")[head : head + count]
+    return torch.from_numpy(bits.view(np.bool_))
+
+
+def mask(
+    tau: TaskVector,
+    votes: Votes | TaskVector | None = None,
+    *,
+    strategy: str = "agreement",
+    seed: int = 0,
+    factor: float = 2.0,
+) -> TaskVector:
+    """Mask a task vector by what the target's gradients say of it, lazily.
+
+    Args:
+        tau: The task vector; on a target with another vocabulary, first ``place(tau, target).vector``.
+        votes: The target's votes; or a task vector of the target's own fine-tune (``τ_B``: the oracle mask) or
+            minus its mean gradient. None only for ``none`` and ``random``.
+        strategy: A key of ``STRATEGIES``.
+        seed: For ``random``.
+        factor: For ``magnitude``.
+
+    Returns:
+        m ⊙ τ with the same keys; tensors without votes are zero (see the policies above).
+
+    Raises:
+        GradfixError: if the strategy is unknown or needs another signal, no tensor was voted on, or shapes differ.
+    """
+    if strategy not in STRATEGIES:
+        raise GradfixError(
+            f"mask {strategy!r}: unknown strategy; choose from {', '.join(sorted(STRATEGIES))}"
+        )
+    needs = STRATEGIES[strategy].needs
+    if needs == "nothing":
+        votes = None
+    elif votes is None or (needs == "magnitudes" and isinstance(votes, Votes)):
+        wanted = (
+            "votes, or a task vector whose signs count"
+            if needs == "signs"
+            else "a task vector: votes have no size"
+        )
+        raise GradfixError(f"mask {strategy!r}: expected {wanted}, found {type(votes).__name__}")
+    signal = {} if votes is None else _counterparts(tau, votes)
+    # A mean vote is one ballot, whatever the number of samples behind it.
+    voters = votes.samples if isinstance(votes, Votes) and votes.vote == "majority" else 1
+    source = Masked(tau, votes, signal, strategy, seed, factor, voters)
+    return tau.derive(
+        source,
+        operation="mask",
+        strategy=strategy,
+        seed=seed,
+        factor=factor,
+        signal=_origin(votes),
+        uncovered=sorted(set(tau) - set(signal)) if votes is not None else [],
+    )
+
+
+def _origin(votes: Votes | TaskVector | None) -> dict[str, Any] | None:
+    """Tell which signal masked, so that two different ones are never taken for the same."""
+    if isinstance(votes, Votes):
+        samples = hashlib.sha256("\n".join(votes.sample_ids).encode()).hexdigest()
+        return {
+            "vote": votes.vote,
+            "samples": votes.samples,
+            "sample_ids_sha256": samples,
+            "dtype": votes.dtype,
+            "seed": votes.seed,
+            "target": combined_fingerprint(votes.fingerprints),
+        }
+    return votes.origin if votes is not None else None
+
+
+def _counterparts(tau: TaskVector, votes: Votes | TaskVector) -> dict[str, str]:
+    """Map τ's names to the votes' names, refusing where nothing matches or a shape differs."""
+    pairs = dict(match_names(tau.specs, votes.specs).names)
+    if not pairs:
+        raise GradfixError(
+            f"mask: no tensor of the task vector ({listed(tau, 3)}) was voted on ({listed(votes, 3)}); "
+            "the votes are of another model"
+        )
+    differing = [
+        f"{name} {list(tau.specs[name].shape)} against {list(votes.specs[theirs].shape)}"
+        for name, theirs in pairs.items()
+        if tau.specs[name].shape != votes.specs[theirs].shape
+    ]
+    if differing:
+        raise GradfixError(
+            f"mask: shapes of the task vector and the votes differ: {listed(differing)}; "
+            "if the vocabularies differ, place the task vector on the target first"
+        )
+    return pairs
+
+
+@dataclass(frozen=True)
+class Masked(Expression):
+    """m ⊙ τ, computed block by block; ``counterparts`` maps τ's names to the signal's."""
+
+    tau: TaskVector
+    signal: TensorSource | None
+    counterparts: Mapping[str, str]
+    strategy: str
+    seed: int
+    factor: float
+    voters: int
+
+    @cached_property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """The tensors of τ."""
+        return self.tau.specs
+
+    @cached_property
+    def _scales(self) -> dict[str, float]:
+        return {}
+
+    @cached_property
+    def _tallies(self) -> dict[str, Tally]:
+        return {}
+
+    def tally(self, name: str) -> Tally | None:
+        """Tell what was kept of a tensor, over the blocks read so far."""
+        return self._tallies.get(name)
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """Mask one range of rows."""
+        tau = self.tau.read(name, rows)
+        kept = self._masked(tau, name, rows)
+        self._tallies.setdefault(name, Tally()).add(tau, kept)
+        return kept
+
+    def _masked(self, tau: Tensor, name: str, rows: slice | None) -> Tensor:
+        entry = STRATEGIES[self.strategy]
+        signal = tau
+        if entry.needs != "nothing":
+            if self.signal is None or name not in self.counterparts:
+                return torch.zeros_like(tau)
+            signal = self.signal.read(self.counterparts[name], rows)
+            if entry.needs == "signs" and signal.dtype.is_floating_point:
+                signal = signal.sign()
+        spec = self.specs[name]
+        row = spec.numel // max(1, spec.shape[0]) if spec.shape else 1
+        block = Block(
+            name=name,
+            offset=(rows.start or 0) * row if rows is not None else 0,
+            voters=self.voters,
+            seed=self.seed,
+            scale=self._scale(name) if entry.needs == "magnitudes" else 1.0,
+            factor=self.factor,
+        )
+        return entry.function(tau, signal, block)
+
+    def _scale(self, name: str) -> float:
+        """Mean |τ| over mean |reference| of a tensor: a pass of its own, made once a tensor."""
+        if name not in self._scales and self.signal is not None:
+            ours = theirs = 0.0
+            for rows in self.specs[name].row_blocks():
+                ours += float(self.tau.read(name, rows).abs().double().sum())
+                theirs += float(self.signal.read(self.counterparts[name], rows).abs().double().sum())
+            self._scales[name] = ours / theirs if theirs else 0.0
+        return self._scales[name]

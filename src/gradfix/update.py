@@ -1,0 +1,399 @@
+"""θ_B + α (m ⊙ τ), streamed from checkpoints to a new model directory, a block of rows at a time."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+import gradfix
+from gradfix.checkpoints import Checkpoint, CheckpointWriter, TensorSource, TensorSpec
+from gradfix.errors import GradfixError, listed
+from gradfix.fingerprint import combined_fingerprint, fingerprints
+from gradfix.placement import Placement, place
+from gradfix.progress import Progress, silent
+from gradfix.sources import require_finite
+from gradfix.vectors import TaskVector
+
+Rounding = Literal["nearest", "stochastic"]
+
+
+@dataclass
+class TensorFacts:
+    """What happened to one tensor.
+
+    Attributes:
+        coordinates: Elements.
+        nonzero: Where τ was not 0 before masking; None without a mask.
+        kept: Where the mask kept it; None without a mask.
+        square: Σ τ_i² before masking; None without a mask.
+        kept_square: Σ (m_i τ_i)²; None without a mask.
+        wanted: Where α m τ is not 0.
+        lost: Of those, where the output's number format rounded the change away.
+    """
+
+    coordinates: int
+    nonzero: int | None = None
+    kept: int | None = None
+    square: float | None = None
+    kept_square: float | None = None
+    wanted: int = 0
+    lost: int = 0
+
+    @classmethod
+    def from_json(cls, facts: Any) -> "TensorFacts":
+        """Read back what ``asdict`` gave, as the writer's manifest keeps it over an interruption.
+
+        Args:
+            facts: A JSON object.
+
+        Returns:
+            The facts.
+        """
+        return cls(**facts)
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What :func:`apply` wrote.
+
+    Attributes:
+        output: The model directory.
+        alpha: The scaling coefficient used.
+        tensors: Facts by output name, of the tensors that τ covers.
+        untouched: Parameters that kept θ_B's value because τ has nothing for them.
+        added: Parameters copied from the tuned model.
+        dropped: Parameters of the target that the output leaves out.
+        rule: How names were matched; None where they were the same.
+        matched_tokens: Rows matched by token text out of all, by vocabulary tensor.
+        seconds: Wall time.
+    """
+
+    output: str
+    alpha: float
+    tensors: Mapping[str, TensorFacts]
+    untouched: list[str]
+    added: list[str]
+    dropped: list[str]
+    rule: str | None
+    matched_tokens: Mapping[str, tuple[int, int]]
+    seconds: float = field(compare=False)
+
+    @property
+    def kept_share(self) -> float | None:
+        """Share of τ's nonzero coordinates that the mask kept; None without a mask."""
+        nonzero = sum(facts.nonzero or 0 for facts in self.tensors.values())
+        return sum(facts.kept or 0 for facts in self.tensors.values()) / nonzero if nonzero else None
+
+    @property
+    def lost_share(self) -> float:
+        """Share of the wanted changes that the output's number format rounded away."""
+        wanted = sum(facts.wanted for facts in self.tensors.values())
+        return sum(facts.lost for facts in self.tensors.values()) / wanted if wanted else 0.0
+
+    def notes(self) -> list[str]:
+        """Say in plain words what was written, and what a reader should know of it.
+
+        Returns:
+            Sentences, the main one first.
+        """
+        kept = "" if self.kept_share is None else f", {self.kept_share:.1%} of the task vector kept"
+        notes = [f"wrote {self.output}: {len(self.tensors)} tensors changed, α = {self.alpha:g}{kept}"]
+        if self.rule:
+            notes.append(f"names matched by a known prefix: {self.rule}")
+        if self.matched_tokens:
+            counts = ", ".join(
+                f"{name} {matched} of {rows}" for name, (matched, rows) in self.matched_tokens.items()
+            )
+            notes.append(f"vocabularies differ; rows matched by token text: {counts}")
+        if self.added:
+            notes.append(f"copied from the tuned model: {listed(self.added)}")
+        if self.dropped:
+            notes.append(f"left out of the new base: {listed(self.dropped)}")
+        if self.untouched:
+            notes.append(f"kept as in the new base, nothing to add: {listed(self.untouched)}")
+        if self.lost_share > 0.01:
+            notes.append(
+                f"{self.lost_share:.1%} of the changed weights were rounded back by the output's number format; "
+                "--dtype float32 or --rounding stochastic keeps them"
+            )
+        return notes
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the facts as JSON.
+
+        Returns:
+            The attributes, with the shares over all tensors.
+        """
+        return {**asdict(self), "kept_share": self.kept_share, "lost_share": self.lost_share}
+
+
+def add_scaled(base: Tensor, delta: Tensor, alpha: float, dtype: torch.dtype) -> Tensor:
+    """Compute base + α·delta in float32 (float64 for a float64 base) and round it to ``dtype`` once.
+
+    Args:
+        base: θ_B, any floating dtype.
+        delta: m ⊙ τ, float32, of the same shape.
+        alpha: Scaling coefficient.
+        dtype: Of the result.
+
+    Returns:
+        The sum, of ``dtype``.
+    """
+    wide = torch.promote_types(base.dtype, torch.float32)
+    # Not torch.add(…, alpha=…): it fuses product and sum in its vector loop but not in the loop's tail, so the
+    # last bit would depend on how a tensor is cut into blocks.
+    return delta.to(wide).mul(alpha).add_(base.to(wide)).to(dtype)
+
+
+def round_stochastically(exact: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """Round to bfloat16 up or down with the probability that makes the mean exact.
+
+    A change far below a weight's spacing is then kept on average instead of vanishing everywhere.
+
+    Args:
+        exact: Float32, any shape.
+        dtype: ``torch.bfloat16``, the upper half of a float32.
+        generator: Source of the random bits.
+
+    Returns:
+        The rounded values.
+
+    Raises:
+        GradfixError: for another dtype.
+    """
+    if dtype != torch.bfloat16:
+        raise GradfixError(
+            f"rounding: stochastic rounding is for bfloat16 outputs, found {dtype}; use 'nearest'"
+        )
+    noise = torch.randint(0, 1 << 16, exact.shape, dtype=torch.int32, generator=generator)
+    bits = exact.view(torch.int32)
+    # Adding below 2^16 to the magnitude bits carries into the kept half with probability (dropped half) / 2^16.
+    return bits.add(noise).bitwise_and_(-(1 << 16)).view(torch.float32).to(torch.bfloat16)
+
+
+def apply(
+    task_vector: TaskVector,
+    target: str | Path | Checkpoint,
+    *,
+    alpha: float = 1.0,
+    output: str | Path,
+    dtype: torch.dtype | None = None,
+    rounding: Rounding = "nearest",
+    seed: int = 0,
+    shard_size: int = 5 * 10**9,
+    overwrite: bool = False,
+    resume: bool = False,
+    restart: bool = False,
+    progress: Progress = silent,
+) -> Applied:
+    """Write θ_B + α·(task vector) as a model directory that ``from_pretrained`` loads.
+
+    Peak memory is a few blocks of rows, whatever the model's size. Tensors that the task vector has nothing for
+    stay byte-identical.
+
+    Args:
+        task_vector: m ⊙ τ, or τ itself for naive addition.
+        target: θ_B: directory, file, Hub id or open checkpoint.
+        alpha: Scaling coefficient α.
+        output: The directory to make; it appears under this name only when whole.
+        dtype: Of the output's weights; None keeps the target's.
+        rounding: ``"nearest"``, or ``"stochastic"`` for bfloat16 outputs.
+        seed: For stochastic rounding.
+        shard_size: Bytes a weights file may have.
+        overwrite: Replace an existing output once the new one is whole.
+        resume: Go on with an interrupted run of the same inputs.
+        restart: Discard an interrupted run.
+        progress: Told the bytes written.
+
+    Returns:
+        What was written.
+
+    Raises:
+        GradfixError: if the inputs don't fit each other, a number is not finite, or the output can't be written.
+    """
+    started = time.perf_counter()
+    target = target if isinstance(target, Checkpoint) else Checkpoint.open(target)
+    placement = place(task_vector, target)
+    specs = output_specs(placement, target, dtype)
+    settings = {"alpha": alpha, "rounding": rounding, "seed": seed}
+    identity = {
+        "task_vector": placement.vector.origin,
+        "target": combined_fingerprint(fingerprints(target)),
+        "dtype": str(dtype),
+        **settings,
+    }
+    total, done = sum(spec.nbytes for spec in specs.values()), 0
+    with CheckpointWriter(
+        Path(output),
+        specs,
+        identity=identity,
+        shard_size=shard_size,
+        overwrite=overwrite,
+        resume=resume,
+        restart=restart,
+    ) as writer:
+        stream = _Stream(placement, target, alpha, dtype, rounding, seed)
+        for name, spec in specs.items():
+            if name not in writer.done:
+                writer.write(name, stream.blocks(name))
+                if name in stream.facts:
+                    writer.facts[name] = asdict(stream.facts[name])
+            done += spec.nbytes
+            progress("writing weights", done, total, "bytes")
+        applied = Applied(
+            output=str(output),
+            alpha=alpha,
+            tensors={name: TensorFacts.from_json(facts) for name, facts in writer.facts.items()},
+            untouched=list(placement.untouched),
+            added=list(placement.vector.additions.specs),
+            dropped=list(placement.dropped),
+            rule=placement.rule,
+            matched_tokens=placement.matched_tokens,
+            seconds=time.perf_counter() - started,
+        )
+        for relative, content in companion_files(placement, target, dtype).items():
+            writer.add_file(relative, content)
+        record = {"gradfix": gradfix.__version__, "identity": identity, "applied": applied.to_json()}
+        writer.add_file("gradfix.json", json.dumps(record, indent=1, sort_keys=True).encode())
+    return applied
+
+
+def output_specs(
+    placement: Placement, target: Checkpoint, dtype: torch.dtype | None
+) -> dict[str, TensorSpec]:
+    """List the output's tensors.
+
+    Args:
+        placement: Where each comes from.
+        target: θ_B.
+        dtype: Of floating-point tensors; None keeps the target's.
+
+    Returns:
+        Specs by output name, in the order they are written.
+    """
+    specs = {}
+    for name, theirs in placement.outputs.items():
+        spec = placement.vector.additions.specs[name] if theirs is None else target.specs[theirs]
+        specs[name] = TensorSpec(dtype, spec.shape) if dtype and spec.dtype.is_floating_point else spec
+    return specs
+
+
+@dataclass
+class _Stream:
+    """The blocks of each output tensor, and the facts gathered while they pass."""
+
+    placement: Placement
+    target: Checkpoint
+    alpha: float
+    dtype: torch.dtype | None
+    rounding: Rounding
+    seed: int
+    facts: dict[str, TensorFacts] = field(default_factory=dict)
+
+    def blocks(self, name: str) -> Iterator[Tensor]:
+        theirs = self.placement.outputs[name]
+        source: TensorSource = self.placement.vector.additions if theirs is None else self.target
+        key = name if theirs is None else theirs
+        if theirs is not None and theirs in self.placement.vector.specs:
+            yield from self._changed(name, theirs)
+            return
+        for rows in source.specs[key].row_blocks():
+            block = source.read(key, rows)
+            if block.is_floating_point():
+                require_finite(block, self.target.location if theirs else "the tuned model", key)
+                block = block.to(self.dtype or block.dtype)
+            yield block
+
+    def _changed(self, name: str, theirs: str) -> Iterator[Tensor]:
+        spec, vector = self.target.specs[theirs], self.placement.vector
+        dtype = self.dtype or spec.dtype
+        generator = torch.Generator().manual_seed(self.seed)
+        facts = self.facts[name] = TensorFacts(spec.numel)
+        for rows in spec.row_blocks():
+            base = self.target.read(theirs, rows)
+            require_finite(base, self.target.location, theirs)
+            delta = vector.read(theirs, rows)
+            if self.rounding == "stochastic":
+                exact = add_scaled(base, delta, self.alpha, torch.float32)
+                result = round_stochastically(exact, dtype, generator)
+            else:
+                result = add_scaled(base, delta, self.alpha, dtype)
+            if self.alpha:
+                moved = int((result != base.to(dtype)).count_nonzero())
+                wanted = int(delta.count_nonzero())
+                facts.wanted += wanted
+                facts.lost += max(0, wanted - moved)
+            yield result
+        if tally := vector.tally(theirs):
+            facts.nonzero, facts.kept = tally.coordinates, tally.kept
+            facts.square, facts.kept_square = tally.square, tally.kept_square
+
+
+_COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "merges.txt", "*.py")
+_NOT_COMPANIONS = (
+    "*.index.json",
+    "gradfix.json",
+    "adapter_config.json",
+    "trainer_state.json",
+    "*_results.json",
+    "*.py",
+)
+
+
+def companion_files(
+    placement: Placement, target: Checkpoint, dtype: torch.dtype | None
+) -> dict[str, bytes | Path]:
+    """Gather what makes weights a model: configuration, tokenizer, processor and generation files of the target.
+
+    Where the tuned model brings a head, its architecture and labels come with it.
+
+    Args:
+        placement: Tells whether there is a head.
+        target: θ_B.
+        dtype: The output's dtype, where it differs from the target's.
+
+    Returns:
+        Contents or paths by file name.
+    """
+    files: dict[str, bytes | Path] = {}
+    if target.directory is not None:
+        for pattern in _COMPANIONS:
+            for path in sorted(target.directory.glob(pattern)):
+                if path.is_file() and not any(path.match(other) for other in _NOT_COMPANIONS):
+                    files[path.name] = path
+    config = merged_config(placement.vector, target.config)
+    if dtype is not None and config:
+        config["dtype"] = str(dtype).removeprefix("torch.")
+    if config:
+        files["config.json"] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+    return files
+
+
+def merged_config(task_vector: TaskVector, target_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the target's configuration the tuned model's architecture and labels, where it brings a head.
+
+    Args:
+        task_vector: Its additions and configuration tell.
+        target_config: θ_B's ``config.json``.
+
+    Returns:
+        The output's configuration.
+    """
+    config = dict(target_config)
+    if task_vector.additions.specs and config:
+        for key in (
+            "architectures",
+            "id2label",
+            "label2id",
+            "num_labels",
+            "problem_type",
+            "classifier_dropout",
+        ):
+            if key in task_vector.config:
+                config[key] = task_vector.config[key]
+    return config
