@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from torch import nn
 
 _BUILD_ERRORS = (
     AssertionError,
@@ -29,14 +30,16 @@ class Architecture:
     """What a model class declares about the names of its tensors.
 
     Attributes:
-        names: All names, aliases of tied weights included.
-        ties: Each alias of a tied tensor to the name of its source.
-        transposed: Names of weights stored input first, as transformers' Conv1D does.
+        names: All names as a saved file spells them, aliases of tied weights included.
+        ties: Each alias of a tied tensor to the name of its source, spelled so too.
+        transposed: Names of weights stored input first, as transformers' Conv1D does, spelled so too.
+        stored: Each name in the model to its name in a saved file.
     """
 
     names: tuple[str, ...]
     ties: Mapping[str, str]
     transposed: frozenset[str]
+    stored: Mapping[str, str]
 
 
 def may_tie(config: Mapping[str, Any]) -> bool:
@@ -94,8 +97,39 @@ def _architecture(config_json: str) -> Architecture | None:
             ties = dict(model.get_expanded_tied_weights_keys(all_submodels=True))
     except _BUILD_ERRORS:
         return None
-    transposed = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)}
-    return Architecture(tuple(model.state_dict()), _to_source(ties), frozenset(transposed))
+    stored = stored_names(model)
+    transposed = [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)]
+    return Architecture(
+        names=tuple(stored.values()),
+        ties={stored.get(a, a): stored.get(b, b) for a, b in _to_source(ties).items()},
+        transposed=frozenset(stored.get(name, name) for name in transposed),
+        stored=stored,
+    )
+
+
+def stored_names(model: nn.Module) -> dict[str, str]:
+    """Tell under which names ``save_pretrained`` stores a model's tensors.
+
+    Since version 5 transformers renames modules of some models (ViT among them) and keeps the old names in
+    files.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        Each name of the model's ``state_dict`` to its name in a file, in the model's order; equal ones for a
+        module that is not of transformers. A tensor that is split or merged on saving has no such name and is
+        left out.
+    """
+    # a tensor's identity survives renaming, and one on the meta device costs nothing to follow
+    tensors = {name: torch.empty_like(tensor, device="meta") for name, tensor in model.state_dict().items()}
+    saved: Mapping[str, Any] = tensors
+    if hasattr(model, "save_pretrained") and hasattr(model, "config"):
+        from transformers.core_model_loading import revert_weight_conversion
+
+        saved = revert_weight_conversion(model, dict(tensors))
+    name_of = {id(tensor): name for name, tensor in saved.items()}
+    return {name: name_of[id(tensor)] for name, tensor in tensors.items() if id(tensor) in name_of}
 
 
 def _to_source(ties: dict[str, str]) -> dict[str, str]:

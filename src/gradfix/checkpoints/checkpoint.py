@@ -10,12 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradfix.checkpoints.adapter import AdaptedWeights
+from gradfix.checkpoints.digest import content_digest
+from gradfix.checkpoints.hub import download, is_hub_id
 from gradfix.checkpoints.index import WeightFile
 from gradfix.checkpoints.json_files import read_json_object
-from gradfix.checkpoints.locate import PICKLE_SUFFIXES, locate_weights, open_weights
+from gradfix.checkpoints.locate import ADAPTER_CONFIG, PICKLE_SUFFIXES, Found, locate_weights, open_weights
+from gradfix.checkpoints.lora_config import read_lora_config
 from gradfix.checkpoints.specs import TensorSpec
 from gradfix.checkpoints.ties import Ties, find_ties
 from gradfix.errors import GradfixError
+from gradfix.progress import Progress, silent
 
 
 class Checkpoint(Mapping[str, Tensor]):
@@ -64,15 +69,17 @@ class Checkpoint(Mapping[str, Tensor]):
         location: str | os.PathLike[str],
         *,
         revision: str | None = None,
-        base: str | os.PathLike[str] | None = None,
+        base: "Checkpoint | str | os.PathLike[str] | None" = None,
     ) -> "Checkpoint":
         """Open a checkpoint; only headers and configs are read.
 
         Args:
             location: A Hugging Face directory, a safetensors or ``torch.save`` file, an index of shards, a
                 LoRA adapter, or the id of any of them on the Hub. A local path wins over a Hub id.
-            revision: Branch, tag or commit on the Hub; None for the default branch.
-            base: Base model of a LoRA adapter; None for the one that its config names.
+            revision: Branch, tag or commit on the Hub; None for the default branch. ``org/name@revision`` as
+                the location says the same.
+            base: Base model of a LoRA adapter; None for the one that its config names. Whole models need none
+                and ignore it.
 
         Returns:
             The checkpoint.
@@ -80,16 +87,50 @@ class Checkpoint(Mapping[str, Tensor]):
         Raises:
             GradfixError: If it is absent, malformed, or of a kind that is not supported.
         """
-        path = Path(location)
-        if not path.exists():
-            raise GradfixError(f"{location}: no such file or directory: check the path")
+        path, shown = _local(os.fspath(location), revision)
         found = locate_weights(path)
+        weights = open_weights(found.weights)
+        if found.adapter:
+            return cls._adapted(found, weights, shown, base)
         config_path = found.directory / "config.json" if found.directory is not None else None
         config = read_json_object(config_path) if config_path is not None and config_path.exists() else {}
-        weights = open_weights(found.weights)
+        return cls(weights, location=shown, directory=found.directory, config=config, kind=_kind(weights))
+
+    @classmethod
+    def _adapted(
+        cls,
+        found: Found,
+        weights: WeightFile,
+        location: str,
+        base: "Checkpoint | str | os.PathLike[str] | None",
+    ) -> "Checkpoint":
+        config = read_lora_config(found.weights.parent / ADAPTER_CONFIG)
+        name, revision = (base, None) if base is not None else config.base
+        if name is None:
+            raise GradfixError(
+                f"{config.path}: names no base model: pass the base the adapter was trained on"
+            )
+        model = name if isinstance(name, Checkpoint) else cls._base(name, revision, location)
         return cls(
-            weights, location=str(location), directory=found.directory, config=config, kind=_kind(weights)
+            AdaptedWeights(model, weights, config),
+            location=location,
+            directory=model.directory,
+            config=model.config,
+            kind=f"LoRA adapter on {model.location}",
         )
+
+    @classmethod
+    def _base(cls, name: str | os.PathLike[str], revision: str | None, adapter: str) -> "Checkpoint":
+        path, shown = _local(os.fspath(name), revision if not Path(name).exists() else None)
+        if locate_weights(path).adapter:
+            raise GradfixError(
+                f"{adapter}: its base {shown} is itself an adapter: expected a whole model: merge that"
+            )
+        return cls.open(path)._renamed(shown)
+
+    def _renamed(self, location: str) -> "Checkpoint":
+        self.location = location
+        return self
 
     @cached_property
     def specs(self) -> Mapping[str, TensorSpec]:
@@ -124,6 +165,20 @@ class Checkpoint(Mapping[str, Tensor]):
     def nbytes(self) -> int:
         """Size of all tensors in bytes; tied ones once."""
         return sum(spec.nbytes for spec in self.specs.values())
+
+    def digest(self, progress: Progress = silent) -> str:
+        """Identify the content of the files read, for provenance: equal for equal bytes, wherever they lie.
+
+        It is of files, not of tensors: the same weights cut into other shards have another digest. Files in
+        the Hub's cache are named by their hash and not read for it; others are, once.
+
+        Args:
+            progress: Called as files are hashed.
+
+        Returns:
+            SHA-256 in hexadecimal, over the weights, their index, and an adapter's config and base.
+        """
+        return content_digest(self.files, progress)
 
     def read(self, name: str, rows: slice | None = None, *, out: Tensor | None = None) -> Tensor:
         """Read a tensor, or a contiguous range of its rows.
@@ -162,6 +217,24 @@ class Checkpoint(Mapping[str, Tensor]):
     def __repr__(self) -> str:
         """The location, not the values."""
         return f"Checkpoint({self.location!r}: {len(self)} tensors, {self.kind})"
+
+
+def _local(location: str, revision: str | None) -> tuple[Path, str]:
+    """The local path of a location, fetched from the Hub if need be, and how to call it."""
+    path = Path(location)
+    if path.exists():
+        if revision is not None:
+            raise GradfixError(
+                f"{location}: revision {revision!r} was asked for, but this is a local path, which has "
+                "none: drop "
+                "the revision, or rename the local directory to mean the Hub"
+            )
+        return path, location
+    name, at, tagged = location.partition("@")
+    if not is_hub_id(name) or (at and (revision is not None or not tagged)):
+        raise GradfixError(f"{location}: no such file or directory: check the path")
+    snapshot = download(name, tagged or revision)
+    return snapshot, f"{name}@{snapshot.name}"
 
 
 def _kind(weights: WeightFile) -> str:

@@ -2,12 +2,37 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
 from gradfix.checkpoints.architecture import architecture_of, may_tie
 from gradfix.checkpoints.index import WeightFile
 from gradfix.checkpoints.names import match_names
+from gradfix.checkpoints.specs import TensorSpec
+
+
+class TiedModel(Protocol):
+    """A model's weights with their ties resolved: what an adapter stands on."""
+
+    location: str
+    config: dict[str, Any]
+    files: tuple[Path, ...]
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Canonical names."""
+        ...
+
+    @property
+    def ties(self) -> Mapping[str, str]:
+        """Other names of tied tensors."""
+        ...
+
+    def read(self, name: str, rows: slice | None = None, *, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Read rows of a tensor."""
+        ...
 
 
 @dataclass(frozen=True)
