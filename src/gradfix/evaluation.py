@@ -11,7 +11,8 @@ from torch import nn
 
 from gradfix.errors import GradfixError
 from gradfix.progress import Progress, silent
-from gradfix.tasks.base import Task, evaluating
+from gradfix.tasks.base import Task
+from gradfix.tasks.running import evaluating
 
 
 @dataclass(frozen=True)

@@ -12,28 +12,34 @@ The five tasks on transformers models are made by name::
     task.measure(model, batch)                                # losses, scores, predictions: one forward pass
 
 Any object with ``name``, ``metric``, ``encode``, ``loss``, ``measure`` and ``size`` is a `Task` too, so
-models that transformers does not know take part.
+models that transformers does not know take part; `CustomTask` makes one from functions.
 """
 
 from typing import Any
 
 from gradfix.errors import GradfixError
 from gradfix.tasks.base import Batch, Measured, ModelTask, Task
+from gradfix.tasks.causal_lm import CausalLM
 from gradfix.tasks.classification import Classification, HeadedClassification
+from gradfix.tasks.custom import CustomTask
 from gradfix.tasks.image_classification import ImageClassification
 from gradfix.tasks.labels import Labels, label_names
 from gradfix.tasks.probe import Probe, fit_probe
 from gradfix.tasks.text_classification import TextClassification
+from gradfix.tasks.text_to_text import TextToText
 from gradfix.tasks.zero_shot import ZeroShotImageClassification
 
 TASKS: dict[str, type[ModelTask]] = {
-    task.name: task for task in (TextClassification, ZeroShotImageClassification, ImageClassification)
+    task.name: task
+    for task in (TextClassification, TextToText, CausalLM, ZeroShotImageClassification, ImageClassification)
 }
 
 __all__ = [
     "TASKS",
     "Batch",
+    "CausalLM",
     "Classification",
+    "CustomTask",
     "HeadedClassification",
     "ImageClassification",
     "Labels",
@@ -42,6 +48,7 @@ __all__ = [
     "Probe",
     "Task",
     "TextClassification",
+    "TextToText",
     "ZeroShotImageClassification",
     "fit_probe",
     "get_task",

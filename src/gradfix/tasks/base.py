@@ -3,10 +3,8 @@
 Letters used below: B samples in a batch, L tokens, C classes, d features.
 """
 
-import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -91,8 +89,8 @@ class ModelTask(ABC):
         max_length: Longest input in tokens; the model's context by default.
     """
 
-    name: ClassVar[str]
-    metric: ClassVar[str]
+    name: str
+    metric: str
     auto_class: ClassVar[str]
 
     def __init__(self, columns: Mapping[str, str | None], max_length: int | None = None) -> None:
@@ -303,91 +301,3 @@ class ModelTask(ABC):
                     f"{origin(row, position)}: column {self.columns[role]!r}: expected text, found {found}"
                 )
         return values
-
-
-def placed(model: nn.Module, batch: Mapping[str, Tensor]) -> Batch:
-    """The inputs that a model's ``forward`` takes, on its device and in its floating type.
-
-    Args:
-        model: The model.
-        batch: Encoded samples.
-
-    Returns:
-        The tensors of ``batch`` whose names are parameters of ``forward``, without the labels: each task
-        computes its own loss, one value a sample.
-    """
-    accepted = inspect.signature(model.forward).parameters
-    reference = next(model.parameters())
-    return {
-        key: value.to(reference.device, reference.dtype if value.is_floating_point() else None)
-        for key, value in batch.items()
-        if key in accepted and key != "labels"
-    }
-
-
-def backbone(model: nn.Module) -> nn.Module:
-    """The pre-trained part of a transformers model, without its head.
-
-    Args:
-        model: A transformers model.
-
-    Returns:
-        The module that ``base_model_prefix`` names; the model itself where there is none.
-    """
-    inner = getattr(model, getattr(model, "base_model_prefix", ""), None)
-    return inner if isinstance(inner, nn.Module) else model
-
-
-def outside_backbone(model: nn.Module) -> list[str]:
-    """The parameters of a model's head.
-
-    Args:
-        model: A transformers model.
-
-    Returns:
-        Names of the parameters that the backbone does not hold; a head tied to it is not listed.
-    """
-    inner = backbone(model)
-    if inner is model:
-        return []
-    held = {id(parameter) for parameter in inner.parameters()}
-    return [name for name, parameter in model.named_parameters() if id(parameter) not in held]
-
-
-def mean_over_tokens(hidden: Tensor, mask: Tensor | None) -> Tensor:
-    """Average the hidden states of each sample.
-
-    Args:
-        hidden: ``[B, L, d]`` of tokens or patches, or ``[B, d, height, width]`` of a convolutional network.
-        mask: ``[B, L]``, 1 at real tokens; all by default.
-
-    Returns:
-        ``[B, d]`` float32.
-    """
-    hidden = hidden.float()
-    if hidden.dim() == 4:
-        return hidden.mean(dim=(2, 3))
-    if mask is None:
-        return hidden.mean(dim=1)
-    weights = mask.to(hidden)[..., None]
-    return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients, with the mode of every module put back afterwards.
-
-    Args:
-        model: The model.
-
-    Yields:
-        Nothing.
-    """
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module in training:
-            module.training = True

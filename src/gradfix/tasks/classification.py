@@ -11,19 +11,10 @@ from torch.nn.functional import cross_entropy
 
 from gradfix.data import origin
 from gradfix.errors import GradfixError, listed
-from gradfix.tasks.base import (
-    Batch,
-    Measured,
-    ModelTask,
-    RowLike,
-    backbone,
-    evaluating,
-    mean_over_tokens,
-    outside_backbone,
-    placed,
-)
+from gradfix.tasks.base import Batch, Measured, ModelTask, RowLike
 from gradfix.tasks.labels import Labels
 from gradfix.tasks.probe import fit_probe
+from gradfix.tasks.running import backbone, evaluating, mean_over_tokens, outside_backbone, placed
 
 
 class Classification(ModelTask):

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from gradfix.data import origin
 from gradfix.errors import GradfixError
@@ -104,3 +105,19 @@ def pad_all(encoded: dict[str, list[list[int]]], padding: int) -> dict[str, Tens
     return {
         key: pad(lists, padding if key == "input_ids" else FILL.get(key, 0)) for key, lists in encoded.items()
     }
+
+
+def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """The mean negative log-likelihood of each sample's own tokens.
+
+    Args:
+        logits: ``[B, L, vocabulary]``, position by position those of the labels.
+        labels: ``[B, L]``, −100 where nothing is to be predicted.
+
+    Returns:
+        ``[B]`` float32: each sample's mean over its tokens, so that a long sample weighs as much as a short
+        one.
+    """
+    # The sum is written without indexing by a mask, so that it works under torch.func transforms too.
+    losses = cross_entropy(logits.float().transpose(1, 2), labels, reduction="none", ignore_index=-100)
+    return losses.sum(dim=1) / (labels != -100).sum(dim=1)

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from gradfix.errors import GradfixError
-from gradfix.tasks.base import Batch, evaluating
+from gradfix.tasks.base import Batch
 from gradfix.tasks.images import ImageInputs
 from gradfix.tasks.labels import Labels
 from gradfix.tasks.loading import load_tokenizer
+from gradfix.tasks.running import evaluating
 
 TEMPLATES = ("a photo of a {}.",)
 VISION = ("vision_model.", "visual_projection.")

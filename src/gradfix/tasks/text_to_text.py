@@ -1,0 +1,228 @@
+"""Text to text with an encoder and a decoder (T5, BART): a target text for an input text."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradfix.data import origin
+from gradfix.errors import GradfixError, listed
+from gradfix.tasks.base import Batch, Measured, ModelTask, RowLike
+from gradfix.tasks.loading import context_length, load_tokenizer, padding_id
+from gradfix.tasks.running import mean_over_tokens, placed
+from gradfix.tasks.text import pad, pad_all, token_losses, tokenize
+
+
+class TextToText(ModelTask):
+    """Models of ``AutoModelForSeq2SeqLM``.
+
+    The loss of a sample is the mean negative log-likelihood of its target's tokens. With candidates, the
+    prediction is the one with the smallest such loss and the metric is accuracy; without, the answer is
+    generated greedily and the metric is the exact match of the texts, blanks at the ends aside.
+
+    Args:
+        input: The column with the input text.
+        target: The column with the target text.
+        prefix: Put before each input, as T5's "summarize: ".
+        candidates: All possible targets. They are the classes of a balanced support set, too.
+        max_length: Longest input, and longest target, in tokens; the model's context by default.
+        max_new_tokens: Longest generated answer.
+    """
+
+    name = "text-to-text"
+    metric = "exact_match"
+    auto_class = "AutoModelForSeq2SeqLM"
+
+    def __init__(
+        self,
+        input: str = "input",
+        target: str = "target",
+        *,
+        prefix: str = "",
+        candidates: Sequence[str] | None = None,
+        max_length: int | None = None,
+        max_new_tokens: int = 32,
+    ) -> None:
+        super().__init__({"input": input, "target": target}, max_length)
+        if candidates is not None and (len(candidates) < 2 or len(set(candidates)) < len(candidates)):
+            raise GradfixError(
+                f"candidates: expected at least two different texts, found {list(candidates)!r}"
+            )
+        self.prefix = prefix
+        self.candidates = None if candidates is None else [str(text) for text in candidates]
+        self.max_new_tokens = max_new_tokens
+        if self.candidates is not None:
+            self.metric = "accuracy"
+
+    def _bind_processors(self, location: str | Path, trust_remote_code: bool) -> None:
+        self.tokenizer = load_tokenizer(location, trust_remote_code=trust_remote_code)
+        self.padding = padding_id(self.tokenizer, location)
+        self.limit = self.max_length or context_length(self.config, self.tokenizer)
+
+    def classes(self, rows: Sequence[RowLike]) -> list[int]:
+        """Which candidate each target is.
+
+        Args:
+            rows: The samples.
+
+        Returns:
+            An index a row; all 0 without candidates.
+
+        Raises:
+            GradfixError: If a target is not among the candidates.
+        """
+        if self.candidates is None:
+            return super().classes(rows)
+        places = {text: index for index, text in enumerate(self.candidates)}
+        for position, target in enumerate(self._texts(rows, "target")):
+            if target not in places:
+                raise GradfixError(
+                    f"{origin(rows[position], position)}: target {target!r} is not among the candidates "
+                    f"{listed(self.candidates, 20)}"
+                )
+        return [places[target] for target in self._texts(rows, "target")]
+
+    def check(self, rows: Sequence[RowLike], *, support: bool = False) -> None:
+        """Refuse rows without texts, or with a target that is no candidate.
+
+        Args:
+            rows: The samples.
+            support: They are a support set: it needs every candidate.
+
+        Raises:
+            GradfixError: Naming the first row that cannot be used, or the candidates without samples.
+        """
+        super().check(rows, support=support)
+        self._texts(rows, "input")
+        self._texts(rows, "target")
+        present = set(self.classes(rows))
+        if support and self.candidates is not None and len(present) < len(self.candidates):
+            absent = [text for index, text in enumerate(self.candidates) if index not in present]
+            raise GradfixError(f"the support set has no sample of the candidates {listed(absent, 20)}")
+
+    def encode(self, rows: Sequence[RowLike], *, strict: bool = False) -> Batch:
+        """Tokenise inputs and targets, and pad.
+
+        Args:
+            rows: At least one sample.
+            strict: Refuse a sample of which either text is longer than the context.
+
+        Returns:
+            ``input_ids`` and ``attention_mask`` ``[B, L]``, ``labels`` ``[B, T]`` with −100 where padded, and
+            ``truncated`` ``[B]``; with candidates ``classes`` ``[B]`` as well.
+        """
+        inputs, cut = self._tokens([self.prefix + text for text in self._texts(rows, "input")], rows, strict)
+        targets, cut_targets = self._tokens(self._texts(rows, "target"), rows, strict)
+        batch = {
+            **pad_all(inputs, self.padding),
+            "labels": pad(targets["input_ids"], -100),
+            "truncated": torch.tensor(cut) | torch.tensor(cut_targets),
+        }
+        if self.candidates is not None:
+            batch["classes"] = torch.tensor(self.classes(rows))
+        return batch
+
+    def _tokens(
+        self, texts: list[str], rows: Sequence[Any], strict: bool
+    ) -> tuple[dict[str, Any], list[bool]]:
+        return tokenize(self.tokenizer, texts, None, limit=self.limit, strict=strict, rows=rows)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The mean negative log-likelihood of each target's tokens.
+
+        Args:
+            model: The model.
+            batch: What `encode` returned.
+
+        Returns:
+            ``[B]`` float32.
+        """
+        return self._target_losses(model, batch["labels"], placed(model, batch))
+
+    def _target_losses(self, model: nn.Module, labels: Tensor, inputs: dict[str, Any]) -> Tensor:
+        """Losses ``[B]`` of given targets; ``inputs`` are the encoder's, or hold its outputs."""
+        transformer: Any = model
+        labels = labels.to(next(model.parameters()).device)
+        shifted = transformer.prepare_decoder_input_ids_from_labels(labels=labels)
+        logits: Tensor = transformer(**inputs, decoder_input_ids=shifted, use_cache=False).logits
+        return token_losses(logits, labels)
+
+    def measure(self, model: nn.Module, batch: Batch) -> Measured:
+        """Losses, hits (1 or 0), and the best candidates or the generated texts.
+
+        Args:
+            model: The model.
+            batch: What `encode` returned.
+
+        Returns:
+            One of each a sample. The encoder runs once a batch; of equal candidates the first is predicted.
+        """
+        if self.candidates is None:
+            return self._measure_generated(model, batch)
+        transformer: Any = model
+        inputs = placed(model, batch)
+        encoded = transformer.get_encoder()(**inputs)
+        states = {"encoder_outputs": encoded, "attention_mask": inputs["attention_mask"]}
+        losses = []
+        for ids in self._tokens(self.candidates, self.candidates, False)[0]["input_ids"]:
+            labels = torch.tensor(ids).expand(len(batch["classes"]), -1)
+            losses.append(self._target_losses(model, labels, states))
+        table = torch.stack(losses, dim=1)
+        wanted = batch["classes"].to(table.device)
+        best = table.argmin(dim=1)
+        return Measured(
+            table.gather(1, wanted[:, None])[:, 0],
+            (best == wanted).float(),
+            [self.candidates[index] for index in best.tolist()],
+        )
+
+    def _measure_generated(self, model: nn.Module, batch: Batch) -> Measured:
+        from transformers import GenerationConfig
+
+        transformer: Any = model
+        known = transformer.generation_config
+        # Greedy whatever the model's own settings are: a measurement must not sample.
+        greedy = GenerationConfig(
+            max_new_tokens=self.max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            decoder_start_token_id=known.decoder_start_token_id,
+            bos_token_id=known.bos_token_id,
+            eos_token_id=known.eos_token_id,
+            pad_token_id=self.padding,
+        )
+        generated = transformer.generate(**placed(model, batch), generation_config=greedy)
+        wanted = batch["labels"].masked_fill(batch["labels"] == -100, self.padding)
+        answers = [text.strip() for text in self.tokenizer.batch_decode(generated, skip_special_tokens=True)]
+        targets = [text.strip() for text in self.tokenizer.batch_decode(wanted, skip_special_tokens=True)]
+        hits = [float(answer == target) for answer, target in zip(answers, targets, strict=True)]
+        return Measured(self.loss(model, batch), torch.tensor(hits), answers)
+
+    def features(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The encoder's last hidden states, averaged over real tokens.
+
+        Args:
+            model: The model.
+            batch: What `encode` returned.
+
+        Returns:
+            ``[B, d]`` float32.
+        """
+        transformer: Any = model
+        inputs = placed(model, batch)
+        return mean_over_tokens(
+            transformer.get_encoder()(**inputs).last_hidden_state, inputs["attention_mask"]
+        )
+
+    def size(self, row: RowLike) -> int:
+        """The characters of the input.
+
+        Args:
+            row: A sample.
+
+        Returns:
+            Their number.
+        """
+        return len(str(row.get(self.columns["input"])))

@@ -1,0 +1,160 @@
+import pytest
+import torch
+
+from gradfix.errors import GradfixError
+from gradfix.tasks import get_task
+from tests import tiny
+
+CHAT = (
+    "{% for message in messages %}<s> {{ message['role'] }} {{ message['content'] }} </s> {% endfor %}"
+    "{% if add_generation_prompt %}<s> assistant {% endif %}"
+)
+ROWS = [
+    {"prompt": "what is the capital", "completion": " city river"},
+    {"prompt": "good", "completion": " film not very good really so loved"},
+    {"prompt": "the red car", "completion": " no"},
+]
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    task = get_task("causal-lm")
+    return task, task.load_model(tiny.save_tiny_gpt2(tmp_path_factory.mktemp("gpt2")))
+
+
+@pytest.fixture(scope="module")
+def chatting(tmp_path_factory):
+    return tiny.save_tiny_gpt2(tmp_path_factory.mktemp("chat"), chat_template=CHAT)
+
+
+def labelled(task, batch, index):
+    labels = batch["labels"][index]
+    return task.tokenizer.decode(labels[labels != -100])
+
+
+def test_only_the_completion_and_its_end_are_predicted(loaded):
+    task, model = loaded
+    batch = task.encode(ROWS)
+    assert [labelled(task, batch, index) for index in range(3)] == [
+        "city river </s>",
+        "film not very good really so loved </s>",
+        "no </s>",
+    ]
+    losses = task.loss(model, batch)
+    for index, row in enumerate(ROWS):
+        ids = task.tokenizer(row["prompt"] + row["completion"] + " </s>", return_tensors="pt")["input_ids"]
+        start = len(task.tokenizer(row["prompt"])["input_ids"])
+        logs = model(ids).logits.log_softmax(dim=-1)[0]
+        expected = -torch.stack([logs[at - 1, ids[0, at]] for at in range(start, ids.shape[1])]).mean()
+        assert torch.isclose(losses[index], expected, atol=1e-5)
+    assert losses.dtype == torch.float32
+    assert losses.std() > 0.01
+
+
+def test_the_prompt_is_context(loaded):
+    task, model = loaded
+    changed = {**ROWS[0], "prompt": "where is the river"}
+    before, after = task.loss(model, task.encode([ROWS[0]])), task.loss(model, task.encode([changed]))
+    assert not torch.isclose(before, after)
+
+
+def test_padding_with_the_end_token_changes_no_loss(loaded):
+    task, model = loaded
+    assert task.tokenizer.pad_token_id is None
+    together = task.loss(model, task.encode(ROWS))
+    alone = torch.cat([task.loss(model, task.encode([row])) for row in ROWS])
+    assert torch.allclose(together, alone, atol=1e-6)
+    features = task.features(model, task.encode(ROWS))
+    alone = torch.cat([task.features(model, task.encode([row])) for row in ROWS])
+    assert features.shape == (3, 16)
+    assert torch.allclose(features, alone, atol=1e-5)
+
+
+def test_the_score_is_the_share_of_tokens_ranked_first(loaded):
+    task, model = loaded
+    batch = task.encode(ROWS)
+    measured = task.measure(model, batch)
+    for index in range(3):
+        places = (batch["labels"][index] != -100).nonzero().flatten()
+        logits = model(batch["input_ids"][index : index + 1]).logits[0]
+        first = logits[places - 1].argmax(dim=-1)
+        expected = (first == batch["labels"][index][places]).float().mean()
+        assert measured.scores[index] == expected
+        assert measured.predictions[index] == task.tokenizer.decode(first, skip_special_tokens=True)
+    assert torch.equal(measured.losses, task.loss(model, batch))
+
+
+def test_too_long_a_sample_loses_the_start_of_its_prompt_then_the_end_of_its_completion(loaded):
+    task, model = loaded
+    rows = [
+        {"prompt": "red " * 70 + "blue", "completion": " yes"},
+        {"prompt": "blue red", "completion": " yes" * 80},
+        ROWS[0],
+    ]
+    batch = task.encode(rows)
+    assert batch["truncated"].tolist() == [True, True, False]
+    assert batch["input_ids"].shape == (3, 64)
+    assert labelled(task, batch, 0) == "yes </s>"
+    assert task.tokenizer.decode(batch["input_ids"][0, -3:]) == "blue yes </s>"
+    assert labelled(task, batch, 1) == " ".join(["yes"] * 63)
+    assert task.tokenizer.decode(batch["input_ids"][1, :2]) == "red yes"
+    assert torch.isfinite(task.loss(model, batch)).all()
+    with pytest.raises(GradfixError, match="row 0: 73 tokens, longer than the model's context of 64"):
+        task.encode(rows, strict=True)
+
+
+def test_a_chat_template_is_used_where_there_is_one(chatting):
+    task = get_task("causal-lm")
+    model = task.load_model(chatting)
+    batch = task.encode(ROWS[:1])
+    text = task.tokenizer.decode(batch["input_ids"][0])
+    assert " ".join(text.split()) == "<s> user what is the capital </s> <s> assistant city river </s>"
+    assert labelled(task, batch, 0) == "city river </s>"
+    assert torch.isfinite(task.loss(model, batch)).all()
+    plain = get_task("causal-lm", chat=False)
+    plain.bind(chatting)
+    assert "user" not in plain.tokenizer.decode(plain.encode(ROWS[:1])["input_ids"][0])
+
+
+def test_of_a_conversation_the_last_answer_is_predicted(chatting):
+    task = get_task("causal-lm", messages="turns")
+    task.bind(chatting)
+    turns = [
+        {"role": "user", "content": "good book"},
+        {"role": "assistant", "content": "yes"},
+        {"role": "user", "content": "bad film"},
+        {"role": "assistant", "content": "no really"},
+    ]
+    batch = task.encode([{"turns": turns}])
+    assert labelled(task, batch, 0) == "no really </s>"
+    assert task.size({"turns": turns}) == len("good bookyesbad filmno really")
+    for wrong, message in [
+        (turns[:3], "expected the assistant's answer as the last message"),
+        ("good", "expected a list of messages with role and content"),
+        ([], "expected the assistant's answer"),
+    ]:
+        with pytest.raises(GradfixError, match=f"row 0: column 'turns': {message}"):
+            task.check([{"turns": wrong}])
+
+
+def test_a_template_that_refuses_is_reported_with_the_row(tmp_path):
+    directory = tiny.save_tiny_gpt2(tmp_path, chat_template="{{ raise_exception('roles must alternate') }}")
+    task = get_task("causal-lm")
+    task.bind(directory)
+    with pytest.raises(GradfixError, match=r"row 0: the chat template refuses .*\(roles must alternate\)"):
+        task.encode(ROWS[:1])
+
+
+def test_what_cannot_be_used_is_refused(loaded, tmp_path):
+    task, _ = loaded
+    with pytest.raises(
+        GradfixError, match="row 0: column 'completion': expected text, found nothing but blanks"
+    ):
+        task.check([{"prompt": "good", "completion": " "}])
+    with pytest.raises(GradfixError, match="row 0: column 'prompt': expected text, found NoneType"):
+        task.check([{"prompt": None, "completion": "good"}])
+    directory = tiny.save_tiny_gpt2(tmp_path)
+    with pytest.raises(GradfixError, match="has no chat template; give prompt and completion instead"):
+        get_task("causal-lm", messages="messages").bind(directory)
+    with pytest.raises(GradfixError, match="needs at least 2 tokens, found 1"):
+        get_task("causal-lm", max_length=1).bind(directory)
