@@ -50,9 +50,8 @@ class Background:
             self._collect()
 
     def stop(self) -> None:
-        """Drop the jobs that haven't begun, wait for the one that has, and end the thread."""
-        self._broken = True
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        """Let the queue, which is short, run out unless a job failed, and end the thread; errors are dropped."""
+        self._executor.shutdown(wait=True)
         self._waiting.clear()
 
     def _collect(self) -> None:

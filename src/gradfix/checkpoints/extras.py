@@ -3,7 +3,7 @@
 import hashlib
 import os
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path, PurePosixPath
 
 from gradfix.checkpoints.files import create_file, explain_os_errors, sync_directory, write_at
@@ -13,7 +13,7 @@ _PIECE = 1 << 20
 
 
 def add_extra_file(
-    directory: Path, relative: str, content: bytes | Path, taken: Collection[str], remedy: str
+    directory: Path, relative: str, content: bytes | Path, taken: Collection[str], remedy: Callable[[], str]
 ) -> str:
     """Write a file below a directory and wait until the disk has it.
 
@@ -22,7 +22,7 @@ def add_extra_file(
         relative: Path inside it, with ``/``.
         content: Its bytes, or a file to copy; links are followed: the Hub's cache has them.
         taken: Paths that exist or will.
-        remedy: What to do about an error of the disk.
+        remedy: Tells what to do about an error of the disk.
 
     Returns:
         SHA-256 of the content.
@@ -54,6 +54,9 @@ def add_extra_file(
                 write_at(descriptor, memoryview(piece), offset)
                 offset += len(piece)
             os.fsync(descriptor)
+        except BaseException:
+            path.unlink()
+            raise
         finally:
             os.close(descriptor)
         for parent in path.parents:

@@ -5,7 +5,7 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -55,12 +55,12 @@ def resolve_output(path: Path) -> Path:
 
 
 @contextmanager
-def explain_os_errors(path: Path, remedy: str) -> Iterator[None]:
+def explain_os_errors(path: Path, remedy: str | Callable[[], str]) -> Iterator[None]:
     """Turn what the operating system refuses into one line that says what to do.
 
     Args:
         path: What was being written.
-        remedy: The next step for the user.
+        remedy: The next step for the user, or a function that knows it when the error is there.
 
     Yields:
         Nothing.
@@ -71,7 +71,8 @@ def explain_os_errors(path: Path, remedy: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise GradfixError(f"{path}: {describe(error, path)}; {remedy}") from error
+        advice = remedy if isinstance(remedy, str) else remedy()
+        raise GradfixError(f"{path}: {describe(error, path)}; {advice}") from error
 
 
 def describe(error: OSError, path: Path) -> str:

@@ -63,8 +63,12 @@ class OutputLock:
             if not _same_file(descriptor, self.path):
                 os.close(descriptor)
                 return -1
-            os.ftruncate(descriptor, 0)
-            write_at(descriptor, memoryview(json.dumps(_own_record()).encode()), 0)
+            try:
+                os.ftruncate(descriptor, 0)
+                write_at(descriptor, memoryview(json.dumps(_own_record()).encode()), 0)
+            except BaseException:
+                self.path.unlink()
+                raise
         except BaseException:
             os.close(descriptor)
             raise

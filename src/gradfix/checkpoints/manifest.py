@@ -76,7 +76,7 @@ class Manifest:
             The first key that differs, with both values; None when both are made of the same.
         """
         for here, there in ((self.identity, other.identity), (self.layout, other.layout)):
-            for key in sorted({*here, *there}):
+            for key in {**here, **there}:
                 if here.get(key) != there.get(key) or (key in here) != (key in there):
                     return f"{key} is {_shown(here, key)} now and was {_shown(there, key)}"
         return None

@@ -6,8 +6,10 @@ import re
 import shutil
 import stat
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from gradfix.checkpoints.atomic import exchange, publish
 from gradfix.checkpoints.files import explain_os_errors, unique_sibling
 from gradfix.checkpoints.layout import FileLayout
 from gradfix.checkpoints.manifest import MANIFEST_FILE, Manifest, read_manifest
@@ -180,6 +182,49 @@ def keep_only_shards(directory: Path, shards: Collection[str]) -> None:
             shutil.rmtree(entry.path)
         else:
             os.unlink(entry.path)
+
+
+def publish_partial(directory: Path, output: Path, overwrite: bool) -> None:
+    """Give a finished directory its final name.
+
+    Args:
+        directory: Whole and on the disk.
+        output: Absolute path of the output.
+        overwrite: Replace what has that name, and delete it afterwards.
+
+    Raises:
+        GradfixError: Another run published first.
+    """
+    if overwrite:
+        exchange(directory, output)
+        for earlier in find_siblings(output, "replaced"):
+            discard(earlier)
+        return
+    try:
+        publish(directory, output)
+    except FileExistsError as error:
+        raise GradfixError(
+            f"{output}: another run finished this output first, nothing was replaced; "
+            f"replace it with --resume --overwrite, or discard {directory} with --restart"
+        ) from error
+
+
+def abandon_partial(directory: Path, shards: Collection[str]) -> Path | None:
+    """After an exception, leave a directory to continue from, or nothing.
+
+    Args:
+        directory: The unfinished output.
+        shards: Its verified shards.
+
+    Returns:
+        The directory if it stays.
+    """
+    with suppress(OSError):  # the error on its way tells more than a failure to tidy up after it
+        if shards:
+            keep_only_shards(directory, shards)
+        else:
+            shutil.rmtree(directory)
+    return directory if directory.exists() else None
 
 
 def discard(directory: Path) -> None:

@@ -1,17 +1,17 @@
 """A checkpoint directory written one tensor at a time, under its name only when whole."""
 
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 import torch
 
-from gradfix.checkpoints.atomic import exchange, publish, refuse_existing
+from gradfix.checkpoints.atomic import refuse_existing
 from gradfix.checkpoints.background import Background, HashingFile
 from gradfix.checkpoints.blocks import checked_blocks, checked_bytes
 from gradfix.checkpoints.extras import add_extra_file
@@ -19,12 +19,13 @@ from gradfix.checkpoints.files import check_space, explain_os_errors, resolve_ou
 from gradfix.checkpoints.layout import INDEX_FILE, FileLayout, index_content, plan_shards
 from gradfix.checkpoints.lock import OutputLock
 from gradfix.checkpoints.manifest import JSON, MANIFEST_FILE, new_manifest
-from gradfix.checkpoints.partial import discard, find_siblings, keep_only_shards, open_partial, verify_shards
+from gradfix.checkpoints.partial import abandon_partial, open_partial, publish_partial, verify_shards
 from gradfix.checkpoints.specs import TensorSpec
 from gradfix.errors import GradfixError
 from gradfix.progress import Progress, silent
 
 SHARD_SIZE = 5_000_000_000
+T = TypeVar("T")
 
 
 class CheckpointWriter:
@@ -100,9 +101,7 @@ class CheckpointWriter:
         refuse_existing(self.output, self._overwrite)
         with ExitStack() as stack:
             stack.enter_context(OutputLock(self.output))
-            refuse_existing(
-                self.output, self._overwrite
-            )  # again: a run may have finished before we had the lock
+            refuse_existing(self.output, self._overwrite)  # again, as a run may have finished meanwhile
             with explain_os_errors(self.output, "choose an output in a directory you may write to"):
                 self.partial = open_partial(self.output, self._manifest, self._resume, self._restart)
                 stack.callback(self._clean_up)
@@ -122,7 +121,7 @@ class CheckpointWriter:
         """Commit, or after an exception keep what can be continued."""
         with self._stack:  # stops the thread, cleans up, unlocks, whatever happens here
             if kind is None:
-                with explain_os_errors(self.output, self._remedy()):
+                with explain_os_errors(self.output, self._remedy):
                     self._commit()
 
     def write(self, name: str, blocks: Iterable[torch.Tensor]) -> None:
@@ -138,9 +137,7 @@ class CheckpointWriter:
             GradfixError: Not the next name; blocks that don't make up the tensor; an error of the disk, which
                 may stem from an earlier tensor.
         """
-        if name not in self.done:
-            self._next(name)
-            self._stream(name, checked_blocks(str(self.output), name, self.specs[name], blocks))
+        self._stream(name, blocks, checked_blocks)
 
     def copy(self, name: str, chunks: Iterable[bytes | memoryview]) -> None:
         """Write a tensor's bytes as they are stored elsewhere, so that it stays identical.
@@ -152,9 +149,7 @@ class CheckpointWriter:
         Raises:
             GradfixError: As `write`.
         """
-        if name not in self.done:
-            self._next(name)
-            self._stream(name, checked_bytes(str(self.output), name, self.specs[name], chunks))
+        self._stream(name, chunks, checked_bytes)
 
     def add_file(self, relative: str, content: bytes | Path) -> None:
         """Add a file that has no weights: config, tokenizer, model card.
@@ -167,10 +162,10 @@ class CheckpointWriter:
             GradfixError: A path that leaves the output or is taken, or a file that can't be read or written.
         """
         taken = {MANIFEST_FILE, INDEX_FILE, *(shard.file for shard in self._shards), *self._manifest.files}
-        digest = add_extra_file(self._directory_in_use(), relative, content, taken, self._remedy())
+        digest = add_extra_file(self._directory(), relative, content, taken, self._remedy)
         self._manifest.files[relative] = digest
 
-    def _directory_in_use(self) -> Path:
+    def _directory(self) -> Path:
         if self.partial is None:
             raise GradfixError(f"{self.output}: not being written; use the writer inside its with-block")
         return self.partial
@@ -183,7 +178,7 @@ class CheckpointWriter:
         return f"{self._missing_bytes()} bytes are still to be written; when that is solved, {again}"
 
     def _next(self, name: str) -> None:
-        self._directory_in_use()
+        """Check the order, and change shards when it is time."""
         if not self._remaining or self._remaining[0] != name:
             expected = repr(self._remaining[0]) if self._remaining else "no further tensor"
             raise GradfixError(
@@ -194,15 +189,23 @@ class CheckpointWriter:
             self._open_shard(self._shard_of[name])
 
     def _open_shard(self, layout: FileLayout) -> None:
-        path = self._directory_in_use() / layout.file
-        with explain_os_errors(path, self._remedy()):
+        path = self._directory() / layout.file
+        with explain_os_errors(path, self._remedy):
             self._files.append(HashingFile(path, layout.header))
         self._open = layout
 
-    def _stream(self, name: str, data: Iterable[memoryview]) -> None:
+    def _stream(
+        self,
+        name: str,
+        blocks: Iterable[T],
+        check: Callable[[str, str, TensorSpec, Iterable[T]], Iterable[memoryview]],
+    ) -> None:
+        if name in self.done:
+            return
+        self._next(name)
         file, offset = self._files[-1], self._shard_of[name].offsets[name]
         self._submit(file, file.begin)
-        for part in data:
+        for part in check(str(self.output), name, self.specs[name], blocks):
             self._submit(file, partial(file.append, part, offset), len(part))
             offset += len(part)
         self._submit(file, partial(file.end, name))
@@ -210,7 +213,7 @@ class CheckpointWriter:
 
     def _submit(self, file: HashingFile, job: Callable[[], None], nbytes: int = 0) -> None:
         def explained() -> None:
-            with explain_os_errors(file.path, self._remedy()):
+            with explain_os_errors(file.path, self._remedy):
                 job()
 
         self._background.submit(explained, nbytes)
@@ -234,48 +237,29 @@ class CheckpointWriter:
         self._manifest = manifest
 
     def _commit(self) -> None:
-        directory = self._directory_in_use()
+        directory = self._directory()
         if self._remaining:
             raise GradfixError(
                 f"{self.output}: {len(self._remaining)} of {len(self.specs)} tensors were not written, "
                 f"the first is {self._remaining[0]!r}; write each of specs"
             )
-        if not self.specs:
+        if not self.specs and not self._manifest.shards:
             self._open_shard(self._shards[0])  # a file with a header only
         self._finish_shard()
         self._background.drain()
         if len(self._shards) > 1:
             content = index_content(self.specs, self._shards)
-            self._manifest.files[INDEX_FILE] = add_extra_file(
-                directory, INDEX_FILE, content, set(), self._remedy()
-            )
+            digest = add_extra_file(directory, INDEX_FILE, content, set(), self._remedy)
+            self._manifest.files[INDEX_FILE] = digest
         self._manifest.facts = dict(self.facts)
         self._manifest.complete = True
         self._manifest.save(directory)
-        if self._overwrite:
-            exchange(directory, self.output)
-        else:
-            try:
-                publish(directory, self.output)
-            except FileExistsError as error:
-                raise GradfixError(
-                    f"{self.output}: another run finished this output first, nothing was replaced; "
-                    f"replace it with --resume --overwrite, or discard {directory} with --restart"
-                ) from error
+        publish_partial(directory, self.output, self._overwrite)
         self.partial = None
-        if self._overwrite:
-            for earlier in find_siblings(self.output, "replaced"):
-                discard(earlier)
 
     def _clean_up(self) -> None:
         """Leave a directory to continue from, or nothing; runs when the thread has stopped."""
         for file in self._files:
             file.close()
-        if self.partial is None:
-            return
-        with suppress(OSError):  # the error on its way tells more than a failure to tidy up after it
-            if self._manifest.shards:
-                keep_only_shards(self.partial, self._manifest.shards)
-            else:
-                shutil.rmtree(self.partial)
-                self.partial = None
+        if self.partial is not None:
+            self.partial = abandon_partial(self.partial, self._manifest.shards)
