@@ -198,13 +198,13 @@ def test_tensors_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     tensors = load_file(file)
     first = next(iter(tensors))
     save_file({**tensors, first.replace("lora_A", "lora_C"): torch.zeros(1)}, file)
-    with pytest.raises(GradfixError, match="lora_C.* is of no kind that is supported"):
+    with pytest.raises(GradfixError, match=r"lora_C.* is of no kind that is supported"):
         Checkpoint.open(adapter, base=base)
     save_file({name: tensor for name, tensor in tensors.items() if name != first}, file)
     with pytest.raises(GradfixError, match="expected both lora_A and lora_B"):
         Checkpoint.open(adapter, base=base)
     save_file({name.replace("query", "quarry"): tensor for name, tensor in tensors.items()}, file)
-    with pytest.raises(GradfixError, match="quarry.*doesn't have: give the base it was trained on"):
+    with pytest.raises(GradfixError, match=r"quarry.*doesn't have: give the base it was trained on"):
         Checkpoint.open(adapter, base=base)
     wider = {n: torch.zeros(t.shape[0], 24) if "lora_A" in n else t for n, t in tensors.items()}
     save_file(wider, file)
@@ -239,7 +239,7 @@ def test_whole_copies_of_both_sides_of_a_tied_pair_are_one_if_equal(tmp_path: Pa
 def test_adapter_beside_a_whole_model_is_ambiguous(tmp_path: Path) -> None:
     base, adapter, _ = _adapt(models.tiny_bert, tmp_path, target_modules=["query"])
     (adapter / "model.safetensors").write_bytes((base / "model.safetensors").read_bytes())
-    with pytest.raises(GradfixError, match="holds both a whole model .* and an adapter"):
+    with pytest.raises(GradfixError, match=r"holds both a whole model .* and an adapter"):
         Checkpoint.open(adapter, base=base)
     file = Checkpoint.open(adapter / "adapter_model.safetensors", base=base)
     assert file.kind.startswith("LoRA")

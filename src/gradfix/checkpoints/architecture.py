@@ -9,7 +9,8 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import nn
+
+from gradfix.modules import checkpoint_names
 
 _BUILD_ERRORS = (
     AssertionError,
@@ -95,9 +96,9 @@ def _architecture(config_json: str) -> Architecture | None:
         with _quiet(transformers), torch.device("meta"):
             model: Any = model_class(model_class.config_class.from_dict(config))
             ties = dict(model.get_expanded_tied_weights_keys(all_submodels=True))
+            stored = checkpoint_names(model)
     except _BUILD_ERRORS:
         return None
-    stored = stored_names(model)
     transposed = [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)]
     return Architecture(
         names=tuple(stored.values()),
@@ -105,31 +106,6 @@ def _architecture(config_json: str) -> Architecture | None:
         transposed=frozenset(stored.get(name, name) for name in transposed),
         stored=stored,
     )
-
-
-def stored_names(model: nn.Module) -> dict[str, str]:
-    """Tell under which names ``save_pretrained`` stores a model's tensors.
-
-    Since version 5 transformers renames modules of some models (ViT among them) and keeps the old names in
-    files.
-
-    Args:
-        model: Any module.
-
-    Returns:
-        Each name of the model's ``state_dict`` to its name in a file, in the model's order; equal ones for a
-        module that is not of transformers. A tensor that is split or merged on saving has no such name and is
-        left out.
-    """
-    # a tensor's identity survives renaming, and one on the meta device costs nothing to follow
-    tensors = {name: torch.empty_like(tensor, device="meta") for name, tensor in model.state_dict().items()}
-    saved: Mapping[str, Any] = tensors
-    if hasattr(model, "save_pretrained") and hasattr(model, "config"):
-        from transformers.core_model_loading import revert_weight_conversion
-
-        saved = revert_weight_conversion(model, dict(tensors))
-    name_of = {id(tensor): name for name, tensor in saved.items()}
-    return {name: name_of[id(tensor)] for name, tensor in tensors.items() if id(tensor) in name_of}
 
 
 def _to_source(ties: dict[str, str]) -> dict[str, str]:
