@@ -9,6 +9,7 @@ from gradfix.errors import GradfixError
 from gradfix.fingerprint import tensor_fingerprint
 from gradfix.progress import Progress, silent
 from gradfix.votes.batches import Batch, batch_size, sample_fingerprints, to_device
+from gradfix.votes.fast import FastCounter
 from gradfix.votes.gradient import summed_gradient
 from gradfix.votes.guard import Loss, counted_parameters, held_still, number_format
 from gradfix.votes.plain import count_plainly
@@ -77,14 +78,18 @@ def count_votes(
             reasons: Mapping[str, str] = {}
         else:
             tally = Tally(named)
-            reasons = dict.fromkeys(named, "method='plain'")
+            fast = FastCounter(model, loss, named, tally, lower) if method == "fast" else None
             done = 0
             for batch in watched:
                 size = batch_size(batch)
                 tally.expect(size)
-                count_plainly(model, batch, size, loss, named, tally.vote, first=done, dtype=lower)
+                if fast is None:
+                    count_plainly(model, batch, size, loss, named, tally.vote, first=done, dtype=lower)
+                else:
+                    fast.count(batch, done)
                 done += size
             counts = tally.counts()
+            reasons = dict.fromkeys(named, "method='plain'") if fast is None else fast.reasons
     ids.finish()
     record = VoteRecord(
         vote=vote,

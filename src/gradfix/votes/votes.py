@@ -220,7 +220,9 @@ class Votes(Mapping[str, Tensor]):
         kept = {name: names[name] for name in self if name in names}
         record = replace(
             self.record,
-            fingerprints={new: self.fingerprints[old] for old, new in kept.items() if old in self.fingerprints},
+            fingerprints={
+                new: self.fingerprints[old] for old, new in kept.items() if old in self.fingerprints
+            },
             uncovered=tuple(names.get(name, name) for name in self.uncovered),
             plain={names.get(name, name): reason for name, reason in self.plain.items()},
         )
