@@ -11,6 +11,7 @@ row.
 
 import hashlib
 import json
+import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -119,12 +120,8 @@ def load_rows(location: str | Path, *, split: str | None = None, configuration: 
             elif split is not None:
                 raise GradfixError(f"{location}: has no splits, so leave out the split {split!r}")
         # What reading can raise differs by format; all of it means that this location is not readable data.
-        except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
-            cause = error.__cause__ or error
-            reason = " ".join(str(cause).split())
-            raise GradfixError(
-                f"{location}: cannot be read as data ({type(cause).__name__}: {reason})"
-            ) from error
+        except (OSError, ValueError, KeyError, StopIteration, datasets.exceptions.DatasetsError) as error:
+            raise GradfixError(f"{location}: cannot be read as data ({_reason(path, error)})") from error
         for column, feature in loaded.features.items():
             if isinstance(feature, datasets.Image):
                 loaded = loaded.cast_column(column, datasets.Image(decode=False))
@@ -153,6 +150,20 @@ def _load(datasets: Any, path: Path, location: str, configuration: str | None, s
     return datasets.load_dataset(str(path.absolute()), configuration, **local)
 
 
+def _reason(path: Path, error: BaseException) -> str:
+    """Why data cannot be read: the line of a jsonl file, which ``datasets`` does not tell, or its own words."""
+    if path.suffix == ".jsonl" and path.is_file():
+        for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+            try:
+                if line.strip() and not isinstance(json.loads(line), dict):
+                    return f"line {number}: expected an object in braces"
+            except ValueError as mistake:
+                return f"line {number}: {mistake}"
+    cause = error.__cause__ or error
+    words = " ".join(str(cause).split())
+    return f"{type(cause).__name__}: {words}" if words else "it holds no row"
+
+
 def _pick(datasets: Any, splits: Mapping[str, Any], split: str | None, location: str) -> Any:
     """The split asked for, or the only one."""
     names = ", ".join(splits)
@@ -175,12 +186,14 @@ def _pick(datasets: Any, splits: Mapping[str, Any], split: str | None, location:
 
 @contextmanager
 def _quiet(datasets: Any) -> Iterator[None]:
-    """Silence the bars of ``datasets`` for one call: the command line draws its own."""
-    shown = not datasets.utils.are_progress_bars_disabled()
+    """Silence the bars and messages of ``datasets`` for one call: the command line draws its own."""
+    shown, level = not datasets.utils.are_progress_bars_disabled(), datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
+        datasets.logging.set_verbosity(level)
         if shown:
             datasets.enable_progress_bars()
 

@@ -51,6 +51,11 @@ class Classification(ModelTask):
             )
         return self._labels
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether class names are known: given, bound with a model, or taken from data."""
+        return self._labels is not None
+
     def use_labels(self, labels: Sequence[str] | Mapping[Any, str]) -> None:
         """Replace the classes: by the tuned model's, or the data's (`label_names`).
 

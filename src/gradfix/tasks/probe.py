@@ -45,10 +45,11 @@ def fit_probe(features: Tensor, labels: Sequence[int], classes: int, *, intercep
     sample.
 
     Least squares gives scores near 0 and 1, which as logits would be almost uniform. They are multiplied by
-    the one factor, of a fixed grid, under which the left-out scores have the smallest cross-entropy. With a
-    class of one sample nothing of it is left to learn from when that sample is left out: then the largest λ
-    that still fits every sample right is taken (else the smallest), and the factor gives a fitted sample 0.9
-    on average margin.
+    the one factor, of a fixed grid, under which the left-out scores have the smallest cross-entropy to smoothed
+    targets, (n_c + 1) / (n_c + C) for the true class (Platt, 1999): without smoothing a separable handful of
+    samples would ask for an infinite factor, and so for a loss without gradient. With a class of one sample
+    nothing of it is left to learn from when that sample is left out: then the largest λ that still fits every
+    sample right is taken (else the smallest), and the factor gives a fitted sample of average margin 0.9.
 
     Args:
         features: ``[n, d]``, finite.
@@ -76,13 +77,14 @@ def fit_probe(features: Tensor, labels: Sequence[int], classes: int, *, intercep
     centre = inputs.mean(dim=0) if intercept else torch.zeros_like(inputs[0])
     deviation = (inputs - centre).square().mean(dim=0).sqrt()
     # A constant feature says nothing; dividing by its deviation would make noise of rounding errors.
-    used = deviation > 1e-6 * deviation.max().clamp(min=1e-30)
+    used = deviation > 1e-6 * inputs.square().mean(dim=0).sqrt()
     spread = torch.where(used, deviation, torch.ones_like(deviation))
     standard = torch.where(used, (inputs - centre) / spread, 0.0)
     onehot = torch.nn.functional.one_hot(targets, classes).double()
     prior = onehot.mean(dim=0)
     left, singular, right = torch.linalg.svd(standard, full_matrices=False)
-    unit = singular.square().mean().clamp(min=1e-30)
+    rank = max(1, min(len(inputs) - 1, int(used.sum())))
+    unit = (singular.square().sum() / rank).clamp(min=1e-30)
     projected = left.T @ (onehot - prior)
 
     candidates = []
@@ -101,7 +103,8 @@ def fit_probe(features: Tensor, labels: Sequence[int], classes: int, *, intercep
         scale = float(torch.log(torch.tensor(9.0 * (classes - 1))) / margins.mean().clamp(min=1e-6))
     else:
         ridge, fitted, held_out, _ = min(candidates, key=lambda item: item[3])
-        scale = min(SCALES, key=lambda factor: float(cross_entropy(factor * held_out, targets)))
+        wanted = (onehot * counts[targets][:, None] + 1) / (counts[targets][:, None] + classes)
+        scale = min(SCALES, key=lambda factor: float(cross_entropy(factor * held_out, wanted)))
 
     shrink = singular / (singular.square() + ridge * unit)
     weight = scale * (right.T @ (shrink[:, None] * projected)).T / spread
