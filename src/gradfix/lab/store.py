@@ -58,7 +58,7 @@ def load_model(name: str) -> CLIPModel:
         The model in float32, whose values are exactly the stored half-precision ones, in evaluation mode.
 
     Raises:
-        GradfixError: If there is no such checkpoint.
+        GradfixError: If there is no such checkpoint, or its file is damaged.
     """
     entries = provenance()["checkpoints"]
     if name not in entries:
