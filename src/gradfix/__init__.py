@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from gradfix.checkpoints import CheckpointWriter as CheckpointWriter
     from gradfix.errors import GradfixError as GradfixError
     from gradfix.masks import mask as mask
+    from gradfix.merging import merge as merge
     from gradfix.placement import place as place
     from gradfix.update import apply as apply
     from gradfix.vectors import TaskVector as TaskVector
@@ -26,6 +27,7 @@ _HOMES = {
     "apply": "update",
     "count_votes": "votes",
     "mask": "masks",
+    "merge": "merging",
     "place": "placement",
 }
 

@@ -4,17 +4,28 @@ A recipe is validated before anything heavy starts, and saved beside the output 
 neither torch nor transformers, so that ``gradfix --help`` answers at once.
 """
 
+import math
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from gradfix.errors import GradfixError
 
 Mask = Literal["agreement", "force", "soft", "random", "none"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Rounding = Literal["nearest", "stochastic"]
+MergeMethod = Literal["mean", "ties"]
+MergeOrder = Literal["merge-then-mask", "mask-then-merge"]
 
 SourceBase = Annotated[
     str, Field(description="the old base model, θ_A: directory, file or Hub id (id@revision)")
@@ -25,6 +36,9 @@ Output = Annotated[Path, Field(description="where to write; it appears there onl
 Overwrite = Annotated[bool, Field(description="replace an existing output once the new one is whole")]
 Resume = Annotated[bool, Field(description="go on with an interrupted run of the same inputs")]
 Restart = Annotated[bool, Field(description="discard an interrupted run")]
+
+
+R = TypeVar("R", bound="Recipe")
 
 
 class Recipe(BaseModel):
@@ -93,6 +107,57 @@ class ApplyRecipe(Recipe):
         return self
 
 
+class MergeRecipe(Recipe):
+    """Merge task vectors into one, as a file; or, with a target, into a model."""
+
+    command: ClassVar[str] = "merge"
+    task_vector: Annotated[
+        list[Path], Field(min_length=2, description="a file of `gradfix diff`; give the option once a file")
+    ]
+    output: Output
+    votes: Annotated[
+        list[Path] | None,
+        Field(description="a file of `gradfix votes` for each task vector, in the same order; masks by them"),
+    ] = None
+    method: Annotated[MergeMethod, Field(description="average, or trim, elect a sign and average")] = "mean"
+    density: Annotated[
+        float, Field(gt=0, le=1, description="for ties: share of its coordinates a task vector keeps")
+    ] = 0.2
+    order: Annotated[
+        MergeOrder, Field(description="the first is best for several tasks, the second for several sources")
+    ] = "merge-then-mask"
+    mask: Annotated[Mask | None, Field(description="mask strategy; agreement with votes, none without")] = (
+        None
+    )
+    target_base: Annotated[
+        str | None, Field(description="the new base model, θ_B; without it a task vector file is written")
+    ] = None
+    alpha: Annotated[float, Field(description="scaling coefficient α, with a target")] = 1.0
+    dtype: Annotated[Dtype | None, Field(description="of the output; the target's, or float32 of a file")] = (
+        None
+    )
+    rounding: Annotated[Rounding, Field(description="with a target, as in `gradfix apply`")] = "nearest"
+    seed: Annotated[int, Field(description="for what is drawn at random")] = 0
+    shard_size: Annotated[str, Field(description="with a target: largest weights file")] = "5GB"
+    overwrite: Overwrite = False
+    resume: Resume = False
+    restart: Restart = False
+
+    @model_validator(mode="after")
+    def _fits(self) -> "MergeRecipe":
+        if self.votes is not None and len(self.votes) != len(self.task_vector):
+            raise ValueError(f"give votes for each of the {len(self.task_vector)} task vectors, or none")
+        if self.mask not in {None, "none", "random"} and self.votes is None:
+            raise ValueError(f"mask {self.mask} needs votes")
+        of_models = ("alpha", "rounding", "shard_size", "resume", "restart")
+        fields = type(self).model_fields
+        given = [name for name in of_models if getattr(self, name) != fields[name].default]
+        if given and self.target_base is None:
+            raise ValueError(f"{', '.join(given)}: only with target_base")
+        parse_size(self.shard_size)
+        return self
+
+
 class CheckRecipe(Recipe):
     """Tell from headers, configurations and a few rows whether three models fit each other."""
 
@@ -103,6 +168,204 @@ class CheckRecipe(Recipe):
     output: Annotated[
         Path | None, Field(description="where the result would go: its disk is checked too")
     ] = None
+
+
+Vote = Literal["majority", "mean"]
+Sampling = Literal["random", "herding", "k-medoids", "coreset"]
+
+
+class TaskRecipe(Recipe):
+    """What every command that runs a task on labelled data may be told of it."""
+
+    task: Annotated[
+        str,
+        Field(
+            description="text-classification, text-to-text, causal-lm, zero-shot-image-classification "
+            "or image-classification"
+        ),
+    ]
+    column: Annotated[
+        list[str], Field(description="role=name, where the data's columns have other names")
+    ] = []
+    label: Annotated[
+        list[str], Field(description="class names in order, where neither model nor data has them")
+    ] = []
+    templates: Annotated[
+        Path | None, Field(description="prompt templates for zero-shot images, one a line")
+    ] = None
+    max_length: Annotated[
+        int | None, Field(description="longest input in tokens; the model's context if not given")
+    ] = None
+    batch_size: Annotated[int, Field(ge=1, description="samples a pass")] = 32
+    device: Annotated[str, Field(description="cpu, cuda or mps")] = "cpu"
+    strict: Annotated[bool, Field(description="refuse samples that would be truncated")] = False
+    trust_remote_code: Annotated[bool, Field(description="run code that a model repository brings")] = False
+
+    @field_validator("column")
+    @classmethod
+    def _roles(cls, column: list[str]) -> list[str]:
+        wrong = [entry for entry in column if not all(entry.partition("="))]
+        if wrong:
+            raise ValueError(f"expected role=name, found {wrong[0]!r}")
+        return column
+
+    def task_options(self) -> dict[str, Any]:
+        """Give the options of the task itself.
+
+        Returns:
+            Columns by role, and class names, templates or a length where they were given.
+        """
+        options: dict[str, Any] = {
+            role: name for role, _, name in (entry.partition("=") for entry in self.column)
+        }
+        given = {"labels": self.label, "templates": self.templates, "max_length": self.max_length}
+        return {**options, **{key: value for key, value in given.items() if value}}
+
+
+class SupportRecipe(TaskRecipe):
+    """Where the support set comes from: all rows of a file, or some of a larger one."""
+
+    support: Annotated[
+        str | None, Field(description="the labelled samples: jsonl, csv, parquet, images, Hub id")
+    ] = None
+    data: Annotated[
+        str | None, Field(description="labelled data to choose samples from, in place of support")
+    ] = None
+    split: Annotated[str | None, Field(description="of the data, where it has several")] = None
+    samples_per_class: Annotated[
+        int | None, Field(ge=1, description="how many of the data to choose a class")
+    ] = None
+    sampling: Annotated[Sampling, Field(description="how to choose them")] = "random"
+    seed: Annotated[int, Field(description="for what is drawn at random")] = 0
+    vote: Annotated[Vote, Field(description="one vote a sample, or the sign of the mean gradient")] = (
+        "majority"
+    )
+    votes_dtype: Annotated[
+        Literal["bfloat16"] | None, Field(description="compute gradients under autocast")
+    ] = None
+
+    @model_validator(mode="after")
+    def _one_support(self) -> "SupportRecipe":
+        if self.support is not None and self.data is not None:
+            raise ValueError("give either support or data, not both")
+        if (self.data is None) != (self.samples_per_class is None):
+            raise ValueError("data and samples_per_class go together")
+        return self
+
+
+class VotesRecipe(SupportRecipe):
+    """Count the votes of labelled samples at a model, and write them to a file."""
+
+    command: ClassVar[str] = "votes"
+    target_base: TargetBase
+    output: Output
+    source_base: Annotated[
+        str | None, Field(description="with source_tuned: votes for the tuned model's head")
+    ] = None
+    source_tuned: Annotated[
+        str | None, Field(description="where the head is from, if the new base has none")
+    ] = None
+    overwrite: Overwrite = False
+
+    @model_validator(mode="after")
+    def _both_sources(self) -> "VotesRecipe":
+        if (self.source_base is None) != (self.source_tuned is None):
+            raise ValueError("source_base and source_tuned go together")
+        return self
+
+
+class TransportRecipe(SupportRecipe):
+    """Move a fine-tune to a new base model: from three models and a few samples to a model directory."""
+
+    command: ClassVar[str] = "transport"
+    source_base: SourceBase
+    source_tuned: SourceTuned
+    target_base: TargetBase
+    output: Output
+    validation: Annotated[
+        str | None, Field(description="labelled data to choose α on; else cross-fitting")
+    ] = None
+    test: Annotated[
+        str | None, Field(description="labelled data to judge the result on; nothing is chosen there")
+    ] = None
+    alpha: Annotated[str, Field(description="auto, a number, or candidates as 0,0.5,1")] = "auto"
+    mask: Annotated[Mask, Field(description="mask strategy")] = "agreement"
+    head: Annotated[
+        Literal["copy", "probe"], Field(description="copy the tuned head, or refit it on samples")
+    ] = "copy"
+    dtype: Annotated[Dtype | None, Field(description="of the output; the target's if not given")] = None
+    rounding: Annotated[
+        Rounding, Field(description="stochastic keeps small changes in bfloat16 on average")
+    ] = "nearest"
+    shard_size: Annotated[str, Field(description="largest weights file, as 5GB or 500MB")] = "5GB"
+    overwrite: Overwrite = False
+    resume: Resume = False
+    restart: Restart = False
+
+    @model_validator(mode="after")
+    def _readable(self) -> "TransportRecipe":
+        parse_size(self.shard_size)
+        self.alphas()
+        return self
+
+    def alphas(self) -> list[float] | None:
+        """Read ``alpha``.
+
+        Returns:
+            The candidates, one for a fixed α; None for ``auto``.
+
+        Raises:
+            ValueError: if it is neither.
+        """
+        if self.alpha == "auto":
+            return None
+        try:
+            candidates = [float(part) for part in self.alpha.split(",")]
+        except ValueError:
+            candidates = []
+        if not candidates or not all(math.isfinite(alpha) and alpha >= 0 for alpha in candidates):
+            raise ValueError(
+                f"alpha: expected auto, a number or numbers such as 0,0.5,1, found {self.alpha!r}"
+            )
+        return candidates
+
+
+class EvaluateRecipe(TaskRecipe):
+    """Measure one model on labelled data."""
+
+    command: ClassVar[str] = "evaluate"
+    model: Annotated[str, Field(description="directory or Hub id")]
+    data: Annotated[str, Field(description="labelled data")]
+    split: Annotated[str | None, Field(description="of the data, where it has several")] = None
+    output: Annotated[Path | None, Field(description="write the result, each sample's included, as JSON")] = (
+        None
+    )
+
+
+class CompareRecipe(TaskRecipe):
+    """Measure a transport beside all baselines, over several draws of the samples."""
+
+    command: ClassVar[str] = "compare"
+    source_base: SourceBase
+    source_tuned: SourceTuned
+    target_base: TargetBase
+    target_tuned: Annotated[str | None, Field(description="θ_B fully fine-tuned, for the upper bounds")] = (
+        None
+    )
+    data: Annotated[str, Field(description="labelled data to draw samples from")]
+    split: Annotated[str | None, Field(description="of the data, where it has several")] = None
+    test: Annotated[str, Field(description="labelled data to judge on; nothing is chosen there")]
+    retain: Annotated[str | None, Field(description="labelled data of what the model could do before")] = None
+    samples_per_class: Annotated[list[int], Field(description="budgets to compare, repeatable")] = [
+        1,
+        2,
+        5,
+        10,
+    ]
+    sampling: Annotated[Sampling, Field(description="how to choose samples")] = "random"
+    seeds: Annotated[int, Field(ge=1, description="draws a budget")] = 3
+    output: Annotated[Path, Field(description="folder for the table as JSON and CSV")]
+    overwrite: Overwrite = False
 
 
 def parse_size(text: str) -> int:
@@ -135,7 +398,14 @@ def recipes() -> dict[str, type[Recipe]]:
     Returns:
         Recipe classes by command.
     """
-    return {kind.command: kind for kind in Recipe.__subclasses__()}
+    found: dict[str, type[Recipe]] = {}
+    pending: list[type[Recipe]] = [Recipe]
+    while pending:
+        kind = pending.pop()
+        pending += kind.__subclasses__()
+        if "command" in vars(kind):
+            found[kind.command] = kind
+    return found
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -162,7 +432,7 @@ def load_recipe(path: Path) -> Recipe:
     return validate(known[command], options, str(path))
 
 
-def validate(kind: type[Recipe], options: dict[str, Any], where: str) -> Recipe:
+def validate(kind: type[R], options: dict[str, Any], where: str) -> R:
     """Build a recipe, with errors in one line.
 
     Args:

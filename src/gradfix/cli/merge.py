@@ -1,0 +1,81 @@
+"""``gradfix merge``: several task vectors into one, or into a model."""
+
+from typing import TYPE_CHECKING
+
+from gradfix.cli.command import command
+from gradfix.cli.console import Console
+from gradfix.recipes import MergeRecipe, parse_size
+
+if TYPE_CHECKING:
+    from gradfix.vectors import TaskVector
+
+
+@command(MergeRecipe)
+def merge(recipe: MergeRecipe, console: Console) -> None:
+    """Merge; then write the task vector, or θ_B + α times it."""
+    from gradfix.checkpoints import Checkpoint, match_names
+    from gradfix.merging import merge as join
+    from gradfix.placement import place
+    from gradfix.vectors import TaskVector
+    from gradfix.votes import Votes
+
+    vectors = [TaskVector.load(path) for path in recipe.task_vector]
+    votes = None if recipe.votes is None else [Votes.load(path) for path in recipe.votes]
+    target = None if recipe.target_base is None else Checkpoint.open(recipe.target_base)
+    if target is not None:
+        vectors = [place(vector, target).vector for vector in vectors]
+        for each in votes or []:
+            each.check_target(target, match_names(each.specs, target.specs).names)
+    merged = join(
+        vectors,
+        votes,
+        method=recipe.method,
+        density=recipe.density,
+        order=recipe.order,
+        strategy=recipe.mask,
+        seed=recipe.seed,
+        progress=console.progress,
+    )
+    if target is None:
+        _write_vector(merged, recipe, console)
+        return
+    import torch
+
+    from gradfix.update import apply
+
+    applied = apply(
+        merged,
+        target,
+        alpha=recipe.alpha,
+        output=recipe.output,
+        dtype=getattr(torch, recipe.dtype) if recipe.dtype else None,
+        rounding=recipe.rounding,
+        seed=recipe.seed,
+        shard_size=parse_size(recipe.shard_size),
+        overwrite=recipe.overwrite,
+        resume=recipe.resume,
+        restart=recipe.restart,
+        progress=console.progress,
+    )
+    for note in applied.notes():
+        console.say(note)
+    console.result(applied.to_json())
+
+
+def _write_vector(merged: "TaskVector", recipe: MergeRecipe, console: Console) -> None:
+    import torch
+
+    from gradfix.vectors import TaskVector
+
+    merged.save(
+        recipe.output,
+        dtype=getattr(torch, recipe.dtype or "float32"),
+        overwrite=recipe.overwrite,
+        progress=console.progress,
+    )
+    written = TaskVector.load(recipe.output)
+    norm = written.norm()
+    console.say(f"wrote {recipe.output}: {written!r}, norm {norm:.4g}")
+    console.result(
+        {"output": str(recipe.output), "norm": norm, "tensors": len(written), "origin": written.origin}
+    )
