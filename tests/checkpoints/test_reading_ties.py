@@ -1,5 +1,7 @@
 """Tied weights are one tensor, under the name that the architecture declares."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -114,3 +116,13 @@ def test_an_unknown_architecture_ties_nothing(tmp_path: Path, config: str) -> No
     checkpoint = Checkpoint.open(tmp_path)
     assert checkpoint.ties == {}
     assert list(checkpoint) == ["x"]
+
+
+def test_an_untied_model_is_opened_without_importing_transformers(tmp_path: Path) -> None:
+    models.tiny_llama().save_pretrained(tmp_path)
+    script = (
+        "import sys; from gradfix.checkpoints import Checkpoint; c = Checkpoint.open(sys.argv[1]); "
+        "assert len(c.specs) == 21 and not c.ties; print('transformers' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"

@@ -24,6 +24,7 @@ PREFIXES = (
 )
 """Prefixes known from libraries and models; the first components of the names at hand are tried as well."""
 
+_LEGACY_ENDS = ("gamma", "beta", "_g", "_v")
 _LEGACY = (
     # transformers' conversion_mapping, "legacy": TensorFlow's names of the first BERT releases, and weight
     # norm
@@ -79,6 +80,8 @@ def modern_name(name: str) -> str:
     Returns:
         The current spelling; ``name`` itself if it isn't a legacy one.
     """
+    if not name.endswith(_LEGACY_ENDS):
+        return name
     for pattern, replacement in _LEGACY:
         name = pattern.sub(replacement, name)
     return name
@@ -119,7 +122,10 @@ def match_names(source: Iterable[str], target: Iterable[str]) -> NameMatch:
     found = _Target(theirs)
     exact = {name: match for name in ours if (match := found.find(name)) is not None}
     rules = [("", "")]
-    rules += [(prefix, "") for prefix in _candidates(theirs)] + [("", prefix) for prefix in _candidates(ours)]
+    if len(exact) < min(len(ours), len(theirs)):
+        rules += [(prefix, "") for prefix in _candidates(theirs)] + [
+            ("", prefix) for prefix in _candidates(ours)
+        ]
     matches = [(add, remove, _apply(ours, exact, found, add, remove)) for add, remove in rules]
     best = max(len(names) for _, _, names in matches)
     # the rules begin with none at all, which stands unless another explains more
