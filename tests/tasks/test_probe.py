@@ -111,6 +111,8 @@ def test_labels_by_name_and_id():
         stars.id_of(1.5, "row 0")
     with pytest.raises(GradfixError, match=r"expected the ids 0 to 1, found \[0, 2\]"):
         Labels({0: "a", 2: "b"})
+    with pytest.raises(GradfixError, match=r"at least two classes, found 1 \(LABEL_0\)"):
+        Labels({0: "LABEL_0"})
     with pytest.raises(GradfixError, match="found twice: a"):
         Labels(["a", "b", "a"])
 

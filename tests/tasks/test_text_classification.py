@@ -71,6 +71,22 @@ def test_labels_of_the_tuned_model_give_the_base_its_head(tmp_path):
     assert not first.training
 
 
+def test_positions_counted_from_the_padding_leave_less_room(tmp_path):
+    from tests.models import tiny_roberta
+
+    directory = tmp_path / "roberta"
+    tiny_roberta(pad_token_id=0, bos_token_id=1).save_pretrained(directory)
+    tiny.tokenizer(template="<s> $A </s>").save_pretrained(directory)
+    task = get_task("text-classification")
+    model = task.load_model(directory)
+    batch = task.encode([{"text": "good " * 99, "label": 0}, {"text": "bad", "label": 1}])
+    assert batch["input_ids"].shape == (2, 63)  # of 64 positions, the one at the padding index is never used
+    assert torch.isfinite(task.loss(model, batch)).all()
+    assert task.head(model)[-1] == "classifier.out_proj.bias"
+    rows = [{"text": row["text"], "label": index % 3} for index, row in enumerate(tiny.texts(6))]
+    assert list(task.fit_head(model, rows)) == ["classifier.out_proj.weight", "classifier.out_proj.bias"]
+
+
 def test_a_head_of_another_size_is_replaced(tmp_path):
     directory = tiny.save_tiny_bert_classifier(tmp_path / "m")
     task = get_task("text-classification", labels=["a", "b"])

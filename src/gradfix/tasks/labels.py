@@ -48,6 +48,11 @@ class Labels:
                 raise GradfixError(f"id2label: expected the ids 0 to {len(by_id) - 1}, found {sorted(by_id)}")
             names = [by_id[index] for index in range(len(by_id))]
         self.names = [str(name) for name in names]
+        if len(self.names) < 2:
+            raise GradfixError(
+                f"labels: expected at least two classes, found {len(self.names)} ({listed(self.names)}); "
+                "a model with one output is a regression, which is no task here"
+            )
         self._ids = {name: index for index, name in enumerate(self.names)}
         if len(self._ids) != len(self.names):
             twice = sorted({name for name in self.names if self.names.count(name) > 1})

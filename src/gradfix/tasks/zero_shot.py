@@ -71,6 +71,11 @@ class ZeroShotImageClassification(ImageInputs):
         Raises:
             GradfixError: If the model has not the two towers that this task needs.
         """
+        kind = getattr(getattr(model, "config", None), "model_type", None)
+        if kind == "siglip2":
+            raise GradfixError(
+                "siglip2: images of variable size are not supported; use a model of fixed size"
+            )
         for part in ("vision_model", "get_text_features", "get_image_features", "logit_scale"):
             if not hasattr(model, part):
                 raise GradfixError(
