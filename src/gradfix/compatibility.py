@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gradfix.checkpoints import Checkpoint, TensorSource
 from gradfix.errors import GradfixError, listed
-from gradfix.placement import Placement, place
+from gradfix.placement import Placement, own_weights, place
 from gradfix.sources import Selection
 from gradfix.update import add_scaled, output_specs
 from gradfix.vectors import TaskVector
@@ -228,7 +228,7 @@ def _check_descent(
     delta = _Sample(placement.vector, names)
     theirs = _Sample(Selection(target, {name: name for name in names}), names)
     # θ_A^ft is not read again: with τ and θ_A known in the target's names, it is their sum.
-    origin = _Sample(placement_of(base, target), names)
+    origin = _Sample(place(own_weights(base), target).vector, names)
     result.relative_norm = delta.norm() / origin.norm() if origin.norm() else None
     result.cosine_tuned = origin.cosine(origin + delta)
     result.cosine_target = origin.cosine(theirs)
@@ -256,22 +256,6 @@ def _check_descent(
         result.add(
             "warning", f"{target.location} has the same weights as {base.location}: there is nothing to move"
         )
-
-
-def placement_of(base: Checkpoint, target: Checkpoint) -> TensorSource:
-    """Lay a base model's own weights onto a target's names and rows, as a task vector would be.
-
-    Args:
-        base: θ_A.
-        target: θ_B.
-
-    Returns:
-        θ_A's tensors under θ_B's names.
-    """
-    whole = TaskVector(
-        Selection(base, {name: name for name in base.specs}), config=base.config, directory=base.directory
-    )
-    return place(whole, target).vector
 
 
 class _Sample:
@@ -325,7 +309,7 @@ def _check_room(result: Compatibility, placement: Placement, target: Checkpoint,
         result.add(
             "warning",
             f"counting votes in float32 takes about {needed / 1e9:.1f} GB of memory, "
-            f"{available / 1e9:.1f} GB are free; count in bfloat16, or on another machine, and apply the votes file here",
+            f"{available / 1e9:.1f} GB are free; count on a larger machine, and apply the votes file here",
         )
 
 

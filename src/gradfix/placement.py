@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
+
 from gradfix.checkpoints import Checkpoint, TensorSource, match_names
 from gradfix.errors import GradfixError, listed
 from gradfix.sources import MappedRows, Selection
@@ -104,3 +106,21 @@ def place(tau: TaskVector, target: Checkpoint) -> Placement:
         matched_tokens={name: (int((rows >= 0).sum()), len(rows)) for name, rows in maps.items()},
     )
     return vector.placement
+
+
+def own_weights(checkpoint: Checkpoint) -> TaskVector:
+    """Take a model's own weights as a vector, to be laid onto a target as a task vector would be.
+
+    Args:
+        checkpoint: The model.
+
+    Returns:
+        Its floating-point tensors, lazily.
+    """
+    names = {name: name for name, spec in checkpoint.specs.items() if spec.dtype.is_floating_point}
+    return TaskVector(
+        Selection(checkpoint, names, dtype=torch.float32),
+        config=checkpoint.config,
+        directory=checkpoint.directory,
+        origin=lambda: {"operation": "weights", "of": checkpoint.location},
+    )

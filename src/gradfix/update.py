@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from torch import Tensor
 import gradfix
 from gradfix.checkpoints import Checkpoint, CheckpointWriter, TensorSource, TensorSpec
 from gradfix.errors import GradfixError, listed
-from gradfix.fingerprint import combined_fingerprint, fingerprints
+from gradfix.fingerprint import combined_fingerprint, fingerprints, tensor_fingerprint
 from gradfix.placement import Placement, place
 from gradfix.progress import Progress, silent
 from gradfix.sources import require_finite
@@ -189,6 +189,8 @@ def apply(
     overwrite: bool = False,
     resume: bool = False,
     restart: bool = False,
+    heads: Mapping[str, Tensor] | None = None,
+    companions: Callable[[Applied], Mapping[str, bytes]] | None = None,
     progress: Progress = silent,
 ) -> Applied:
     """Write θ_B + α·(task vector) as a model directory that ``from_pretrained`` loads.
@@ -208,6 +210,9 @@ def apply(
         overwrite: Replace an existing output once the new one is whole.
         resume: Go on with an interrupted run of the same inputs.
         restart: Discard an interrupted run.
+        heads: Tensors to write in place of the tuned model's or the target's, by output name (a refitted head).
+        companions: Makes further files of the directory, by name, from what was written; by default a
+            ``gradfix.json`` with the facts.
         progress: Told the bytes written.
 
     Returns:
@@ -221,10 +226,11 @@ def apply(
     placement = place(task_vector, target)
     specs = output_specs(placement, target, dtype)
     settings = {"alpha": alpha, "rounding": rounding, "seed": seed}
-    identity = {
+    identity: dict[str, Any] = {
         "task_vector": placement.vector.origin,
         "target": combined_fingerprint(fingerprints(target)),
         "dtype": str(dtype),
+        "heads": {name: tensor_fingerprint(head) for name, head in (heads or {}).items()},
         **settings,
     }
     total, done = sum(spec.nbytes for spec in specs.values()), 0
@@ -237,7 +243,8 @@ def apply(
         resume=resume,
         restart=restart,
     ) as writer:
-        stream = _Stream(placement, target, alpha, dtype, rounding, seed)
+        replaced = {name: head.to(specs[name].dtype) for name, head in (heads or {}).items()}
+        stream = _Stream(placement, target, alpha, dtype, rounding, seed, replaced)
         for name, spec in specs.items():
             if name not in writer.done:
                 writer.write(name, stream.blocks(name))
@@ -256,10 +263,10 @@ def apply(
             matched_tokens=placement.matched_tokens,
             seconds=time.perf_counter() - started,
         )
-        for relative, content in companion_files(placement, target, dtype).items():
-            writer.add_file(relative, content)
         record = {"gradfix": gradfix.__version__, "identity": identity, "applied": applied.to_json()}
-        writer.add_file("gradfix.json", json.dumps(record, indent=1, sort_keys=True).encode())
+        ours = companions(applied) if companions else {"gradfix.json": json.dumps(record, indent=1).encode()}
+        for relative, content in {**companion_files(placement, target, dtype), **ours}.items():
+            writer.add_file(relative, content)
     return applied
 
 
@@ -293,9 +300,13 @@ class _Stream:
     dtype: torch.dtype | None
     rounding: Rounding
     seed: int
+    heads: Mapping[str, Tensor]
     facts: dict[str, TensorFacts] = field(default_factory=dict)
 
     def blocks(self, name: str) -> Iterator[Tensor]:
+        if name in self.heads:
+            yield self.heads[name]
+            return
         theirs = self.placement.outputs[name]
         source: TensorSource = self.placement.vector.additions if theirs is None else self.target
         key = name if theirs is None else theirs
@@ -334,14 +345,13 @@ class _Stream:
             facts.square, facts.kept_square = tally.square, tally.kept_square
 
 
-_COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "merges.txt", "*.py")
+_COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 _NOT_COMPANIONS = (
     "*.index.json",
-    "gradfix.json",
+    "gradfix*.json",
     "adapter_config.json",
     "trainer_state.json",
     "*_results.json",
-    "*.py",
 )
 
 

@@ -1,7 +1,8 @@
 """A command's options are its recipe's fields; what it raises becomes one line and an exit code."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, get_args, get_origin
 
 import typer
@@ -24,14 +25,16 @@ app = typer.Typer(
 )
 
 
-def run(recipe: Recipe, job: Callable[[Any, Console], None], *, as_json: bool, debug: bool) -> None:
-    """Do a command's job and leave with the exit code that fits.
+@contextmanager
+def refusals(name: str, *, debug: bool) -> Iterator[None]:
+    """Turn what a command raises into one line on stderr and the exit code that fits.
 
     Args:
-        recipe: What to do.
-        job: The command's own function.
-        as_json: Print the result as JSON on stdout.
-        debug: Show tracebacks.
+        name: The command's.
+        debug: Show tracebacks instead.
+
+    Yields:
+        Nothing.
 
     Raises:
         typer.Exit: with status 1 where the inputs don't allow it, 130 where it was interrupted.
@@ -39,13 +42,12 @@ def run(recipe: Recipe, job: Callable[[Any, Console], None], *, as_json: bool, d
         KeyboardInterrupt: instead of status 130, likewise.
     """
     try:
-        with Console(as_json) as console:
-            job(recipe, console)
+        yield
     except (GradfixError, KeyboardInterrupt) as error:
         if debug:
             raise
         interrupted = isinstance(error, KeyboardInterrupt)
-        typer.echo("interrupted" if interrupted else f"gradfix {recipe.command}: {error}", err=True)
+        typer.echo("interrupted" if interrupted else f"gradfix {name}: {error}", err=True)
         raise typer.Exit(INTERRUPTED if interrupted else REFUSED) from None
 
 
@@ -67,7 +69,8 @@ def command(kind: type[Recipe]) -> Callable[[Callable[[Any, Console], None]], Ca
             except GradfixError as error:
                 typer.echo(str(error), err=True)
                 raise typer.Exit(WRONG_USAGE) from None
-            run(recipe, job, as_json=as_json, debug=debug)
+            with refusals(kind.command, debug=debug), Console(as_json) as console:
+                job(recipe, console)
 
         parameters = [_parameter(name, field) for name, field in kind.model_fields.items()]
         parameters += [

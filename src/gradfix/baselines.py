@@ -1,0 +1,191 @@
+"""What a transport is measured against: naive addition, a shuffled control, few-shot fine-tuning, and oracles."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradfix.checkpoints import TensorSpec
+from gradfix.masks import mask
+from gradfix.sources import Expression
+from gradfix.target_model import TargetModel
+from gradfix.vectors import TaskVector
+from gradfix.votes import Votes
+
+
+@dataclass(frozen=True)
+class Shuffled(Expression):
+    """τ with its values permuted at random within each tensor: the same magnitudes, nothing of what was learnt.
+
+    A permutation needs a whole tensor; the last one is kept, so that reading it by rows costs one permutation.
+    """
+
+    of: TaskVector
+    seed: int
+    _last: dict[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
+
+    @cached_property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """The tensors of τ."""
+        return self.of.specs
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """Read rows of the permuted tensor."""
+        if name not in self._last:
+            digest = hashlib.sha256(f"{self.seed}\0{name}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+            whole = self.of.read(name)
+            order = torch.randperm(whole.numel(), generator=generator)
+            self._last.clear()
+            self._last[name] = whole.flatten()[order].view(whole.shape)
+        return self._last[name] if rows is None else self._last[name][rows]
+
+
+def shuffled(tau: TaskVector, seed: int) -> TaskVector:
+    """Permute τ's values within each tensor: the control that every claim of transfer must beat.
+
+    Args:
+        tau: The task vector.
+        seed: Of the permutations.
+
+    Returns:
+        The control vector.
+    """
+    return tau.derive(Shuffled(tau, seed), operation="shuffle", seed=seed)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to make a direction δ from a task vector.
+
+    Attributes:
+        label: How tables call it.
+        vote: Which votes it asks for; None for none.
+        build: Makes δ from τ, the votes, and a seed.
+    """
+
+    label: str
+    vote: str | None
+    build: Callable[[TaskVector, Votes | None, int], TaskVector]
+
+
+def _masked(strategy: str) -> Callable[[TaskVector, Votes | None, int], TaskVector]:
+    return lambda tau, votes, seed: mask(tau, votes, strategy=strategy, seed=seed)
+
+
+METHODS: dict[str, Method] = {
+    "naive": Method("naive addition", None, _masked("none")),
+    "random": Method("random mask", None, _masked("random")),
+    "mean": Method("mean vote", "mean", _masked("agreement")),
+    "force": Method("majority, force", "majority", _masked("force")),
+    "soft": Method("majority, soft", "majority", _masked("soft")),
+    "gradfix": Method("GradFix (majority, agreement)", "majority", _masked("agreement")),
+    "control": Method(
+        "control: τ shuffled, then masked",
+        "majority",
+        lambda tau, votes, seed: mask(shuffled(tau, seed), votes, strategy="agreement"),
+    ),
+}
+"""Every method that needs no fine-tune of the target."""
+
+
+LEARNING_RATES = (3e-5, 1e-4, 3e-4)
+STEPS = (5, 15, 40)
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """The few-shot baseline's settings, chosen by cross-fitting on the support set.
+
+    Attributes:
+        learning_rate: Of AdamW.
+        steps: Full-batch steps; 0 where not training at all was best.
+        loss: Mean held-out loss with them.
+    """
+
+    learning_rate: float
+    steps: int
+    loss: float
+
+
+def finetune(
+    target: TargetModel, rows: Sequence[Any], *, learning_rate: float, stops: Sequence[int], seed: int = 0
+) -> Iterator[int]:
+    """Fine-tune the model in place with AdamW on full batches, and pause at the given step counts.
+
+    Args:
+        target: The model, wherever it stands; the caller restores it.
+        rows: The samples to train on.
+        learning_rate: Of AdamW, without decay of weights: a few steps are no place for it.
+        stops: Step counts at which to pause.
+        seed: For models that draw at random; dropout is off, as for votes.
+
+    Yields:
+        The number of steps done, at each stop.
+    """
+    torch.manual_seed(seed)
+    encoded = target.encode(rows)
+    parameters = target.trainable()
+    needed = {id(parameter): parameter.requires_grad for parameter in target.model.parameters()}
+    trained = {id(parameter) for parameter in parameters}
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
+    try:
+        for parameter in target.model.parameters():
+            parameter.requires_grad_(id(parameter) in trained)
+        for step in range(1, max(stops) + 1):
+            optimizer.zero_grad()
+            for batch in encoded.batches:
+                (target.task.loss(target.model, batch).sum() / len(rows)).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            if step in stops:
+                yield step
+    finally:
+        optimizer.zero_grad()
+        for parameter in target.model.parameters():
+            parameter.requires_grad_(needed[id(parameter)])
+
+
+def choose_finetuning(
+    target: TargetModel,
+    rows: Sequence[Any],
+    folds: Sequence[Sequence[int]],
+    *,
+    learning_rates: Sequence[float] = LEARNING_RATES,
+    steps: Sequence[int] = STEPS,
+    seed: int = 0,
+) -> FineTuning:
+    """Choose learning rate and steps by cross-fitting; not training is among the candidates.
+
+    Args:
+        target: The model; it is at θ_B afterwards, also after an error.
+        rows: The support set.
+        folds: Positions by fold; at least two.
+        learning_rates: Candidates.
+        steps: Candidates.
+        seed: See :func:`finetune`.
+
+    Returns:
+        The settings with the smallest held-out loss.
+    """
+    losses: dict[tuple[float, int], float] = {}
+    try:
+        for fold in folds:
+            held = target.encode([rows[index] for index in fold])
+            inside = set(fold)
+            others = [row for index, row in enumerate(rows) if index not in inside]
+            share = len(fold) / len(rows)
+            target.restore()
+            losses[0.0, 0] = losses.get((0.0, 0), 0.0) + share * target.evaluate(held).loss
+            for rate in learning_rates:
+                target.restore()
+                for step in finetune(target, others, learning_rate=rate, stops=steps, seed=seed):
+                    found = share * target.evaluate(held).loss
+                    losses[rate, step] = losses.get((rate, step), 0.0) + found
+    finally:
+        target.restore()
+    (rate, step), loss = min(losses.items(), key=lambda item: (item[1], item[0]))
+    return FineTuning(rate, step, loss)

@@ -1,0 +1,93 @@
+"""The model card of an output, in the Hub's format."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+_PIPELINES = {
+    "text-classification": "text-classification",
+    "text-to-text": "text2text-generation",
+    "causal-lm": "text-generation",
+    "zero-shot-image-classification": "zero-shot-image-classification",
+    "image-classification": "image-classification",
+}
+
+
+def model_card(record: Mapping[str, Any]) -> str:
+    """Write the card from the facts of a transport.
+
+    Args:
+        record: What ``gradfix.json`` holds.
+
+    Returns:
+        Markdown with the Hub's metadata on top. ``base_model`` is left out for a model that is only on a disk.
+    """
+    inputs, recipe, alpha = record["inputs"], record["recipe"], record["alpha"]
+    metadata: dict[str, Any] = {
+        "library_name": "transformers",
+        "tags": ["gradfix", "task-arithmetic", "model-merging"],
+    }
+    if recipe["task"] in _PIPELINES:
+        metadata["pipeline_tag"] = _PIPELINES[recipe["task"]]
+    hub = [entry["location"].partition("@")[0] for entry in inputs.values() if _is_hub_id(entry["location"])]
+    if hub:
+        metadata["base_model"] = sorted(set(hub))
+        metadata["base_model_relation"] = "merge"
+    applied = record["applied"]
+    kept = applied["kept_share"]
+    lines = [
+        "---",
+        yaml.safe_dump(metadata, sort_keys=False).strip(),
+        "---",
+        "",
+        f"# {_name(inputs['source_tuned']['location'])} on {_name(inputs['target_base']['location'])}",
+        "",
+        record["verdict"],
+        "",
+        *_table(record["judgement"]),
+        "## How it was made",
+        "",
+        f"With [GradFix](https://arxiv.org/abs/2510.09658) as implemented by gradfix {record['versions']['gradfix']}: "
+        f"the task vector between `{_name(inputs['source_base']['location'])}` and "
+        f"`{_name(inputs['source_tuned']['location'])}` was masked by the gradient signs of "
+        f"{record['votes']['samples']} labelled samples at `{_name(inputs['target_base']['location'])}` "
+        f"(`{record['votes']['vote']}` vote, `{recipe['mask']}` mask"
+        + ("" if kept is None else f", {kept:.1%} of the coordinates kept")
+        + f") and added with α = {alpha['alpha']:g} ({alpha['chosen_on']}).",
+        "",
+        f"The loss on these samples changes at first by {record['certificate']['slope']:.4g} per unit of α, "
+        "as the gradient predicts; `gradfix.json` has every measured step, the share kept of each tensor and the "
+        "hashes of all inputs. `gradfix run recipe.yaml` makes this model again.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _table(judgement: Mapping[str, Any] | None) -> list[str]:
+    if judgement is None:
+        return []
+    rows = [
+        ("new base", judgement["base"]),
+        ("naive addition of the task vector", judgement["naive"]),
+        ("control: shuffled task vector", judgement["control"]),
+        ("**this model**", judgement["transported"]),
+    ]
+    metric = judgement["transported"]["metric"].replace("_", " ")
+    lines = [f"| model | {metric} | 95 % interval | loss |", "|---|---|---|---|"]
+    for name, result in rows:
+        interval = result["interval"]
+        bounds = "" if interval["low"] is None else f"{interval['low']:.3f} to {interval['high']:.3f}"
+        lines.append(f"| {name} | {result['score']:.3f} | {bounds} | {result['loss']:.3f} |")
+    note = " (α was chosen on the same data)" if judgement["data"] == "validation" else ""
+    return [*lines, "", f"{judgement['transported']['n']} {judgement['data']} samples{note}.", ""]
+
+
+def _is_hub_id(location: str) -> bool:
+    return location.count("/") == 1 and not os.path.exists(location)
+
+
+def _name(location: str) -> str:
+    """What to call a model: a Hub id whole, a path by its last part, so that no machine's folders get into a card."""
+    return location if _is_hub_id(location) else os.path.basename(location.rstrip("/")) or location

@@ -1,0 +1,25 @@
+"""``gradfix evaluate``: measure one model."""
+
+from gradfix.cli.command import command
+from gradfix.cli.console import Console
+from gradfix.recipes import EvaluateRecipe
+
+
+@command(EvaluateRecipe)
+def evaluate(recipe: EvaluateRecipe, console: Console) -> None:
+    """Print score, interval and loss."""
+    import json
+
+    from gradfix.pipeline import measure
+
+    found = measure(recipe, progress=console.progress)
+    interval = found.interval
+    bounds = "" if interval.low is None else f" (95 % interval {interval.low:.3f} to {interval.high:.3f})"
+    console.say(
+        f"{found.metric.replace('_', ' ')} {found.score:.3f}{bounds}, loss {found.loss:.4f}, {found.n} samples"
+    )
+    if found.truncated:
+        console.say(f"{found.truncated} samples were cut to the model's context")
+    if recipe.output is not None:
+        recipe.output.write_text(json.dumps(found.to_json(samples=True), indent=1) + "\n", encoding="utf-8")
+    console.result(found.to_json())

@@ -1,0 +1,21 @@
+"""``gradfix run``: any command from a recipe file."""
+
+from pathlib import Path
+
+import typer
+
+from gradfix.cli.command import JOBS, app, refusals
+from gradfix.cli.console import Console
+from gradfix.recipes import load_recipe
+
+
+@app.command("run")
+def run_recipe(
+    recipe: str = typer.Argument(help="the YAML file"),
+    as_json: bool = typer.Option(False, "--json", help="print a machine-readable result on stdout"),
+    debug: bool = typer.Option(False, "--debug", help="show tracebacks"),
+) -> None:
+    """Run any command from a recipe file, such as the recipe.yaml of an output."""
+    with refusals("run", debug=debug), Console(as_json) as console:
+        loaded = load_recipe(Path(recipe))
+        JOBS[loaded.command](loaded, console)

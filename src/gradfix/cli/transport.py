@@ -1,0 +1,20 @@
+"""``gradfix transport``: the main job."""
+
+from gradfix.cli.command import command
+from gradfix.cli.console import Console
+from gradfix.recipes import TransportRecipe
+
+
+@command(TransportRecipe)
+def transport(recipe: TransportRecipe, console: Console) -> None:
+    """Write the transported model and say whether it was worth it."""
+    from gradfix.pipeline import run_transport
+
+    result = run_transport(recipe, progress=console.progress)
+    for finding in result.compatibility.findings:
+        console.say(f"{finding.level}: {finding.text}")
+    for note in result.applied.notes():
+        console.say(note)
+    console.say("")
+    console.say(result.verdict)
+    console.result(dict(result.record))

@@ -1,0 +1,377 @@
+"""The new base, loaded once: it votes, it is moved along a task vector in place, and it comes back exactly.
+
+There is never a second model in memory. θ_B is read from its checkpoint whenever it is needed again, so moving to
+α and back leaves no rounding behind, and what is evaluated is what would be written.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradfix.checkpoints import Checkpoint
+from gradfix.data import row_hash
+from gradfix.errors import GradfixError, listed
+from gradfix.evaluation import EncodedRows, Evaluation, encode_rows, evaluate
+from gradfix.modules import checkpoint_names
+from gradfix.placement import Placement
+from gradfix.progress import Progress, silent
+from gradfix.sources import Selection
+from gradfix.tasks import ModelTask
+from gradfix.tasks.running import evaluating
+from gradfix.update import add_scaled, merged_config
+from gradfix.vectors import TaskVector
+from gradfix.votes import Votes, count_votes
+
+
+@dataclass(frozen=True)
+class _Home:
+    """Where a parameter's value at θ_B is stored: in the target (``theirs``), or with the tuned model's head."""
+
+    theirs: str | None
+    addition: str | None
+
+
+class TargetModel:
+    """θ_B with a task's head, in memory.
+
+    Attributes:
+        model: The module, in eval mode.
+        task: The task it is used for, prepared.
+        vector: τ restricted to what the task's gradients reach, with the target checkpoint's names.
+        silent_parameters: Parameters that τ covers but whose gradients the task does not use (a frozen tower): they
+            keep θ_B's value.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: ModelTask,
+        target: Checkpoint,
+        placement: Placement,
+        *,
+        dtype: torch.dtype | None = None,
+        batch_size: int = 32,
+        strict: bool = False,
+    ) -> None:
+        """Take over a loaded model; :meth:`load` also loads it.
+
+        Args:
+            model: θ_B as the task loads it; parameters it lacks are filled from the tuned model.
+            task: Bound to the target.
+            target: θ_B's checkpoint.
+            placement: τ laid onto it.
+            dtype: Of the output; the target's if None. Weights are rounded to it before they are evaluated.
+            batch_size: Samples a forward pass.
+            strict: Refuse samples that would be truncated.
+
+        Raises:
+            GradfixError: if τ covers no parameter that the task's gradients reach.
+        """
+        self.model, self.task = model, task
+        self._target, self._dtype = target, dtype
+        self._batch_size, self._strict = batch_size, strict
+        self._heads: dict[str, Tensor] = {}
+        self._placement = placement
+        self._parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
+        stored = checkpoint_names(model)
+        self._homes = {
+            name: _home(placement, target, stored[name]) for name in self._parameters if name in stored
+        }
+        self._homeless = {name for name, home in self._homes.items() if home == _Home(None, None)}
+        self.restore()
+        task.prepare(model)
+        voting = set(task.voters(model))
+        self._covered = {
+            name: home.theirs
+            for name, home in self._homes.items()
+            if home.theirs is not None and home.theirs in placement.vector.specs and name in voting
+        }
+        if not self._covered:
+            raise GradfixError(
+                f"{target.location}: the task vector covers none of the parameters that {task.name} uses; "
+                "check that the models belong to this task"
+            )
+        reached = {theirs: theirs for theirs in self._covered.values()}
+        self.silent_parameters = [name for name in placement.vector.specs if name not in reached]
+        self.vector = placement.vector.derive(
+            Selection(placement.vector.source, reached), operation="restrict", task=task.name
+        )
+
+    @classmethod
+    def load(
+        cls,
+        task: ModelTask,
+        target: Checkpoint,
+        placement: Placement,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        batch_size: int = 32,
+        strict: bool = False,
+        trust_remote_code: bool = False,
+    ) -> "TargetModel":
+        """Load θ_B in float32 with the architecture and labels of the tuned model's head.
+
+        Args:
+            task: Bound to the target or not yet.
+            target: θ_B's checkpoint, in a directory.
+            placement: τ laid onto it.
+            device: Where to compute.
+            dtype: Of the output; the target's if None.
+            batch_size: Samples a forward pass.
+            strict: Refuse samples that would be truncated.
+            trust_remote_code: Allow the code that a repository brings.
+
+        Returns:
+            The model at θ_B.
+
+        Raises:
+            GradfixError: if the target has no directory to load a model from.
+        """
+        if target.directory is None:
+            raise GradfixError(
+                f"{target.location}: a model can't be built from weights alone; "
+                "give the directory with its config.json"
+            )
+        config = merged_config(placement.vector, target.config)
+        overrides = {
+            key: config[key]
+            for key in ("id2label", "label2id")
+            if key in config and placement.vector.additions.specs
+        }
+        if "id2label" in overrides:
+            overrides["id2label"] = {int(key): name for key, name in overrides["id2label"].items()}
+        model = task.load_model(
+            target.directory,
+            dtype=torch.float32,
+            device=device,
+            trust_remote_code=trust_remote_code,
+            **overrides,
+        )
+        return cls(model, task, target, placement, dtype=dtype, batch_size=batch_size, strict=strict)
+
+    def encode(self, rows: Sequence[Any]) -> EncodedRows:
+        """Encode rows once for many passes.
+
+        Args:
+            rows: Samples.
+
+        Returns:
+            Batches of like lengths.
+        """
+        return encode_rows(self.task, rows, batch_size=self._batch_size, strict=self._strict)
+
+    def evaluate(self, rows: Sequence[Any] | EncodedRows, *, progress: Progress = silent) -> Evaluation:
+        """Measure the model where it stands.
+
+        Args:
+            rows: Samples, or what :meth:`encode` made of them.
+            progress: Told after each batch.
+
+        Returns:
+            The measurement.
+        """
+        return evaluate(
+            self.model, self.task, rows, batch_size=self._batch_size, strict=self._strict, progress=progress
+        )
+
+    def features(self, rows: Sequence[Any]) -> Tensor:
+        """Compute what the model makes of samples before any head.
+
+        Args:
+            rows: Samples.
+
+        Returns:
+            Float32 of shape [samples, features], in the order of the rows.
+        """
+        encoded = self.encode(rows)
+        with evaluating(self.model):
+            parts = [self.task.features(self.model, batch).cpu() for batch in encoded.batches]
+        order = torch.tensor([index for places in encoded.positions for index in places])
+        return torch.cat(parts)[order.argsort()].clone()
+
+    def votes(
+        self,
+        rows: Sequence[Any],
+        *,
+        vote: str = "majority",
+        seed: int | None = None,
+        dtype: str | None = None,
+        progress: Progress = silent,
+    ) -> Votes:
+        """Let samples vote at the model's present weights.
+
+        Args:
+            rows: Labelled samples.
+            vote: ``majority`` or ``mean``.
+            seed: Of the draw of samples, recorded with the votes.
+            dtype: ``bfloat16`` to compute gradients under autocast.
+            progress: Told the samples counted.
+
+        Returns:
+            Votes with the target checkpoint's names.
+        """
+        encoded = self.encode(rows)
+        ids = _sample_ids(self.task, rows)
+        order = [index for places in encoded.positions for index in places]
+        votes = count_votes(
+            self.model,
+            encoded.batches,
+            self.task.loss,
+            vote=vote,
+            parameters=list(self._covered),
+            dtype=dtype,
+            seed=seed,
+            samples=[ids[index] for index in order],
+            progress=progress,
+        )
+        return votes.renamed(self._covered)
+
+    def move(self, delta: TaskVector, alpha: float) -> None:
+        """Set the weights to θ_B + α·δ, rounded as the output will be; whatever they were before.
+
+        Args:
+            delta: A vector with the target checkpoint's names.
+            alpha: Scaling coefficient.
+        """
+        self._set(delta if alpha else None, alpha)
+
+    def restore(self) -> None:
+        """Set all weights to θ_B, and the head to the tuned model's or to what :meth:`use_head` gave."""
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                home = self._homes.get(name)
+                if name in self._heads:
+                    parameter.copy_(self._heads[name])
+                elif home is not None and home.addition is not None:
+                    parameter.copy_(self._placement.vector.additions.read(home.addition))
+        self._set(None, 0.0)
+
+    def use_head(self, values: Mapping[str, Tensor]) -> None:
+        """Put a newly fitted head on the model, for good.
+
+        Args:
+            values: By parameter name.
+        """
+        self._heads.update({name: value.detach().clone() for name, value in values.items()})
+        self._homeless -= values.keys()
+        self.restore()
+
+    def require_weights(self) -> None:
+        """Refuse a model of which some weights are nowhere stored, so that they are still random.
+
+        Raises:
+            GradfixError: naming them.
+        """
+        if self._homeless:
+            raise GradfixError(
+                f"{self._target.location}: has no weights for {listed(sorted(self._homeless))}, and no tuned model "
+                "brings them: give a model fine-tuned for this task as the source, or refit the head with --head probe"
+            )
+
+    def head_tensors(self) -> dict[str, Tensor]:
+        """Give the head that :meth:`use_head` put on.
+
+        Returns:
+            By the output's names; empty where the tuned model's head was copied.
+        """
+        stored = checkpoint_names(self.model)
+        return {stored[name]: value for name, value in self._heads.items()}
+
+    def trainable(self) -> list[nn.Parameter]:
+        """Give what few-shot fine-tuning trains: the parameters that vote, and the head.
+
+        Returns:
+            Parameters of the model.
+        """
+        names = {*self.task.voters(self.model), *self.task.head(self.model)}
+        return [parameter for name, parameter in self._parameters.items() if name in names]
+
+    def slope(self, delta: TaskVector, rows: Sequence[Any]) -> float:
+        """Compute gᵀδ at the present weights: how fast the mean loss changes per unit of α.
+
+        Each parameter's gradient meets its δ as it arrives and is freed, so no full gradient is held.
+
+        Args:
+            delta: A vector with the target checkpoint's names.
+            rows: Labelled samples.
+
+        Returns:
+            The directional derivative of the mean loss; negative where moving along δ helps.
+        """
+        encoded = self.encode(rows)
+        total = 0.0
+
+        def meet(theirs: str) -> Any:
+            def hook(parameter: Tensor) -> None:
+                nonlocal total
+                gradient = parameter.grad
+                if gradient is not None:
+                    for rows, part in _blocks(gradient, delta, theirs):
+                        total += float(
+                            part.double().flatten().dot(delta.read(theirs, rows).double().flatten())
+                        )
+                    parameter.grad = None
+
+            return hook
+
+        needed = {name: parameter.requires_grad for name, parameter in self._parameters.items()}
+        handles = []
+        try:
+            for name, parameter in self._parameters.items():
+                parameter.requires_grad_(name in self._covered)
+                if name in self._covered:
+                    hook = meet(self._covered[name])
+                    handles.append(parameter.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
+            for batch in encoded.batches:
+                self.task.loss(self.model, batch).sum().backward()  # type: ignore[no-untyped-call]
+        finally:
+            for handle in handles:
+                handle.remove()
+            for name, parameter in self._parameters.items():
+                parameter.requires_grad_(needed[name])
+        return total / len(rows)
+
+    def _set(self, delta: TaskVector | None, alpha: float) -> None:
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                home = self._homes.get(name)
+                if home is None or home.theirs is None or name in self._heads:
+                    continue
+                moving = delta is not None and home.theirs in delta.specs and name in self._covered
+                spec = self._target.specs[home.theirs]
+                for rows in spec.row_blocks():
+                    value = self._target.read(home.theirs, rows)
+                    dtype = self._dtype or value.dtype
+                    if moving and delta is not None:
+                        value = add_scaled(value, delta.read(home.theirs, rows), alpha, dtype)
+                    (parameter if rows is None else parameter[rows]).copy_(value.to(dtype))
+
+
+def _home(placement: Placement, target: Checkpoint, stored: str) -> _Home:
+    """Find a parameter's value: under its own name, its alias's, or the tuned model's other spelling of it."""
+    additions = placement.vector.additions.specs
+    if stored in additions:
+        return _Home(None, stored)
+    theirs = placement.outputs.get(stored) or target.ties.get(stored, stored)
+    return _Home(theirs if theirs in target.specs else None, None)
+
+
+def _blocks(gradient: Tensor, delta: TaskVector, name: str) -> Iterator[tuple[slice | None, Tensor]]:
+    for rows in delta.specs[name].row_blocks():
+        yield rows, (gradient if rows is None else gradient[rows]).cpu()
+
+
+def _sample_ids(task: ModelTask, rows: Sequence[Any]) -> list[str]:
+    """Hash each row's columns; a row that occurs twice votes twice, under two ids."""
+    seen: Counter[str] = Counter()
+    ids = []
+    for row in rows:
+        digest = row_hash(row, [column for column in task.columns.values() if column in row])
+        seen[digest] += 1
+        ids.append(digest if seen[digest] == 1 else f"{digest}#{seen[digest]}")
+    return ids

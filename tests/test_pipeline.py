@@ -1,0 +1,316 @@
+"""The whole job on tiny real models of every task: what is written, what is said, and what is refused."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from gradfix.checkpoints import Checkpoint
+from gradfix.errors import GradfixError
+from gradfix.pipeline import Transported, transport
+from gradfix.recipes import load_recipe
+from tests import tiny
+from tests.test_cli import gradfix
+from tests.triples import perturbed
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclass
+class Job:
+    """A task with its three models and data."""
+
+    task: str
+    models: dict[str, Path]
+    rows: Rows
+    held_out: Rows
+    auto_class: str
+
+    def run(self, output: Path, **options: Any) -> Transported:
+        places = {f"{kind}": str(path) for kind, path in self.models.items()}
+        return transport(**{**places, "task": self.task, "support": self.rows, "output": output, **options})
+
+
+def tuned_from(directory: Path, base: Path, auto_class: str, scale: float = 0.02) -> Path:
+    """Save a copy of a model, changed as fine-tuning would, with its processors."""
+    import shutil
+
+    import transformers
+
+    shutil.copytree(base, directory)
+    model = getattr(transformers, auto_class).from_pretrained(base)
+    perturbed(model, scale, seed=1).save_pretrained(directory)
+    return directory
+
+
+def job(task: str, root: Path) -> Job:
+    builders: dict[str, tuple[Callable[..., Path], str, Rows, Rows]] = {
+        "text-classification": (
+            tiny.save_tiny_bert_classifier, "AutoModelForSequenceClassification", tiny.texts(9), tiny.texts(30, seed=1)
+        ),
+        "image-classification": (
+            tiny.save_tiny_vit, "AutoModelForImageClassification", tiny.images(9), tiny.images(30, seed=1)
+        ),
+        "zero-shot-image-classification": (
+            tiny.save_tiny_clip, "AutoModelForZeroShotImageClassification", tiny.images(9), tiny.images(30, seed=1)
+        ),
+    }  # fmt: skip
+    build, auto_class, rows, held_out = builders[task]
+    base = build(root / "old", seed=0)
+    models = {
+        "source_base": base,
+        "source_tuned": tuned_from(root / "mine", base, auto_class),
+        "target_base": build(root / "new", seed=2),
+    }
+    return Job(task, models, rows, held_out, auto_class)
+
+
+@pytest.mark.parametrize(
+    "task", ["text-classification", "image-classification", "zero-shot-image-classification"]
+)
+def test_the_whole_job_writes_a_model_that_loads_and_says_what_it_is_worth(task: str, tmp_path: Path) -> None:
+    import transformers
+
+    work = job(task, tmp_path)
+    result = work.run(tmp_path / "out", test=work.held_out)
+    model = getattr(transformers, work.auto_class).from_pretrained(tmp_path / "out").eval()
+    assert sum(p.numel() for p in model.parameters()) > 1000
+    record = json.loads((tmp_path / "out" / "gradfix.json").read_text())
+    assert record["verdict"] == result.verdict
+    assert len(record["support"]) == 9
+    assert {entry["sha256"] for entry in record["inputs"].values()} == {
+        Checkpoint.open(path).digest() for path in work.models.values()
+    }
+    assert record["alpha"]["curve"][0]["alpha"] == 0.0
+    assert record["seconds"].keys() >= {"check", "load", "vote and choose α", "certify", "judge"}
+    card = (tmp_path / "out" / "README.md").read_text()
+    metadata = yaml.safe_load(card.split("---")[1])
+    assert metadata["pipeline_tag"] == task
+    assert "base_model" not in metadata  # these models are on a disk only
+    assert str(tmp_path) not in card
+    assert result.verdict in card
+    if task == "zero-shot-image-classification":
+        written, before = (
+            load_file(path / "model.safetensors") for path in (tmp_path / "out", work.models["target_base"])
+        )
+        text = [name for name in written if name.startswith("text_model")]
+        assert text
+        assert all(torch.equal(written[name], before[name]) for name in text)
+
+
+def test_what_was_judged_is_what_was_written(tmp_path: Path) -> None:
+    work = job("text-classification", tmp_path)
+    result = work.run(tmp_path / "out", test=work.held_out, alpha="0.8")
+    assert result.judgement is not None
+    (tmp_path / "test.jsonl").write_text("\n".join(json.dumps(row) for row in work.held_out))
+    found = gradfix(
+        "evaluate", "--model", tmp_path / "out", "--task", work.task, "--data", tmp_path / "test.jsonl", "--json"
+    )  # fmt: skip
+    assert found.exit_code == 0, found.stderr
+    measured = json.loads(found.stdout)
+    assert measured["loss"] == pytest.approx(result.judgement.transported.loss, rel=1e-6)
+    assert measured["score"] == result.judgement.transported.score
+
+
+def test_votes_then_apply_equals_transport(tmp_path: Path) -> None:
+    work = job("text-classification", tmp_path)
+    work.run(tmp_path / "out", alpha="0.8")
+    (tmp_path / "support.jsonl").write_text("\n".join(json.dumps(row) for row in work.rows))
+    target = work.models["target_base"]
+    counted = gradfix(
+        "votes", "--target-base", target, "--task", work.task, "--support", tmp_path / "support.jsonl",
+        "--output", tmp_path / "votes.safetensors", "--json",
+    )  # fmt: skip
+    assert counted.exit_code == 0, counted.stderr
+    assert json.loads(counted.stdout)["samples"] == 9
+    applied = gradfix(
+        "apply", "--source-base", work.models["source_base"], "--source-tuned", work.models["source_tuned"],
+        "--target-base", target, "--votes", tmp_path / "votes.safetensors", "--alpha", 0.8, "--output", tmp_path / "two",
+    )  # fmt: skip
+    assert applied.exit_code == 0, applied.stderr
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "two"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_the_recipe_in_the_output_makes_the_same_weights(tmp_path: Path) -> None:
+    work = job("text-classification", tmp_path)
+    (tmp_path / "support.jsonl").write_text("\n".join(json.dumps(row) for row in work.rows))
+    work.run(tmp_path / "out", support=tmp_path / "support.jsonl")
+    recipe = yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())
+    assert load_recipe(tmp_path / "out" / "recipe.yaml").command == "transport"
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump({**recipe, "output": str(tmp_path / "again")}))
+    result = gradfix("run", tmp_path / "again.yaml")
+    assert result.exit_code == 0, result.stderr
+    one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "again"))
+    assert one == two
+
+
+def test_a_base_without_a_head_gets_the_tuned_models_head_or_a_probe(tmp_path: Path) -> None:
+    import shutil
+
+    from transformers import AutoModelForSequenceClassification
+
+    old, new = tiny.save_tiny_bert_base(tmp_path / "old", 0), tiny.save_tiny_bert_base(tmp_path / "new", 2)
+    shutil.copytree(old, tmp_path / "mine")
+    (tmp_path / "mine" / "model.safetensors").unlink()
+    labels = dict(enumerate(tiny.SENTIMENTS))
+    tuned = AutoModelForSequenceClassification.from_pretrained(
+        old, id2label=labels, label2id={name: index for index, name in labels.items()}
+    )
+    perturbed(tuned, 0.02, seed=1).save_pretrained(tmp_path / "mine")
+    places = {"source_base": str(old), "source_tuned": str(tmp_path / "mine"), "target_base": str(new)}
+    work = Job("text-classification", {k: Path(v) for k, v in places.items()}, tiny.texts(9), [], "")
+    work.run(tmp_path / "copied")
+    work.run(tmp_path / "probed", head="probe")
+    for name in ("copied", "probed"):
+        written = AutoModelForSequenceClassification.from_pretrained(tmp_path / name)
+        assert written.config.id2label == labels
+        assert torch.equal(written.classifier.weight, tuned.classifier.weight) == (name == "copied")
+    refused = gradfix(
+        "votes", "--target-base", new, "--task", "text-classification", "--label", "negative", "--label", "neutral",
+        "--label", "positive", "--support", _jsonl(tmp_path, tiny.texts(9)), "--output", tmp_path / "v",
+    )  # fmt: skip
+    assert refused.exit_code == 1
+    assert (
+        "has no weights for bert.pooler.dense.bias, bert.pooler.dense.weight, classifier.bias"
+        in refused.stderr
+    )
+
+
+def _jsonl(root: Path, rows: Rows) -> Path:
+    (root / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return root / "rows.jsonl"
+
+
+def test_alpha_is_judged_by_samples_that_did_not_vote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gradfix.pipeline as pipeline
+
+    work = job("text-classification", tmp_path)
+    seen: list[tuple[set[str], set[str]]] = []
+    cross_fit = pipeline.cross_fit
+
+    def spy(model: Any, rows: Rows, folds: Sequence[Sequence[int]], direction: Any, **options: Any) -> Any:
+        assert sorted(index for fold in folds for index in fold) == list(range(len(rows)))
+        for number, fold in enumerate(folds):
+            samples = direction(number).origin["signal"]["samples"]
+            seen.append((set(map(str, fold)), {str(samples)}))
+            assert samples == len(rows) - len(fold)
+        return cross_fit(model, rows, folds, direction, **options)
+
+    monkeypatch.setattr(pipeline, "cross_fit", spy)
+    work.run(tmp_path / "out")
+    assert len(seen) == 4
+
+
+def test_validation_data_choose_alpha_and_the_verdict_says_so(tmp_path: Path) -> None:
+    work = job("text-classification", tmp_path)
+    result = work.run(tmp_path / "out", validation=work.held_out)
+    assert result.alpha.chosen_on == "validation"
+    assert result.alpha.samples == 30
+    if result.alpha.alpha:
+        assert "α was chosen on the same samples" in result.verdict
+
+
+def test_when_nothing_helps_the_run_says_do_not_transport(tmp_path: Path) -> None:
+    import transformers
+
+    work = job("text-classification", tmp_path)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(work.models["target_base"])
+    # A target that is already sure and right: random changes can only hurt.
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    task_rows = [*work.rows]
+    words = transformers.AutoTokenizer.from_pretrained(work.models["target_base"])
+    batch = words([row["text"] for row in task_rows], padding=True, return_tensors="pt")
+    labels = torch.tensor([tiny.SENTIMENTS.index(row["label"]) for row in task_rows])
+    for _ in range(150):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(**batch).logits, labels).backward()
+        optimizer.step()
+    model.eval().save_pretrained(work.models["target_base"])
+    result = work.run(tmp_path / "out", alpha="0,5,10", mask="random")
+    assert result.alpha.alpha == 0
+    assert result.verdict.startswith("Do not transport")
+    written, before = (
+        load_file(path / "model.safetensors") for path in (tmp_path / "out", work.models["target_base"])
+    )
+    assert all(torch.equal(written[name], before[name]) for name in before)
+
+
+def test_the_mean_votes_slope_is_never_positive(tmp_path: Path) -> None:
+    work = job("image-classification", tmp_path)
+    result = work.run(tmp_path / "out", vote="mean")
+    assert result.certificate.slope < 0
+    first = result.certificate.steps[0]
+    assert first.measured == pytest.approx(first.predicted, rel=0.2, abs=1e-5)
+
+
+def test_a_small_step_changes_the_loss_as_the_gradient_predicts(tmp_path: Path) -> None:
+    work = job("text-classification", tmp_path)
+    result = work.run(tmp_path / "out", alpha="0.05")
+    for step in result.certificate.steps:
+        assert step.measured == pytest.approx(step.predicted, rel=0.1, abs=1e-5)
+
+
+def test_a_pool_is_sampled_and_the_chosen_rows_are_recorded(tmp_path: Path) -> None:
+    work = job("text-classification", tmp_path)
+    pool = _jsonl(tmp_path, tiny.texts(60))
+    for sampling in ("random", "herding"):
+        result = work.run(
+            tmp_path / sampling, support=None, data=str(pool), samples_per_class=2, sampling=sampling, seed=3
+        )
+        assert len(result.record["support"]) == 6
+        assert all(entry["row"].endswith("rows.jsonl") for entry in result.record["support"])
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "holds no row"),
+        ([{"text": "good film", "label": "positive"}], "no sample|one class|class"),
+        ([{"text": "good film", "label": "superb"}] * 3, "superb"),
+        ([{"sentence": "good film", "label": "positive"}] * 3, "no column 'text'"),
+    ],
+)
+def test_unusable_support_is_refused_before_a_weight_is_read(
+    tmp_path: Path, rows: Rows, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gradfix.target_model import TargetModel
+
+    work = job("text-classification", tmp_path)
+    monkeypatch.setattr(TargetModel, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    with pytest.raises(GradfixError, match=message):
+        work.run(tmp_path / "out", support=_jsonl(tmp_path, rows))
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_that_do_not_fit_are_refused_before_data_are_read(tmp_path: Path) -> None:
+    work = job("text-classification", tmp_path)
+    work.models["source_tuned"] = work.models["source_base"]
+    with pytest.raises(GradfixError, match="exactly zero"):
+        work.run(tmp_path / "out", support="missing.jsonl")
+    work.models["source_tuned"] = tiny.save_tiny_bert_classifier(tmp_path / "stranger", seed=9)
+    with pytest.raises(GradfixError, match="does not descend from"):
+        work.run(tmp_path / "out", support="missing.jsonl")
+
+
+def test_the_command_prints_the_verdict_for_people_and_json_for_programs(tmp_path: Path) -> None:
+    work = job("text-classification", tmp_path)
+    options = [
+        part for kind, path in work.models.items() for part in (f"--{kind.replace('_', '-')}", str(path))
+    ]
+    result = gradfix(
+        "transport", *options, "--task", work.task, "--support", _jsonl(tmp_path, work.rows), "--output",
+        tmp_path / "out", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    record = json.loads(result.stdout)
+    assert record["verdict"] in result.stderr.replace("\n", " ")
+    assert record["votes"]["samples"] == 9
