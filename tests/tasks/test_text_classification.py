@@ -93,6 +93,18 @@ def test_a_head_of_another_size_is_replaced(tmp_path):
     assert task.load_model(directory).classifier.weight.shape == (2, 16)
 
 
+def test_a_regression_base_takes_the_labels_given_later(tmp_path):
+    directory = tmp_path / "scores"
+    tiny.shapes.tiny_bert(num_labels=1).save_pretrained(directory)
+    tiny.tokenizer().save_pretrained(directory)
+    task = get_task("text-classification")
+    task.bind(directory)
+    with pytest.raises(GradfixError, match="text-classification: no labels yet"):
+        task.encode(tiny.texts(1))
+    task.use_labels(tiny.SENTIMENTS)
+    assert task.load_model(directory).classifier.weight.shape == (3, 16)
+
+
 def test_samples_longer_than_the_context_are_cut_and_counted_or_refused(loaded):
     task, model = loaded
     rows = [{"text": "good " * 80, "label": "positive"}, {"text": "bad", "label": "negative"}]

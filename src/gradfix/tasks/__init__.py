@@ -25,6 +25,7 @@ from gradfix.tasks.custom import CustomTask
 from gradfix.tasks.image_classification import ImageClassification
 from gradfix.tasks.labels import Labels, label_names
 from gradfix.tasks.probe import Probe, fit_probe
+from gradfix.tasks.running import evaluating
 from gradfix.tasks.text_classification import TextClassification
 from gradfix.tasks.text_to_text import TextToText
 from gradfix.tasks.zero_shot import ZeroShotImageClassification
@@ -50,6 +51,7 @@ __all__ = [
     "TextClassification",
     "TextToText",
     "ZeroShotImageClassification",
+    "evaluating",
     "fit_probe",
     "get_task",
     "label_names",

@@ -76,7 +76,8 @@ class Classification(ModelTask):
             self._labels = self._labels_of(self.config)
 
     def _labels_of(self, config: Any) -> Labels | None:
-        return Labels(config.id2label) if config.id2label else None
+        # A base with one output is a regression; the tuned model's labels may still replace it.
+        return Labels(config.id2label) if len(config.id2label or {}) > 1 else None
 
     def _config_overrides(self) -> dict[str, Any]:
         return {"id2label": self.labels.id2label, "label2id": self.labels.label2id}
