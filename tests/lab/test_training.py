@@ -137,7 +137,10 @@ def test_the_same_plan_gives_the_same_bytes_and_a_stopped_build_continues(
     )
     (tmp_path / "two").mkdir()
     (tmp_path / "two" / "A.safetensors").write_bytes((tmp_path / "one" / "A.safetensors").read_bytes())
-    assert build.build(tmp_path / "two", MINIATURE) == first
+    trained: list[str] = []
+    again = build.build(tmp_path / "two", MINIATURE, progress=lambda stage, *_: trained.append(stage))
+    assert again == first
+    assert {stage.split(":")[0] for stage in trained} == {"B", "B-next", "A-digits"}
     hashes = [entry["sha256"] for entry in first["checkpoints"].values()]
     assert len(set(hashes)) == 4
     sizes = [entry["bytes"] for entry in first["checkpoints"].values()]
