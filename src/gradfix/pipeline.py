@@ -25,7 +25,15 @@ from gradfix.evaluation import Evaluation, Interval, paired_samples
 from gradfix.masks import mask
 from gradfix.placement import own_weights, place
 from gradfix.progress import Progress, silent
-from gradfix.recipes import EvaluateRecipe, SupportRecipe, TransportRecipe, VotesRecipe, parse_size, validate
+from gradfix.recipes import (
+    EvaluateRecipe,
+    Sampling,
+    SupportRecipe,
+    TransportRecipe,
+    VotesRecipe,
+    parse_size,
+    validate,
+)
 from gradfix.sampling import choose
 from gradfix.scaling import FOLDS, GRID, AlphaChoice, FoldedVotes, choose_alpha, cross_fit, split_folds
 from gradfix.target_model import TargetModel
@@ -251,7 +259,7 @@ def run_transport(
             trust_remote_code=recipe.trust_remote_code,
         )
     with clock.stage("choose samples"):
-        support = choose_support(model, pool, recipe)
+        support = _chosen(model, pool, recipe)
     with clock.stage("vote and choose α"):
         use_head(model, recipe.head, support)
         model.require_weights()
@@ -349,7 +357,7 @@ def count(recipe: VotesRecipe, *, progress: Progress = silent) -> tuple[Votes, d
         trust_remote_code=recipe.trust_remote_code,
     )
     model.require_weights()
-    support = choose_support(model, pool, recipe)
+    support = _chosen(model, pool, recipe)
     votes = model.votes(
         support, vote=recipe.vote, seed=recipe.seed, dtype=recipe.votes_dtype, progress=progress
     )
@@ -442,40 +450,32 @@ def bind(
         task.use_labels(label_names(rows, task.columns["label"]))
 
 
-def choose_support(model: TargetModel, pool: Rows, recipe: SupportRecipe) -> Rows:
+def choose_support(
+    model: TargetModel, pool: Rows, *, samples_per_class: int | None, sampling: Sampling, seed: int
+) -> Rows:
     """Choose the support set from a pool, by the target's own features where the method asks for them.
 
     Args:
         model: θ_B.
         pool: Labelled rows.
-        recipe: How many a class, the method and the seed; all rows where no number is given.
+        samples_per_class: How many a class; None for the whole pool.
+        sampling: How to choose.
+        seed: Of what is drawn.
 
     Returns:
-        The chosen rows.
+        The chosen rows, each knowing where it comes from.
     """
-    if recipe.samples_per_class is None:
+    if samples_per_class is None:
         return pool
-    chosen = choose(
-        model.task.classes(pool),
-        recipe.samples_per_class,
-        method=recipe.sampling,
-        seed=recipe.seed,
-        features=None if recipe.sampling == "random" else model.features(pool),
+    features = None if sampling == "random" else model.features(pool)
+    chosen = choose(model.task.classes(pool), samples_per_class, sampling, seed=seed, features=features)
+    return [pool[position] for position in chosen]
+
+
+def _chosen(model: TargetModel, pool: Rows, recipe: SupportRecipe) -> Rows:
+    return choose_support(
+        model, pool, samples_per_class=recipe.samples_per_class, sampling=recipe.sampling, seed=recipe.seed
     )
-    return pick(pool, chosen)
-
-
-def pick(rows: Rows, positions: Sequence[int]) -> Rows:
-    """Take some rows, keeping what they know of where they come from.
-
-    Args:
-        rows: A sequence of rows.
-        positions: Which.
-
-    Returns:
-        The rows at those positions.
-    """
-    return [rows[position] for position in positions]
 
 
 def use_head(model: TargetModel, head: str, rows: Rows) -> None:

@@ -95,11 +95,8 @@ class TargetModel:
                 f"{target.location}: the task vector covers none of the parameters that {task.name} uses; "
                 "check that the models belong to this task"
             )
-        reached = {theirs: theirs for theirs in self._covered.values()}
-        self.silent_parameters = [name for name in placement.vector.specs if name not in reached]
-        self.vector = placement.vector.derive(
-            Selection(placement.vector.source, reached), operation="restrict", task=task.name
-        )
+        self.vector = self.restricted(placement.vector)
+        self.silent_parameters = [name for name in placement.vector.specs if name not in self.vector.specs]
 
     @classmethod
     def load(
@@ -154,30 +151,55 @@ class TargetModel:
         )
         return cls(model, task, target, placement, dtype=dtype, batch_size=batch_size, strict=strict)
 
-    def encode(self, rows: Sequence[Any]) -> EncodedRows:
+    def encode(self, rows: Sequence[Any], *, task: ModelTask | None = None) -> EncodedRows:
         """Encode rows once for many passes.
 
         Args:
             rows: Samples.
+            task: Of which they are; the model's own by default.
 
         Returns:
             Batches of like lengths.
         """
-        return encode_rows(self.task, rows, batch_size=self._batch_size, strict=self._strict)
+        return encode_rows(task or self.task, rows, batch_size=self._batch_size, strict=self._strict)
 
-    def evaluate(self, rows: Sequence[Any] | EncodedRows, *, progress: Progress = silent) -> Evaluation:
+    def evaluate(
+        self,
+        rows: Sequence[Any] | EncodedRows,
+        *,
+        task: ModelTask | None = None,
+        progress: Progress = silent,
+    ) -> Evaluation:
         """Measure the model where it stands.
 
         Args:
             rows: Samples, or what :meth:`encode` made of them.
+            task: Of which they are; the model's own by default.
             progress: Told after each batch.
 
         Returns:
             The measurement.
         """
         return evaluate(
-            self.model, self.task, rows, batch_size=self._batch_size, strict=self._strict, progress=progress
+            self.model,
+            task or self.task,
+            rows,
+            batch_size=self._batch_size,
+            strict=self._strict,
+            progress=progress,
         )
+
+    def restricted(self, vector: TaskVector) -> TaskVector:
+        """Leave out of a vector what the task's gradients don't reach.
+
+        Args:
+            vector: With the target checkpoint's names.
+
+        Returns:
+            The same vector over the parameters that vote.
+        """
+        reached = {name: name for name in self._covered.values() if name in vector.specs}
+        return vector.derive(Selection(vector.source, reached), operation="restrict", task=self.task.name)
 
     def features(self, rows: Sequence[Any]) -> Tensor:
         """Compute what the model makes of samples before any head.

@@ -1,0 +1,430 @@
+"""A transport beside everything it could be mistaken for: all baselines, several draws, paired intervals."""
+
+import csv
+import io
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from gradfix.baselines import METHODS, FineTuning, Method, choose_finetuning, finetune
+from gradfix.checkpoints import Checkpoint
+from gradfix.compatibility import check
+from gradfix.data import load_rows
+from gradfix.errors import GradfixError
+from gradfix.evaluation import EncodedRows, Interval, mean_interval, paired_difference
+from gradfix.masks import mask
+from gradfix.pipeline import bind, choose_support, refuse
+from gradfix.placement import place
+from gradfix.progress import Progress, silent
+from gradfix.recipes import CompareRecipe
+from gradfix.scaling import FOLDS, GRID, FoldedVotes, cross_fit, split_folds
+from gradfix.target_model import TargetModel
+from gradfix.tasks import ModelTask, get_task
+from gradfix.vectors import TaskVector
+from gradfix.votes import Votes
+
+ZERO_SHOT, CONTROL, FEW_SHOT, ORACLE, FULL = "zero-shot", "control", "few-shot", "oracle", "full"
+
+LABELS = {
+    ZERO_SHOT: "new base as it is",
+    **{name: method.label for name, method in METHODS.items()},
+    FEW_SHOT: "few-shot fine-tuning",
+    ORACLE: "oracle mask",
+    FULL: "full fine-tuning",
+}
+"""What tables call each method, in the order of tables."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One method on one draw of the support set.
+
+    Attributes:
+        score: On the test data.
+        loss: On the test data.
+        setting: What was chosen on the support set: α, or learning rate and steps.
+        retained: Score on the retention data, where there were any.
+        seconds: Wall time, choosing included.
+    """
+
+    score: float
+    loss: float
+    setting: Mapping[str, float]
+    retained: float | None = None
+    seconds: float = 0.0
+
+
+@dataclass
+class Judge:
+    """What every method is measured on: encoded once, the same for all.
+
+    Attributes:
+        model: The target.
+        test: Test samples of the task.
+        retain: Samples of what the model could do before, and the task they are of; None for neither.
+    """
+
+    model: TargetModel
+    test: EncodedRows
+    retain: tuple[ModelTask, EncodedRows] | None = None
+
+    def measure(self, setting: Mapping[str, float], started: float) -> Outcome:
+        """Measure the model where it stands.
+
+        Args:
+            setting: What brought it there.
+            started: When its method began, by ``time.perf_counter``.
+
+        Returns:
+            The outcome.
+        """
+        found = self.model.evaluate(self.test)
+        retained = None
+        if self.retain is not None:
+            task, rows = self.retain
+            retained = self.model.evaluate(rows, task=task).score
+        return Outcome(found.score, found.loss, setting, retained, time.perf_counter() - started)
+
+
+def draw(
+    judge: Judge,
+    support: Sequence[Any],
+    *,
+    seed: int,
+    methods: Mapping[str, Method] = METHODS,
+    oracle: TaskVector | None = None,
+    few_shot: bool = True,
+    grid: Sequence[float] = GRID,
+) -> Iterator[tuple[str, Outcome]]:
+    """Run every method on one support set: each chooses its settings by cross-fitting there, then is measured.
+
+    Args:
+        judge: The target and the data to judge on. The model is at θ_B afterwards.
+        support: The drawn samples.
+        seed: Of folds, random masks and shuffles.
+        methods: Which ways to make a direction.
+        oracle: τ_B, restricted like the target's vector, for the oracle mask and full fine-tuning.
+        few_shot: Whether to fine-tune on the samples, too.
+        grid: Candidates for α.
+
+    Yields:
+        Method name and outcome.
+
+    Raises:
+        GradfixError: if there is only one sample.
+    """
+    model = judge.model
+    folds = split_folds(model.task.classes(support), FOLDS, seed)
+    if len(folds) < 2:
+        raise GradfixError("one sample is too few to choose settings on; draw at least two")
+    started = time.perf_counter()
+    yield ZERO_SHOT, judge.measure({}, started)
+    with ExitStack() as stack:
+        ballots: dict[str | None, FoldedVotes] = {}
+        for name, method in methods.items():
+            started = time.perf_counter()
+            if method.vote is not None and method.vote not in ballots:
+                ballots[method.vote] = stack.enter_context(
+                    FoldedVotes(model, support, folds, vote=method.vote, seed=seed)
+                )
+            yield (
+                name,
+                _directed(judge, support, folds, method, ballots.get(method.vote), seed, grid, started),
+            )
+    if few_shot:
+        yield FEW_SHOT, _finetuned(judge, support, folds, seed)
+    if oracle is not None:
+        bound = Method("oracle", None, lambda tau, votes, seed: mask(tau, oracle))
+        yield ORACLE, _directed(judge, support, folds, bound, None, seed, grid, time.perf_counter())
+        started = time.perf_counter()
+        try:
+            model.move(oracle, 1.0)
+            yield FULL, judge.measure({"alpha": 1.0}, started)
+        finally:
+            model.restore()
+
+
+def _directed(
+    judge: Judge,
+    support: Sequence[Any],
+    folds: Sequence[Sequence[int]],
+    method: Method,
+    ballots: FoldedVotes | None,
+    seed: int,
+    grid: Sequence[float],
+    started: float,
+) -> Outcome:
+    model = judge.model
+
+    def direction(votes: Votes | None) -> TaskVector:
+        return method.build(model.vector, votes, seed)
+
+    choice = cross_fit(
+        model, support, folds, lambda fold: direction(ballots.without(fold) if ballots else None), grid=grid
+    )
+    try:
+        model.move(direction(ballots.all() if ballots else None), choice.alpha)
+        return judge.measure({"alpha": choice.alpha}, started)
+    finally:
+        model.restore()
+
+
+def _finetuned(judge: Judge, support: Sequence[Any], folds: Sequence[Sequence[int]], seed: int) -> Outcome:
+    started = time.perf_counter()
+    chosen: FineTuning = choose_finetuning(judge.model, support, folds, seed=seed)
+    try:
+        if chosen.steps:
+            for _ in finetune(
+                judge.model, support, learning_rate=chosen.learning_rate, stops=[chosen.steps], seed=seed
+            ):
+                pass
+        return judge.measure({"learning_rate": chosen.learning_rate, "steps": chosen.steps}, started)
+    finally:
+        judge.model.restore()
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the table: one method at one budget.
+
+    Attributes:
+        budget: Samples a class.
+        method: Its name.
+        score: Mean over draws with a 95 % interval.
+        gain: Difference to the new base as it is, paired by draw.
+        over_control: Difference to the shuffled control, paired by draw; None for what no control fits.
+        retained: Mean retention score, where it was measured.
+        outcomes: Of each draw.
+    """
+
+    budget: int
+    method: str
+    score: Interval
+    gain: Interval
+    over_control: Interval | None
+    retained: Interval | None
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def label(self) -> str:
+        """What tables call the method."""
+        return LABELS.get(self.method, self.method)
+
+
+def summarise(draws: Sequence[Mapping[str, Outcome]], budget: int) -> list[Line]:
+    """Turn the outcomes of several draws into rows with intervals.
+
+    Args:
+        draws: Outcomes by method, for each draw.
+        budget: Samples a class they were drawn with.
+
+    Returns:
+        A row a method.
+    """
+    lines = []
+    for method in draws[0]:
+        outcomes = tuple(outcome[method] for outcome in draws)
+        scores = [outcome.score for outcome in outcomes]
+        control = [outcome[CONTROL].score for outcome in draws] if CONTROL in draws[0] else None
+        compared = control is not None and method not in {ZERO_SHOT, CONTROL, FULL}
+        kept = [outcome.retained for outcome in outcomes if outcome.retained is not None]
+        lines.append(
+            Line(
+                budget=budget,
+                method=method,
+                score=mean_interval(scores),
+                gain=paired_difference(scores, [outcome[ZERO_SHOT].score for outcome in draws]),
+                over_control=paired_difference(scores, control) if compared and control else None,
+                retained=mean_interval(kept) if kept else None,
+                outcomes=outcomes,
+            )
+        )
+    return lines
+
+
+def table_json(lines: Sequence[Line]) -> list[dict[str, Any]]:
+    """Give the table as JSON.
+
+    Args:
+        lines: Its rows.
+
+    Returns:
+        Every value, each draw's included.
+    """
+    return [{**asdict(line), "label": line.label} for line in lines]
+
+
+def table_csv(lines: Sequence[Line]) -> str:
+    """Give the table as CSV, a row a method, budget and draw, for other tools.
+
+    Args:
+        lines: Its rows.
+
+    Returns:
+        The text, with a header.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ["samples_per_class", "method", "draw", "score", "loss", "retained", "setting", "seconds"]
+    )
+    for line in lines:
+        for number, outcome in enumerate(line.outcomes):
+            setting = " ".join(f"{key}={value:g}" for key, value in outcome.setting.items())
+            writer.writerow(
+                [
+                    line.budget,
+                    line.method,
+                    number,
+                    outcome.score,
+                    outcome.loss,
+                    outcome.retained,
+                    setting,
+                    outcome.seconds,
+                ]
+            )
+    return text.getvalue()
+
+
+def table_markdown(lines: Sequence[Line], caption: str) -> str:
+    """Give the table as Markdown: methods down, budgets across, mean and half-width of the interval.
+
+    Args:
+        lines: Its rows.
+        caption: What stands below.
+
+    Returns:
+        The text.
+    """
+    budgets = sorted({line.budget for line in lines})
+    methods = list(dict.fromkeys(line.method for line in lines))
+    found = {(line.method, line.budget): line for line in lines}
+    rows = ["| samples a class | " + " | ".join(map(str, budgets)) + " |", "|---" * (len(budgets) + 1) + "|"]
+    for method in methods:
+        cells = [_cell(found.get((method, budget))) for budget in budgets]
+        rows.append(f"| {LABELS.get(method, method)} | " + " | ".join(cells) + " |")
+    return "\n".join([*rows, "", caption, ""])
+
+
+def _cell(line: Line | None) -> str:
+    if line is None:
+        return ""
+    score = line.score
+    return f"{score.value:.3f}" if score.low is None else f"{score.value:.3f} ± {score.value - score.low:.3f}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The whole comparison.
+
+    Attributes:
+        lines: The table's rows.
+        caption: What was drawn and judged on, and how the intervals were made.
+        recipe: What was asked for.
+    """
+
+    lines: tuple[Line, ...]
+    caption: str
+    recipe: CompareRecipe
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the comparison as JSON.
+
+        Returns:
+            Rows, caption and recipe.
+        """
+        return {
+            "format": "gradfix-comparison",
+            "version": 1,
+            "caption": self.caption,
+            "recipe": self.recipe.model_dump(mode="json"),
+            "rows": table_json(self.lines),
+        }
+
+    def files(self) -> dict[str, str]:
+        """Give the files of the output folder.
+
+        Returns:
+            Texts by name.
+        """
+        return {
+            "comparison.json": json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n",
+            "comparison.csv": table_csv(self.lines),
+            "comparison.md": table_markdown(self.lines, self.caption),
+            "recipe.yaml": self.recipe.dump(),
+        }
+
+
+def compare(recipe: CompareRecipe, *, progress: Progress = silent) -> Comparison:
+    """Measure all baselines over several budgets and draws.
+
+    Args:
+        recipe: The validated options.
+        progress: Told the draws done.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        GradfixError: if the inputs don't allow it.
+    """
+    base = Checkpoint.open(recipe.source_base)
+    target = Checkpoint.open(recipe.target_base)
+    tuned = Checkpoint.open(recipe.source_tuned, base=base)
+    refuse(check(base, tuned, target))
+    tau = TaskVector.between(base, tuned)
+    task = get_task(recipe.task, **recipe.task_options())
+    pool, test = load_rows(recipe.data, split=recipe.split), load_rows(recipe.test)
+    bind(task, target, tau, pool, trust_remote_code=recipe.trust_remote_code)
+    task.check(pool, support=True)
+    task.check(test)
+    model = TargetModel.load(
+        task,
+        target,
+        place(tau, target),
+        device=recipe.device,
+        batch_size=recipe.batch_size,
+        strict=recipe.strict,
+        trust_remote_code=recipe.trust_remote_code,
+    )
+    model.require_weights()
+    oracle = None
+    if recipe.target_tuned is not None:
+        oracle = model.restricted(place(TaskVector.between(target, recipe.target_tuned), target).vector)
+    judge = Judge(model, model.encode(test), _retention(recipe, model, target))
+    lines: list[Line] = []
+    done, total = 0, len(recipe.samples_per_class) * recipe.seeds
+    for budget in recipe.samples_per_class:
+        draws = []
+        for seed in range(recipe.seeds):
+            support = choose_support(
+                model, pool, samples_per_class=budget, sampling=recipe.sampling, seed=seed
+            )
+            draws.append(dict(draw(judge, support, seed=seed, oracle=oracle)))
+            done += 1
+            progress("comparing", done, total, "draws")
+        lines += summarise(draws, budget)
+    caption = (
+        f"{task.metric.replace('_', ' ')} on {len(test)} test samples; mean over {recipe.seeds} draws of the support "
+        f"set ({recipe.sampling}) with the 95 % interval of Student's t; every setting chosen by cross-fitting on the "
+        "support set"
+    )
+    return Comparison(tuple(lines), caption, recipe)
+
+
+def _retention(
+    recipe: CompareRecipe, model: TargetModel, target: Checkpoint
+) -> tuple[ModelTask, EncodedRows] | None:
+    """Prepare what the model could do before: the same kind of task on other data, with class names of its own."""
+    if recipe.retain is None:
+        return None
+    rows = load_rows(recipe.retain)
+    options = {key: value for key, value in recipe.task_options().items() if key != "labels"}
+    task = get_task(recipe.task, **options)
+    bind(task, target, None, rows, trust_remote_code=recipe.trust_remote_code)
+    task.check(rows)
+    task.prepare(model.model)
+    return task, model.encode(rows, task=task)

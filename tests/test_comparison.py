@@ -1,0 +1,152 @@
+"""The comparison: every baseline, paired intervals, and a target that always comes back to where it was."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gradfix.baselines import METHODS, choose_finetuning, finetune, shuffled
+from gradfix.checkpoints import Checkpoint
+from gradfix.comparison import LABELS, Outcome, summarise, table_csv, table_markdown
+from gradfix.pipeline import bind
+from gradfix.placement import place
+from gradfix.target_model import TargetModel
+from gradfix.tasks import get_task
+from gradfix.vectors import TaskVector
+from tests import tiny
+from tests.test_cli import gradfix
+from tests.test_masks import vector
+from tests.test_pipeline import Job, job, tuned_from
+
+
+def loaded(work: Job) -> TargetModel:
+    target = Checkpoint.open(work.models["target_base"])
+    tau = TaskVector.between(work.models["source_base"], work.models["source_tuned"])
+    task = get_task(work.task)
+    bind(task, target, tau, work.rows)
+    return TargetModel.load(task, target, place(tau, target))
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Job:
+    return job("text-classification", tmp_path)
+
+
+def state(model: TargetModel) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.model.state_dict().items()}
+
+
+def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_model_moved_and_restored_is_the_target_to_the_bit(work: Job) -> None:
+    model = loaded(work)
+    before = state(model)
+    model.move(model.vector, 0.3)
+    assert not same(before, state(model))
+    model.move(model.vector, 1.0)
+    model.restore()
+    assert same(before, state(model))
+    for _ in finetune(model, work.rows, learning_rate=1e-2, stops=[2]):
+        assert not same(before, state(model))
+    model.restore()
+    assert same(before, state(model))
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.model.parameters())
+
+
+def test_the_slope_is_the_derivative_of_the_loss_along_the_direction(work: Job) -> None:
+    model = loaded(work)
+    slope = model.slope(model.vector, work.rows)
+    step = 1e-2
+    losses = []
+    for alpha in (step, -step):
+        model.move(model.vector, alpha)
+        losses.append(model.evaluate(work.rows).loss)
+    model.restore()
+    assert slope == pytest.approx((losses[0] - losses[1]) / (2 * step), rel=1e-2)
+
+
+def test_fine_tuning_lowers_the_loss_and_its_settings_are_chosen_on_held_out_samples(work: Job) -> None:
+    model = loaded(work)
+    start = model.evaluate(work.rows).loss
+    for _ in finetune(model, work.rows, learning_rate=1e-2, stops=[20]):
+        assert model.evaluate(work.rows).loss < start / 2
+    chosen = choose_finetuning(
+        model, work.rows, [[0, 1, 2], [3, 4, 5], [6, 7, 8]], learning_rates=[10.0], steps=[3]
+    )
+    assert chosen.steps == 0  # such a rate ruins the model, and not training at all is a candidate
+    assert model.evaluate(work.rows).loss == pytest.approx(start, rel=1e-6)
+
+
+def test_a_shuffled_vector_has_the_same_values_in_other_places_whatever_rows_are_read() -> None:
+    tau = vector(w=torch.randn(40, 7), v=torch.randn(5))
+    control = shuffled(tau, seed=1)
+    for name in ("w", "v"):
+        assert torch.equal(control[name].flatten().sort().values, tau[name].flatten().sort().values)
+        assert not torch.equal(control[name], tau[name])
+        assert torch.equal(
+            torch.cat([control.read(name, slice(0, 3)), control.read(name, slice(3, None))]), control[name]
+        )
+    assert torch.equal(shuffled(tau, seed=1)["w"], control["w"])
+    assert not torch.equal(shuffled(tau, seed=2)["w"], control["w"])
+
+
+def test_compare_writes_every_row_with_intervals(work: Job, tmp_path: Path) -> None:
+    for name, rows in (("pool", tiny.texts(60, seed=3)), ("test", tiny.texts(30, seed=4))):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    tuned_target = tuned_from(
+        tmp_path / "new-tuned", work.models["target_base"], "AutoModelForSequenceClassification"
+    )
+    options = [
+        part for kind, path in work.models.items() for part in (f"--{kind.replace('_', '-')}", str(path))
+    ]
+    result = gradfix(
+        "compare", *options, "--target-tuned", tuned_target, "--task", work.task, "--data", tmp_path / "pool.jsonl",
+        "--test", tmp_path / "test.jsonl", "--samples-per-class", 1, "--samples-per-class", 2, "--seeds", 2,
+        "--output", tmp_path / "table", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    rows = json.loads(result.stdout)["rows"]
+    assert [(row["budget"], row["method"]) for row in rows] == [
+        (budget, method) for budget in (1, 2) for method in LABELS
+    ]
+    for row in rows:
+        assert row["score"]["n"] == 2
+        assert (row["over_control"] is None) == (row["method"] in {"zero-shot", "control", "full"})
+    assert {path.name for path in (tmp_path / "table").iterdir()} == {
+        "comparison.json", "comparison.csv", "comparison.md", "recipe.yaml",
+    }  # fmt: skip
+    table = list(csv.DictReader(io.StringIO((tmp_path / "table" / "comparison.csv").read_text())))
+    assert len(table) == 2 * 2 * len(LABELS)
+
+
+def test_differences_are_paired_by_draw() -> None:
+    def outcomes(**scores: float) -> dict[str, Outcome]:
+        return {name: Outcome(score, 0.0, {"alpha": 1.0}) for name, score in scores.items()}
+
+    draws: list[dict[str, Any]] = [
+        outcomes(**{"zero-shot": 0.2, "control": 0.3, "gradfix": 0.4}),
+        outcomes(**{"zero-shot": 0.6, "control": 0.7, "gradfix": 0.8}),
+    ]
+    lines = {line.method: line for line in summarise(draws, budget=3)}
+    gain = lines["gradfix"].gain
+    assert (gain.value, gain.low, gain.high) == pytest.approx(
+        (0.2, 0.2, 0.2)
+    )  # the draws differ, the gain does not
+    over = lines["gradfix"].over_control
+    assert over is not None
+    assert over.value == pytest.approx(0.1)
+    assert lines["control"].over_control is None
+    assert "| GradFix (majority, agreement) | 0.600 ± 2.541 |" in table_markdown(
+        list(lines.values()), "caption"
+    )
+    assert table_csv(list(lines.values())).count("\n") == 7
+
+
+def test_every_method_has_a_label() -> None:
+    assert set(METHODS) < set(LABELS)
