@@ -20,7 +20,7 @@ def test_a_folder_appears_whole_and_is_changed_only_when_allowed(tmp_path: Path)
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
-    with pytest.raises(AttributeError):
+    with pytest.raises(TypeError):
         write_folder(tmp_path / "out", {"a.txt": "1", "b.txt": None})  # type: ignore[dict-item]
     with pytest.raises(GradfixError, match="missing"):
         write_folder(tmp_path / "missing" / "out", {"a.txt": "1"})
