@@ -9,7 +9,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -104,6 +104,7 @@ def task_vectors(draw: st.DrawFn) -> list[Flat]:
     return [float32(np.array(draw(st.lists(VALUES, min_size=SIZE, max_size=SIZE)))) for _ in range(count)]
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(
     values=st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1), data=st.data()
 )
@@ -121,12 +122,23 @@ def test_the_kth_magnitude_is_found_over_many_blocks_and_told() -> None:
     for k in (1, 7, x.numel() // 5, x.numel()):
         found = kth_magnitude(InMemory(w=x), k, progress=lambda *report: told.append(report))
         assert found == float(x.flatten().abs().kthvalue(x.numel() - k + 1).values)
-    assert told[-1] == ("ranking magnitudes", 2 * x.numel(), 2 * x.numel(), "coordinates")
+    assert {(stage, total, unit) for stage, _, total, unit in told} == {
+        ("ranking magnitudes", 2 * x.numel(), "coordinates")
+    }
+    assert [done for _, done, _, _ in told[:6]] == [
+        BLOCK,
+        2 * BLOCK,
+        x.numel(),
+        x.numel() + BLOCK,
+        x.numel() + 2 * BLOCK,
+        2 * x.numel(),
+    ]
     with pytest.raises(ValueError, match="expected 1 to 3, the number of coordinates, found 4"):
         kth_magnitude(vector(w=torch.ones(3)), 4)
 
 
 @pytest.mark.parametrize("method", METHODS)
+@settings(deadline=None)  # a busy machine is no failure
 @given(taus=task_vectors(), density=st.sampled_from([0.01, 0.2, 0.5, 0.99, 1.0]))
 def test_a_merge_equals_the_plain_one_on_whole_vectors(
     method: MergeMethod, taus: list[Flat], density: float
@@ -137,6 +149,7 @@ def test_a_merge_equals_the_plain_one_on_whole_vectors(
 
 @pytest.mark.parametrize("strategy", MASKS)
 @pytest.mark.parametrize("method", METHODS)
+@settings(deadline=None, max_examples=40)
 @given(taus=task_vectors(), data=st.data())
 def test_both_orders_equal_their_definition(
     method: MergeMethod, strategy: str, taus: list[Flat], data: st.DataObject
@@ -379,6 +392,41 @@ def test_rows_of_other_tokens_are_refused_until_both_are_placed(tmp_path: Path) 
     assert merge(placed)["lm_head.weight"].flatten().tolist() == [2.5, 2.5]
     with pytest.raises(GradfixError, match="1 of 2 task vectors are placed"):
         merge([placed[0], vectors[1]])
+    other = Checkpoint.open(
+        save_model(tmp_path / "d", ["cat", "[UNK]"], 2, lm_head__weight=torch.zeros(2, 1))
+    )
+    with pytest.raises(
+        GradfixError, match=r"2 of 2 task vectors are placed, on .*c, .*d; place all of them on one"
+    ):
+        merge([placed[0], place(vectors[1], other).vector])
+
+
+def test_tokens_that_only_one_model_has_move_no_rows(tmp_path: Path) -> None:
+    vectors = []
+    for name, tokens in (("one", ["[UNK]", "cat"]), ("two", ["[UNK]", "cat", "<new>"])):  # of 4 padded rows
+        (tmp_path / name).mkdir()
+        base, tuned = (
+            save_model(tmp_path / name / part, tokens, 4, lm_head__weight=torch.full((4, 1), value))
+            for part, value in (("a", 0.0), ("b", 1.0))
+        )
+        vectors.append(TaskVector.between(base, tuned))
+    assert merge(vectors)["lm_head.weight"].flatten().tolist() == [1.0, 1.0, 1.0, 1.0]
+
+
+def test_heads_under_other_names_of_the_same_parameters_are_refused(tmp_path: Path) -> None:
+    target = Checkpoint.open(save_model(tmp_path / "c", None, 9, layer__weight=torch.zeros(2)))
+    placed = []
+    for prefix, head in (("bert__", "score"), ("", "spans")):
+        base = save_model(tmp_path / f"base_{head}", None, 9, **{f"{prefix}layer__weight": torch.zeros(2)})
+        tuned = save_model(
+            tmp_path / f"tuned_{head}",
+            None,
+            9,
+            **{f"{prefix}layer__weight": torch.ones(2), f"{head}__weight": torch.ones(1)},
+        )
+        placed.append(place(TaskVector.between(base, tuned), target).vector)
+    with pytest.raises(GradfixError, match=r"name the target's parameters differently: layer\.weight"):
+        merge(placed)
 
 
 def test_two_heads_on_a_target_are_both_written_under_the_tuned_models_names(tmp_path: Path) -> None:
@@ -483,6 +531,18 @@ def test_the_command_writes_a_file_that_apply_takes(files: Files, tmp_path: Path
     )  # fmt: skip
     assert narrow.exit_code == 0, narrow.stderr
     assert {t.dtype for t in load_file(tmp_path / "tau.safetensors").values()} == {torch.bfloat16}
+
+
+def test_the_command_takes_a_mask_and_a_seed(files: Files, tmp_path: Path) -> None:
+    _, taus, ballots = files
+    arguments = ["merge", *repeated("--task-vector", taus), *repeated("--votes", ballots)]
+    opened = [TaskVector.load(path) for path in taus]
+    for strategy, seed in (("none", 0), ("random", 1), ("random", 2)):
+        output = tmp_path / f"{strategy}{seed}.safetensors"
+        result = gradfix(*arguments, "--mask", strategy, "--seed", seed, "--output", output)
+        assert result.exit_code == 0, result.stderr
+        expected, found = merge(opened, strategy=strategy, seed=seed), TaskVector.load(output)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_votes_of_another_model_are_refused_and_nothing_is_written(files: Files, tmp_path: Path) -> None:
