@@ -54,9 +54,9 @@ def test_a_smaller_budget_is_the_beginning_of_a_larger_one(method):
 
 
 def test_herding_keeps_the_mean_of_the_chosen_near_the_mean_of_all():
-    features = torch.tensor([[0.0], [1.0], [2.0], [3.0], [10.0]])
-    # The mean is 3.2: 3 is nearest; then with 3 the sample that brings the pair's mean nearest is 3 + x = 6.4 → 2.
-    assert choose([0] * 5, 2, "herding", features=features) == [3, 2]
+    features = torch.tensor([[0.0], [9.0], [1.99], [2.0], [6.0]])
+    # The mean is 3.798 and 2 is nearest to it. 1.99 is the next nearest, but 6 brings the pair's mean nearest.
+    assert choose([0] * 5, 2, "herding", features=features) == [3, 4]
 
 
 def test_no_swap_improves_on_k_medoids():

@@ -20,8 +20,9 @@ from typing import Any
 from gradfix.errors import GradfixError
 from gradfix.tasks.base import Batch, Measured, ModelTask, Task
 from gradfix.tasks.causal_lm import CausalLM
-from gradfix.tasks.classification import Classification, HeadedClassification
+from gradfix.tasks.classification import Classification
 from gradfix.tasks.custom import CustomTask
+from gradfix.tasks.headed import HeadedClassification
 from gradfix.tasks.image_classification import ImageClassification
 from gradfix.tasks.labels import Labels, label_names
 from gradfix.tasks.probe import Probe, fit_probe

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gradfix.tasks.classification import HeadedClassification
+from gradfix.tasks.headed import HeadedClassification
 from gradfix.tasks.images import ImageInputs
 
 

@@ -9,7 +9,7 @@ import torch
 from gradfix.data import origin
 from gradfix.errors import GradfixError
 from gradfix.tasks.base import Batch, RowLike
-from gradfix.tasks.classification import HeadedClassification
+from gradfix.tasks.headed import HeadedClassification
 from gradfix.tasks.loading import context_length, load_tokenizer, padding_id
 from gradfix.tasks.text import pad_all, tokenize
 

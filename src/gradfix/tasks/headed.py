@@ -1,0 +1,113 @@
+"""Classification by a head on a pre-trained backbone, and the refit of that head in closed form."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gradfix.errors import GradfixError
+from gradfix.tasks.base import Batch, RowLike
+from gradfix.tasks.classification import Classification
+from gradfix.tasks.probe import fit_probe
+from gradfix.tasks.running import backbone, evaluating, mean_over_tokens, outside_backbone, placed
+
+
+class HeadedClassification(Classification):
+    """Classification by a head on top of a pre-trained backbone."""
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What the model's head returns.
+
+        Args:
+            model: The model.
+            batch: What `encode` returned.
+
+        Returns:
+            ``[B, C]`` float32.
+        """
+        scores: Tensor = model(**placed(model, batch)).logits
+        return scores.float()
+
+    def features(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The backbone's last hidden states, averaged over real tokens or patches.
+
+        Args:
+            model: The model.
+            batch: What `encode` returned.
+
+        Returns:
+            ``[B, d]`` float32.
+        """
+        inner = backbone(model)
+        inputs = placed(inner, batch)
+        return mean_over_tokens(inner(**inputs).last_hidden_state, inputs.get("attention_mask"))
+
+    def head(self, model: nn.Module) -> list[str]:
+        """The parameters outside the backbone.
+
+        Args:
+            model: The model.
+
+        Returns:
+            Names of parameters.
+        """
+        return outside_backbone(model)
+
+    def fit_head(
+        self, model: nn.Module, rows: Sequence[RowLike], *, batch_size: int = 32
+    ) -> dict[str, Tensor]:
+        """Fit the head's last layer to samples in closed form, on the model's own features (see `fit_probe`).
+
+        Args:
+            model: The target base; it is not changed.
+            rows: The support set.
+            batch_size: Samples a forward pass.
+
+        Returns:
+            New values by parameter name, in the parameters' dtype: ``[C, d]`` and, if the layer has one, the
+            bias.
+
+        Raises:
+            GradfixError: If the model's head does not end in a linear layer.
+        """
+        name, layer = self._last_layer(model)
+        inputs: list[Tensor] = []
+        handle = layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0].float().cpu()))
+        collected = []
+        try:
+            with evaluating(model):
+                for start in range(0, len(rows), batch_size):
+                    batch = self.encode([rows[i] for i in range(start, min(start + batch_size, len(rows)))])
+                    self.logits(model, batch)
+                    collected.append(self._used_inputs(inputs.pop(), batch))
+        finally:
+            handle.remove()
+        # Cloned out of inference mode, so that what is returned can be used in training.
+        features = torch.cat(collected).clone()
+        probe = fit_probe(features, self.classes(rows), len(self.labels), intercept=layer.bias is not None)
+        fitted = {f"{name}.weight": probe.weight.to(layer.weight)}
+        if layer.bias is not None:
+            fitted[f"{name}.bias"] = probe.bias.to(layer.bias)
+        return fitted
+
+    def _last_layer(self, model: nn.Module) -> tuple[str, nn.Linear]:
+        """The linear layer that makes the logits: the last outside the backbone."""
+        outside = set(outside_backbone(model))
+        found = [
+            (name, module)
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear) and f"{name}.weight" in outside
+        ]
+        if not found or found[-1][1].out_features != len(self.labels):
+            raise GradfixError(
+                f"{type(model).__name__}: its head does not end in a linear layer of {len(self.labels)} "
+                "classes, so it cannot be refitted; copy it (--head copy)"
+            )
+        return found[-1]
+
+    def _used_inputs(self, inputs: Tensor, batch: Batch) -> Tensor:
+        """What the last layer used of each sample, ``[B, d]``: of a decoder's tokens, the last real one."""
+        if inputs.dim() == 2:
+            return inputs
+        last = batch["attention_mask"].sum(dim=1) - 1
+        return inputs[torch.arange(len(inputs)), last]
