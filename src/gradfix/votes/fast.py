@@ -67,7 +67,12 @@ class FastCounter:
         if N < FEWEST:
             self._count_plainly(batch, N, first, dict.fromkeys(self._parameters, ""))
             return
-        recorder = Recorder(self._parameters, N)
+        if not self._plan.verdicts:
+            self._verify(batch, FEWEST, first)
+        if self._plan.failure:
+            self._count_plainly(batch, N, first, dict.fromkeys(self._parameters, self._plan.failure))
+            return
+        recorder = Recorder(self._parameters, N, self._plan.derived)
         with recorder, autocast(self._device, self._dtype):
             losses = self._loss(self._model, batch)
         losses = checked_losses(losses, N)
@@ -82,7 +87,8 @@ class FastCounter:
         def take(name: str, arrived: list[tuple[Use, Form]]) -> None:
             self._take(name, arrived, recorder, verdicts[name], left)
 
-        recorder.backward(losses, take)
+        if len(left) < len(self._parameters):
+            recorder.backward(losses, take)
         if not bool(torch.isfinite(recorder.poison)):
             count_plainly(
                 self._model,
@@ -113,6 +119,10 @@ class FastCounter:
                 )
         other = Verdict(reason="it is used in another way than in the samples that verify its rule")
         return {name: known.get(key, other) for name, key in keys.items()}
+
+    def _verify(self, batch: Batch, samples: int, first: int) -> None:
+        few = select(batch, slice(0, samples))
+        verify(self._plan, self._model, few, self._loss, self._parameters, first)
 
     def _take(
         self,

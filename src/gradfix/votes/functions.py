@@ -53,11 +53,13 @@ class LinearFunction(Function):
         ctx.save_for_backward(x, weight)
         ctx.transposed, ctx.deliveries, ctx.recorder = transposed, deliveries, recorder
         if not transposed:
-            return functional.linear(x, weight, bias)
-        if bias is not None and x.ndim == 2:
-            return torch.addmm(bias, x, weight)
-        output = x @ weight
-        return output if bias is None else output + bias
+            output = functional.linear(x, weight, bias)
+        elif bias is not None and x.ndim == 2:
+            output = torch.addmm(bias, x, weight)
+        else:
+            output = x @ weight if bias is None else x @ weight + bias
+        # torch computes many dimensions as two and gives a view of that, which could not be written to
+        return torch.ops.aten._unsafe_view(output, output.shape)  # type: ignore[no-any-return]
 
     @staticmethod
     @once_differentiable

@@ -21,6 +21,8 @@ from torch.overrides import TorchFunctionMode
 from gradfix.votes.contributions import Contribution
 from gradfix.votes.layouts import Layout
 
+DERIVED = " of a derived tensor"
+
 Form = Callable[[Layout], Contribution]
 """Forms a contribution, once the layout is known."""
 
@@ -75,14 +77,24 @@ class Recorder(TorchFunctionMode):
 
     Attributes:
         samples: N of the batch.
+        derived: Tables known to be looked up at positions that are the same for all samples.
         anchor: A scalar that every recorded use depends on: the backward pass goes as far as it is needed.
         uncovered: Parameters used in a way that no rule covers, with the call.
         poison: 0, or not a number once an infinite or undefined value went by.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], samples: int) -> None:
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], samples: int, derived: frozenset[str] = frozenset()
+    ) -> None:
+        """Prepare for one forward pass.
+
+        Args:
+            parameters: Name to parameter.
+            samples: N.
+            derived: Tables known to be looked up at positions that are the same for all samples.
+        """
         super().__init__()
-        self.samples = samples
+        self.samples, self.derived = samples, derived
         device = next(iter(parameters.values())).device
         self.anchor = torch.zeros((), device=device, requires_grad=True)
         self.uncovered: dict[str, str] = {}
@@ -172,7 +184,7 @@ class Recorder(TorchFunctionMode):
     def signature(self, name: str) -> tuple[str, ...]:
         """Tell how a parameter was used: what a verification holds for."""
         return tuple(
-            f"{use.operation}{'' if use.source.whole else ' of a derived tensor'}{' by row' * use.per_sample_rows}"
+            f"{use.operation}{'' if use.source.whole else DERIVED}{' by row' * use.per_sample_rows}"
             for use in self._progress[name].uses
         )
 
@@ -189,8 +201,9 @@ class Recorder(TorchFunctionMode):
         """
         self._sink = sink
         torch.autograd.backward(losses.sum(), inputs=[self.anchor])
-        for name in list(self._progress):
-            self._complete(name)
+        with torch.no_grad():  # as in the backward pass: what was saved for it still knows its graph
+            for name in self._progress:
+                self._complete(name)
 
     def _complete(self, name: str) -> None:
         progress = self._progress[name]

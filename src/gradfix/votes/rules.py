@@ -150,10 +150,12 @@ def embedding(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict
     names = "weight indices padding_idx scale_grad_by_freq sparse"
     weight, ids, padding, by_frequency, _ = bound(names, args, kwargs)
     source = recorder.source(weight)
-    if source is None or by_frequency or ids.ndim == 0:
+    if source is None or by_frequency or ids.ndim == 0 or recorder.derived.intersection(source.roots):
         return NotImplemented
     N = recorder.samples
-    layouts = [Layout.FIRST] * (ids.shape[0] == N) + [Layout.SECOND] * (ids.ndim > 1 and ids.shape[1] == N)
+    # one row of ids is the same for all samples (positions), even where it is as long as there are samples
+    second = ids.ndim > 1 and ids.shape[0] > 1 and ids.shape[1] == N
+    layouts = [Layout.FIRST] * (ids.shape[0] == N) + [Layout.SECOND] * second
     if not layouts:
         return NotImplemented
     deliver = recorder.use(source, "embedding", layouts)

@@ -23,7 +23,7 @@ from gradfix.votes.contributions import Contribution
 from gradfix.votes.guard import Loss, checked_losses
 from gradfix.votes.layouts import Layout
 from gradfix.votes.plain import count_plainly
-from gradfix.votes.recorder import Form, Recorder, Use
+from gradfix.votes.recorder import DERIVED, Form, Recorder, Use
 
 FEWEST = 2
 """With fewer samples, samples can't be taken for one another, and nothing is verified."""
@@ -50,9 +50,21 @@ class Verdict:
 
 @dataclass
 class Plan:
-    """The verdicts on one model and loss, by parameter and way of use."""
+    """What was found on one model and loss.
+
+    Attributes:
+        verdicts: By parameter and way of use.
+        failure: Why torch can't run this model with the rules at all; empty if it can.
+    """
 
     verdicts: dict[tuple[str, tuple[str, ...]], Verdict] = field(default_factory=dict)
+    failure: str = ""
+
+    @property
+    def derived(self) -> frozenset[str]:
+        """Parameters that met the samples as derived tensors alone, wherever they were verified."""
+        ways = {name: way for (name, way), verdict in self.verdicts.items() if way and not verdict.reason}
+        return frozenset(name for name, way in ways.items() if all(DERIVED in use for use in way))
 
 
 def verify(
@@ -84,14 +96,13 @@ def verify(
 
     # gradients of one sample arrive before those of the next, so a list's index is the sample's
     count_plainly(model, batch, samples, loss, parameters, sketch, first=first)
-    recorder = Recorder(parameters, samples)
+    recorder = Recorder(parameters, samples, plan.derived)
     verdicts: dict[str, Verdict] = {}
     blocks = Blocks()
 
     def compare(name: str, arrived: list[tuple[Use, Form]]) -> None:
         verdicts[name] = _compare(name, parameters[name], arrived, ones[name], plain[name], blocks, samples)
 
-    failure = ""
     try:
         with recorder:
             losses = checked_losses(loss(model, batch), samples)
@@ -99,10 +110,10 @@ def verify(
     except RuntimeError as error:
         # Torch refuses what the rules did to this model (a second derivative, a checkpointed segment run
         # again); the plain loop has just run the same samples without it.
-        failure = f"the fast path failed: {str(error).splitlines()[0]}"
+        plan.failure = f"the fast path failed: {str(error).splitlines()[0]}"
     for name in parameters:
-        if failure or name in recorder.uncovered:
-            verdict = Verdict(reason=failure or recorder.uncovered[name])
+        if plan.failure or name in recorder.uncovered:
+            verdict = Verdict(reason=plan.failure or recorder.uncovered[name])
         elif name in verdicts:
             verdict = verdicts[name]
         elif any(bool(part.any()) for pair in plain[name] for part in pair):
