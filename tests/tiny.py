@@ -22,7 +22,7 @@ from tests import models as shapes
 ENGLISH = """
 a the of photo good bad fine great awful dull bright film book music food day night red green blue dog cat tree
 house car was is and not very really so loved hated it this that one two three four five yes no maybe question
-answer positive negative neutral what where who capital city river mountain user assistant
+answer positive negative neutral what where who capital city river mountain user assistant . , ?
 """
 WORDS = ENGLISH.split()
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<mask>"]
@@ -38,7 +38,7 @@ def tokenizer(*, template: str | None = None, pad: bool = True, length: int = 64
     """A tokenizer by words; what it doesn't know is <unk>. ``template``: for example ``<s> $A </s>``."""
     vocabulary = {word: index for index, word in enumerate([*SPECIAL, *WORDS])}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
     if template is not None:
         pair = f"{template} $B:1 </s>:1" if "$A" in template else None
         inner.post_processor = processors.TemplateProcessing(
