@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -164,6 +164,7 @@ def test_wilson_is_as_published():
 
 
 @given(st.integers(0, 60), st.integers(1, 60))
+@example(0, 3)
 def test_wilson_holds_its_estimate(right, wrong):
     interval = score_interval([1.0] * right + [0.0] * wrong)
     mirrored = score_interval([0.0] * right + [1.0] * wrong)

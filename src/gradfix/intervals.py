@@ -48,7 +48,10 @@ def score_interval(scores: Sequence[float]) -> Interval:
     share = math.fsum(scores) / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return Interval(share, max(0.0, centre - half), min(1.0, centre + half), n, "wilson")
+    # Where all samples agree one end is 0 or 1 exactly; rounding must not put it inside.
+    low = 0.0 if share == 0.0 else centre - half
+    high = 1.0 if share == 1.0 else centre + half
+    return Interval(share, low, high, n, "wilson")
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
