@@ -372,6 +372,15 @@ def test_a_number_that_is_not_finite_is_traced_to_its_vector(method: MergeMethod
         merged["w"]
 
 
+def test_a_mask_does_not_hide_a_number_that_is_not_finite() -> None:
+    pair = [vector(w=torch.ones(2)), vector(w=torch.tensor([1.0, float("nan")]))]
+    ballot = votes(w=torch.tensor([1, -1], dtype=torch.int8))
+    with pytest.raises(
+        GradfixError, match="task vector 2: w: expected finite numbers, found 1 NaN or infinite"
+    ):
+        merge(pair, [ballot, ballot], order="mask-then-merge")["w"]
+
+
 def test_rows_of_other_tokens_are_refused_until_both_are_placed(tmp_path: Path) -> None:
     vectors = []
     for name, tokens, value in (("one", ["[UNK]", "cat"], 1.0), ("two", ["cat", "[UNK]"], 3.0)):

@@ -80,7 +80,8 @@ def merge(
         GradfixError: if the vectors or votes don't fit each other, two vectors bring a parameter of one name, or an
             option is not one of those above.
     """
-    vectors = list(task_vectors)
+    # Checked below any mask: one that drops what is not a number would hide it.
+    vectors = [_finite(vector, f"task vector {t}") for t, vector in enumerate(task_vectors, start=1)]
     strategy = strategy or ("agreement" if votes is not None else "none")
     _check_options(len(vectors), method, density, order, strategy)
     if STRATEGIES[strategy].needs == "nothing":
@@ -108,14 +109,27 @@ def merge(
     return _masked_by_all(merged, votes, singly, strategy)
 
 
+def _finite(vector: TaskVector, owner: str) -> TaskVector:
+    """Give the same vector with its blocks checked, under the same origin."""
+    return TaskVector(
+        Finite(vector, owner),
+        additions=vector.additions,
+        config=vector.config,
+        directory=vector.directory,
+        placement=vector.placement,
+        origin=lambda: vector.origin,
+    )
+
+
 def _merged(vectors: Sequence[TaskVector], method: str, density: float, progress: Progress) -> TaskVector:
     """Merge vectors that are masked already or not at all."""
     chosen = METHODS[method]
-    terms: list[TensorSource] = []
-    for t, vector in enumerate(vectors, start=1):
-        term = Finite(vector, f"task vector {t}")
-        stage = f"ranking the magnitudes of task vector {t}"
-        terms.append(Trimmed(term, density, stage, progress) if chosen.trims else term)
+    terms: list[TensorSource] = [
+        Trimmed(vector, density, f"ranking the magnitudes of task vector {t}", progress)
+        if chosen.trims
+        else vector
+        for t, vector in enumerate(vectors, start=1)
+    ]
     total = combine([(1.0, vector) for vector in vectors])  # checks the tensors and unites the new parameters
     headed = next((vector for vector in vectors if vector.additions.specs), vectors[0])
     merged = TaskVector(
