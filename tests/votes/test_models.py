@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from gradfix.votes import count_votes
 from tests import models
@@ -13,7 +13,7 @@ N, T = 4, 7
 
 
 def cross_entropy(logits, labels):
-    return F.cross_entropy(logits, labels, reduction="none")
+    return functional.cross_entropy(logits, labels, reduction="none")
 
 
 def inputs(batch):

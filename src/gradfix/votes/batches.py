@@ -123,7 +123,12 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     Returns:
         The same nesting on that device.
     """
-    return map_tensors(batch, lambda tensor: tensor.to(device))
+
+    def moved(tensor: Tensor) -> Tensor:
+        # made in inference mode, a tensor may not enter a graph
+        return (tensor.clone() if tensor.is_inference() else tensor).to(device)
+
+    return map_tensors(batch, moved)
 
 
 def sample_fingerprints(batch: Batch) -> list[str]:

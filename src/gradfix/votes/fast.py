@@ -15,7 +15,7 @@ from gradfix.votes.guard import Loss, autocast, checked_losses
 from gradfix.votes.plain import count_plainly, refuse_not_finite
 from gradfix.votes.recorder import Form, Recorder, Use, only
 from gradfix.votes.tally import Tally
-from gradfix.votes.verification import FEWEST, Plan, Verdict, verify
+from gradfix.votes.verification import FEWEST, Plan, Verdict, enough, verify
 
 _plans: "weakref.WeakKeyDictionary[nn.Module, tuple[Callable[[], object], frozenset[str], Plan]]" = (
     weakref.WeakKeyDictionary()
@@ -68,7 +68,7 @@ class FastCounter:
             self._count_plainly(batch, N, first, dict.fromkeys(self._parameters, ""))
             return
         if not self._plan.verdicts:
-            self._verify(batch, FEWEST, first)
+            self._verify(batch, enough(batch), first)
         if self._plan.failure:
             self._count_plainly(batch, N, first, dict.fromkeys(self._parameters, self._plan.failure))
             return
@@ -112,7 +112,7 @@ class FastCounter:
         keys = {name: (name, recorder.signature(name)) for name in self._parameters}
         # Two samples prove most; the whole batch, where these two alone take another way through the model
         # (no padding among them). The latter costs what the plain loop would, but only once.
-        for few in (FEWEST, batch_size(batch)):
+        for few in (enough(batch), batch_size(batch)):
             if any(key not in known for key in keys.values()):
                 verify(
                     self._plan, self._model, select(batch, slice(0, few)), self._loss, self._parameters, first

@@ -16,7 +16,7 @@ from itertools import islice, product
 import torch
 from torch import Tensor, nn
 
-from gradfix.votes.batches import Batch, batch_size
+from gradfix.votes.batches import Batch, batch_size, tensors_of
 from gradfix.votes.blocks import Blocks
 from gradfix.votes.chains import SampleGradients
 from gradfix.votes.contributions import Contribution
@@ -65,6 +65,19 @@ class Plan:
         """Parameters that met the samples as derived tensors alone, wherever they were verified."""
         ways = {name: way for (name, way), verdict in self.verdicts.items() if way and not verdict.reason}
         return frozenset(name for name, way in ways.items() if all(DERIVED in use for use in way))
+
+
+def enough(batch: Batch) -> int:
+    """Choose how many samples to run both ways.
+
+    Args:
+        batch: At least two samples.
+
+    Returns:
+        Two, or three where two could be taken for the positions of a sequence of that length.
+    """
+    confusable = any(tensor.ndim > 1 and tensor.shape[1] == FEWEST for _, tensor in tensors_of(batch))
+    return FEWEST + confusable
 
 
 def verify(
@@ -132,7 +145,10 @@ def _compare(
     blocks: Blocks,
     samples: int,
 ) -> Verdict:
-    error = float("inf")
+    best = float("inf")
+    verdict = Verdict()
+    # The best layouts, not the first that pass: a part of a packed weight may be too small beside the others for
+    # its samples to be noticed in the wrong place, but not too small to be a closer match in the right one.
     for layouts in islice(product(*(use.layouts for use, _ in arrived)), _COMBINATIONS):
         parts = [form(layout) for (_, form), layout in zip(arrived, layouts, strict=True)]
         magnitude = sum(part.magnitude() for part in parts)
@@ -143,13 +159,15 @@ def _compare(
             matrices = [_matrix(each).to(ones[0].dtype) for each in gradients]
             fast = [(matrix @ ones[0], ones[1] @ matrix) for matrix in matrices]
         error = _distance(fast, plain, parameter, magnitude)
-        if error <= 1:
-            zero = not any(bool(part.any()) for pair in fast for part in pair)
-            return Verdict(layouts, vacuous=zero)
+        if error < best:
+            best = error
+            verdict = Verdict(layouts, vacuous=not any(bool(part.any()) for pair in fast for part in pair))
+    if best <= 1:
+        return verdict
     if len(plain) < samples:
         return Verdict(reason="autograd gives it no gradient for some samples")
     return Verdict(
-        reason=f"its gradients by the rules differ from autograd's ({error:.0e} times the tolerance)"
+        reason=f"its gradients by the rules differ from autograd's ({best:.0e} times the tolerance)"
     )
 
 
