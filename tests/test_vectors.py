@@ -129,6 +129,17 @@ def test_large_finite_numbers_are_not_mistaken_for_infinite_ones(tmp_path: Path)
     assert torch.equal(tau["w"], tuned)
 
 
+def test_a_damaged_task_vector_file_is_refused_where_it_is_read(tmp_path: Path) -> None:
+    triple = save_triple("bert", tmp_path)
+    TaskVector.between(triple.base, triple.tuned).save(tmp_path / "tau.safetensors")
+    raw = bytearray((tmp_path / "tau.safetensors").read_bytes())
+    raw[-4:] = torch.tensor([float("nan")]).numpy().tobytes()
+    (tmp_path / "tau.safetensors").write_bytes(raw)
+    loaded = TaskVector.load(tmp_path / "tau.safetensors")
+    with pytest.raises(GradfixError, match=r"tau\.safetensors: .*expected finite numbers, found 1 NaN"):
+        [loaded[name] for name in loaded]
+
+
 def test_the_cosine_of_nothing_is_refused(tmp_path: Path) -> None:
     base = Checkpoint.open(write(tmp_path / "a.safetensors", w=torch.ones(2)))
     nothing = TaskVector.between(base, base)

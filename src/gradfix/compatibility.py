@@ -319,7 +319,7 @@ def _measured_seconds(placement: Placement, target: Checkpoint, elements: int) -
     rows = next(placement.vector.specs[name].row_blocks())
     started = time.perf_counter()
     base, delta = target.read(name, rows), placement.vector.read(name, rows)
-    block = add_scaled(base, delta, 1.0, base.dtype)
+    block = add_scaled(base, delta, 1.0).to(base.dtype)
     hashlib.sha256(block.flatten().view(torch.uint8).numpy().data).hexdigest()
     return (time.perf_counter() - started) * elements / max(1, block.numel())
 

@@ -101,7 +101,7 @@ def strategy(needs: str) -> Callable[[MaskFunction], MaskFunction]:
 @strategy("signs")
 def agreement(tau: Tensor, signal: Tensor, block: Block) -> Tensor:
     """Keep τ_i where sign(τ_i) = sign(v_i), else 0: the method of the paper."""
-    return tau * _agrees(tau, signal)
+    return torch.where(_agrees(tau, signal), tau, 0.0)
 
 
 @strategy("signs")
@@ -113,7 +113,7 @@ def force(tau: Tensor, signal: Tensor, block: Block) -> Tensor:
 @strategy("signs")
 def soft(tau: Tensor, signal: Tensor, block: Block) -> Tensor:
     """τ_i |v_i| / N where the signs agree, else 0: the surer the vote, the more is kept."""
-    return tau * signal.abs().to(tau.dtype).div_(block.voters) * _agrees(tau, signal)
+    return torch.where(_agrees(tau, signal), tau * signal.abs().to(tau.dtype).div_(block.voters), 0.0)
 
 
 @strategy("magnitudes")

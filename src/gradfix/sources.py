@@ -4,7 +4,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from threading import Lock
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,6 +53,8 @@ def require_finite(block: Tensor, owner: str, name: str) -> None:
 class Tally:
     """What a mask kept of one tensor, over the blocks read so far.
 
+    Blocks may come from several threads; in the last digit the sums then depend on the order.
+
     Attributes:
         coordinates: Where τ is not 0.
         kept: Of those, where the masked vector is not 0 either.
@@ -70,10 +74,31 @@ class Tally:
             before: τ.
             after: m ⊙ τ, of the same shape.
         """
-        self.coordinates += int(before.count_nonzero())
-        self.kept += int(after.count_nonzero())
-        self.square += float(before.flatten().dot(before.flatten()))
-        self.kept_square += float(after.flatten().dot(after.flatten()))
+        coordinates, kept = count_nonzero(before), count_nonzero(after)
+        square = float(before.flatten().dot(before.flatten()))
+        kept_square = float(after.flatten().dot(after.flatten()))
+        with _COUNTING:
+            self.coordinates += coordinates
+            self.kept += kept
+            self.square += square
+            self.kept_square += kept_square
+
+
+_COUNTING = Lock()
+"""Held while a tally changes: so short that one for all tallies is enough."""
+
+
+def count_nonzero(block: Tensor) -> int:
+    """Count what is not 0, several times as fast as ``torch.count_nonzero`` on a CPU.
+
+    Args:
+        block: Any shape and dtype, on the CPU.
+
+    Returns:
+        The count.
+    """
+    truth = block if block.dtype == torch.bool else block != 0
+    return int(np.count_nonzero(truth.numpy()))
 
 
 class Expression:
@@ -126,6 +151,25 @@ class Selection(Expression):
     def tally(self, name: str) -> Tally | None:
         """Tell what the mask below kept."""
         return tally_of(self.of, self.names[name])
+
+
+@dataclass(frozen=True)
+class Checked(Expression):
+    """A source of which every block is looked at for NaN and infinity; ``owner`` names it in messages."""
+
+    of: TensorSource
+    owner: str
+
+    @cached_property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """The tensors of the source."""
+        return self.of.specs
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """Read one range of rows; numbers that are not finite are refused."""
+        block = self.of.read(name, rows)
+        require_finite(block, self.owner, name)
+        return block
 
 
 @dataclass(frozen=True)

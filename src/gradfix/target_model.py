@@ -370,7 +370,7 @@ class TargetModel:
                     value = self._target.read(home.theirs, rows)
                     dtype = self._dtype or value.dtype
                     if moving and delta is not None:
-                        value = add_scaled(value, delta.read(home.theirs, rows), alpha, dtype)
+                        value = add_scaled(value, delta.read(home.theirs, rows), alpha)
                     (parameter if rows is None else parameter[rows]).copy_(value.to(dtype))
 
 

@@ -1,11 +1,16 @@
 """θ_B + α (m ⊙ τ), streamed from checkpoints to a new model directory, a block of rows at a time."""
 
+import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,7 +21,7 @@ from gradfix.errors import GradfixError, listed
 from gradfix.fingerprint import combined_fingerprint, fingerprints, tensor_fingerprint
 from gradfix.placement import Placement, place
 from gradfix.progress import Progress, silent
-from gradfix.sources import require_finite
+from gradfix.sources import count_nonzero, is_finite, require_finite
 from gradfix.vectors import TaskVector
 
 Rounding = Literal["nearest", "stochastic"]
@@ -132,22 +137,21 @@ class Applied:
         return {**asdict(self), "kept_share": self.kept_share, "lost_share": self.lost_share}
 
 
-def add_scaled(base: Tensor, delta: Tensor, alpha: float, dtype: torch.dtype) -> Tensor:
-    """Compute base + α·delta in float32 (float64 for a float64 base) and round it to ``dtype`` once.
+def add_scaled(base: Tensor, delta: Tensor, alpha: float) -> Tensor:
+    """Compute base + α·delta in float32, or in float64 for a float64 base.
 
     Args:
         base: θ_B, any floating dtype.
         delta: m ⊙ τ, float32, of the same shape.
         alpha: Scaling coefficient.
-        dtype: Of the result.
 
     Returns:
-        The sum, of ``dtype``.
+        The sum, not rounded to the base's dtype yet.
     """
     wide = torch.promote_types(base.dtype, torch.float32)
     # Not torch.add(…, alpha=…): it fuses product and sum in its vector loop but not in the loop's tail, so the
     # last bit would depend on how a tensor is cut into blocks.
-    return delta.to(wide).mul(alpha).add_(base.to(wide)).to(dtype)
+    return delta.to(wide).mul(alpha).add_(base)
 
 
 def round_stochastically(exact: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
@@ -234,7 +238,7 @@ def apply(
         **settings,
     }
     total, done = sum(spec.nbytes for spec in specs.values()), 0
-    with CheckpointWriter(
+    writer_context = CheckpointWriter(
         Path(output),
         specs,
         identity=identity,
@@ -242,9 +246,11 @@ def apply(
         overwrite=overwrite,
         resume=resume,
         restart=restart,
-    ) as writer:
+    )
+    with writer_context as writer, ExitStack() as stack:
         replaced = {name: head.to(specs[name].dtype) for name, head in (heads or {}).items()}
-        stream = _Stream(placement, target, alpha, dtype, rounding, seed, replaced)
+        pool = stack.enter_context(workers())
+        stream = _Stream(placement, target, alpha, dtype, rounding, seed, replaced, pool)
         for name, spec in specs.items():
             if name not in writer.done:
                 writer.write(name, stream.blocks(name))
@@ -290,6 +296,56 @@ def output_specs(
     return specs
 
 
+@contextmanager
+def workers() -> Iterator[ThreadPoolExecutor]:
+    """Open a pool in which each thread computes blocks by itself.
+
+    Blocks side by side use the cores better than each small operation spread over all of them: no operation waits
+    for another thread, so a busy machine slows the work down in proportion and no more.
+
+    Yields:
+        The pool. torch's own threads are off meanwhile.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
+
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+def in_order(
+    pool: ThreadPoolExecutor, function: Callable[[T], U], items: Iterable[T], ahead: int = 8
+) -> Iterator[U]:
+    """Map a function over items in a pool, a few items ahead of the consumer and no more.
+
+    Args:
+        pool: The threads.
+        function: What to compute.
+        items: Of what.
+        ahead: How many results may wait, so that memory stays bounded.
+
+    Yields:
+        Results in the order of the items.
+    """
+    waiting: deque[Future[U]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
 @dataclass
 class _Stream:
     """The blocks of each output tensor, and the facts gathered while they pass."""
@@ -301,6 +357,7 @@ class _Stream:
     rounding: Rounding
     seed: int
     heads: Mapping[str, Tensor]
+    pool: ThreadPoolExecutor
     facts: dict[str, TensorFacts] = field(default_factory=dict)
 
     def blocks(self, name: str) -> Iterator[Tensor]:
@@ -322,27 +379,41 @@ class _Stream:
 
     def _changed(self, name: str, theirs: str) -> Iterator[Tensor]:
         spec, vector = self.target.specs[theirs], self.placement.vector
-        dtype = self.dtype or spec.dtype
-        generator = torch.Generator().manual_seed(self.seed)
         facts = self.facts[name] = TensorFacts(spec.numel)
-        for rows in spec.row_blocks():
-            base = self.target.read(theirs, rows)
-            require_finite(base, self.target.location, theirs)
-            delta = vector.read(theirs, rows)
-            if self.rounding == "stochastic":
-                exact = add_scaled(base, delta, self.alpha, torch.float32)
-                result = round_stochastically(exact, dtype, generator)
-            else:
-                result = add_scaled(base, delta, self.alpha, dtype)
-            if self.alpha:
-                moved = int((result != base.to(dtype)).count_nonzero())
-                wanted = int(delta.count_nonzero())
-                facts.wanted += wanted
-                facts.lost += max(0, wanted - moved)
-            yield result
+        for block, wanted, lost in in_order(self.pool, partial(self._block, theirs), spec.row_blocks()):
+            facts.wanted += wanted
+            facts.lost += lost
+            yield block
         if tally := vector.tally(theirs):
             facts.nonzero, facts.kept = tally.coordinates, tally.kept
             facts.square, facts.kept_square = tally.square, tally.kept_square
+
+    def _block(self, name: str, rows: slice | None) -> tuple[Tensor, int, int]:
+        """Compute one block of the output, how many of its weights should change, and how many don't."""
+        base, delta = self.target.read(name, rows), self.placement.vector.read(name, rows)
+        dtype = self.dtype or base.dtype
+        exact = add_scaled(base, delta, self.alpha)
+        if self.rounding == "stochastic":
+            key = hashlib.sha256(f"{self.seed}\0{name}\0{rows and rows.start}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "little"))
+            result = round_stochastically(exact, dtype, generator)
+        else:
+            result = exact.to(dtype)
+        self._require_finite(exact, result, base, name)
+        if not self.alpha:
+            return result, 0, 0
+        wanted = count_nonzero(delta)
+        return result, wanted, max(0, wanted - count_nonzero(result != base.to(dtype)))
+
+    def _require_finite(self, exact: Tensor, result: Tensor, base: Tensor, name: str) -> None:
+        # float16 alone has a range that a finite float32 sum of weights can leave.
+        if is_finite(exact) and (result.dtype != torch.float16 or is_finite(result)):
+            return
+        require_finite(base, self.target.location, name)
+        raise GradfixError(
+            f"{self.target.location}: {name}: the sum leaves the range of {result.dtype}; "
+            "choose a smaller alpha, or --dtype float32"
+        )
 
 
 _COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")

@@ -28,6 +28,7 @@ from gradfix.errors import GradfixError, listed
 from gradfix.fingerprint import combined_fingerprint, fingerprints
 from gradfix.progress import Progress, silent
 from gradfix.sources import (
+    Checked,
     Difference,
     Elementwise,
     Expression,
@@ -163,7 +164,7 @@ class TaskVector(Expression, Mapping[str, Tensor]):
         new = {key.removeprefix(_ADDITION): key for key in file.specs if key.startswith(_ADDITION)}
         changed = {key: key for key in file.specs if not key.startswith(_ADDITION)}
         return cls(
-            Selection(file, changed, dtype=torch.float32),
+            Checked(Selection(file, changed, dtype=torch.float32), str(path)),
             additions=Selection(file, new),
             config=json.loads(file.metadata["config"]),
             origin=lambda: json.loads(file.metadata["origin"]),
