@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 from gradfix.baselines import METHODS, FineTuning, Method, choose_finetuning, finetune
@@ -24,7 +25,6 @@ from gradfix.scaling import FOLDS, GRID, FoldedVotes, cross_fit, split_folds
 from gradfix.target_model import TargetModel
 from gradfix.tasks import ModelTask, get_task
 from gradfix.vectors import TaskVector
-from gradfix.votes import Votes
 
 ZERO_SHOT, CONTROL, FEW_SHOT, ORACLE, FULL = "zero-shot", "control", "few-shot", "oracle", "full"
 
@@ -159,14 +159,19 @@ def _directed(
 ) -> Outcome:
     model = judge.model
 
-    def direction(votes: Votes | None) -> TaskVector:
+    @cache
+    def unvoted() -> TaskVector:  # one for all folds, so that they share each move
+        return method.build(model.vector, None, seed)
+
+    def direction(left_out: int | None) -> TaskVector:
+        if ballots is None:
+            return unvoted()
+        votes = ballots.all() if left_out is None else ballots.without(left_out)
         return method.build(model.vector, votes, seed)
 
-    choice = cross_fit(
-        model, support, folds, lambda fold: direction(ballots.without(fold) if ballots else None), grid=grid
-    )
+    choice = cross_fit(model, support, folds, direction, grid=grid)
     try:
-        model.move(direction(ballots.all() if ballots else None), choice.alpha)
+        model.move(direction(None), choice.alpha)
         return judge.measure({"alpha": choice.alpha}, started)
     finally:
         model.restore()

@@ -1,7 +1,8 @@
 """How far to go: α chosen on labelled samples that did not shape the direction, never on test data."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import reduce
 from operator import add
@@ -12,6 +13,7 @@ import numpy as np
 
 from gradfix.evaluation import EncodedRows
 from gradfix.progress import Progress, silent
+from gradfix.scratch import Scratch
 from gradfix.target_model import TargetModel
 from gradfix.vectors import TaskVector
 from gradfix.votes import Votes
@@ -65,13 +67,15 @@ class AlphaChoice:
 
 def choose_alpha(
     target: TargetModel,
-    fits: Sequence[tuple[TaskVector, Sequence[Any] | EncodedRows]],
+    fits: Iterable[tuple[TaskVector, Sequence[Any] | EncodedRows]],
     *,
     grid: Sequence[float] = GRID,
     chosen_on: str,
     progress: Progress = silent,
 ) -> AlphaChoice:
     """Try candidates in place, and take the one with the smallest loss.
+
+    Each direction is computed once, into a scratch file; consecutive fits of one direction share each move.
 
     Args:
         target: The model; it is at θ_B afterwards, also after an error.
@@ -84,15 +88,24 @@ def choose_alpha(
     Returns:
         The choice.
     """
-    held_out = [rows if isinstance(rows, EncodedRows) else target.encode(rows) for _, rows in fits]
     points: list[AlphaPoint] = []
-    samples = sum(len(places) for rows in held_out for places in rows.positions)
     candidates = sorted(set(grid))
-    try:
+    with Scratch() as scratch, ExitStack() as after:
+        after.callback(target.restore)
+        computed: list[tuple[TaskVector, EncodedRows]] = []
+        last: TaskVector | None = None
+        for delta, rows in fits:
+            kept = computed[-1][0] if delta is last else scratch.keep(delta)
+            last = delta
+            computed.append((kept, rows if isinstance(rows, EncodedRows) else target.encode(rows)))
+        samples = sum(len(places) for _, rows in computed for places in rows.positions)
         for number, alpha in enumerate(candidates):
             losses = scores = 0.0
-            for (delta, _), rows in zip(fits, held_out, strict=True):
-                target.move(delta, alpha)
+            here: TaskVector | None = None
+            for kept, rows in computed:
+                if here is None or (alpha and kept is not here):  # α = 0 is θ_B, whatever the direction
+                    target.move(kept, alpha)
+                    here = kept
                 measured = target.evaluate(rows)
                 losses += measured.loss * measured.n
                 scores += measured.score * measured.n
@@ -101,8 +114,6 @@ def choose_alpha(
             recent = [point.loss for point in points[-PATIENCE - 1 :]]
             if len(recent) > PATIENCE and recent == sorted(set(recent)):
                 break
-    finally:
-        target.restore()
     progress("choosing α", len(candidates), len(candidates), "candidates")
     best = min(points, key=lambda point: (point.loss, point.alpha))
     return AlphaChoice(best.alpha, chosen_on, samples, tuple(points))
@@ -227,8 +238,8 @@ def cross_fit(
     Returns:
         The choice.
     """
-    fits = [
+    fits = (  # made one at a time, so that the votes behind them are not in memory all at once
         (direction(number), target.encode([rows[index] for index in fold]))
         for number, fold in enumerate(folds)
-    ]
+    )
     return choose_alpha(target, fits, grid=grid, chosen_on="cross-fit", progress=progress)
