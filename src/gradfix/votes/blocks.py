@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gradfix.votes.contributions import Contribution, Product, Rows, Summed
 
-BLOCK_BYTES = 8 * 2**20
+BLOCK_BYTES = 4 * 2**20
 """Size of a block. Larger ones leave the cache, smaller ones make the products inefficient."""
 
 
@@ -72,6 +72,10 @@ class Blocks:
         elif len(contributions) == 1 and isinstance(first, Product) and first.left.shape[1] == 1:
             self._add_outer(counts, first)
         else:
+            if len(contributions) == 1 and isinstance(first, Product) and C > R:
+                # the longer side makes the rows: blocks of many short rows are cheaper products than of few long
+                contributions, counts = [Product(first.right, first.left)], counts.t()
+                R, C = counts.shape
             ones = torch.ones(1, samples, device=counts.device)
             for rows, block in self.walk(contributions, (samples, R, C), counts.device):
                 flat = torch.sign(block, out=block).view(samples, -1)

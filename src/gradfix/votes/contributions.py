@@ -5,6 +5,7 @@ Index letters: ``n`` sample of N, ``t`` position within a sample (token, pixel, 
 has one row.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -65,12 +66,12 @@ class Product:
 class Summed:
     """Gradients formed whole: biases, norms, and what is broadcast."""
 
-    def __init__(self, values: Tensor, magnitude: Tensor) -> None:
+    def __init__(self, values: Tensor, magnitude: Callable[[], Tensor]) -> None:
         """Keep the gradients.
 
         Args:
             values: Shape (N, R, C), or (N, R).
-            magnitude: Norm of the terms that were summed.
+            magnitude: Computes the norm of the terms that were summed; only a verification asks.
         """
         self.values = values if values.ndim == 3 else values.unsqueeze(-1)
         self._magnitude = magnitude
@@ -83,7 +84,7 @@ class Summed:
 
     def magnitude(self) -> float:
         """Give the norm of the terms."""
-        return float(self._magnitude)
+        return float(self._magnitude())
 
 
 class Rows:
@@ -109,7 +110,7 @@ class Rows:
             keep = self.row != left_out
             self.row, self.sample, sums = self.row[keep], self.sample[keep], sums[keep]
         self.sums, self.samples, self.dtype = sums, N, sums.dtype
-        self._norm = values.norm()
+        self._values = values
 
     def block(self, rows: slice, out: Tensor | None = None) -> Tensor:
         """Scatter the touched rows of the range into zeros."""
@@ -136,4 +137,4 @@ class Rows:
 
     def magnitude(self) -> float:
         """Give the norm of the terms."""
-        return float(self._norm)
+        return float(self._values.norm())

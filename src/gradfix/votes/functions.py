@@ -32,7 +32,7 @@ def summed_over_positions(values: Tensor) -> Summed:
         The contribution of shape (N, D).
     """
     wide = torch.promote_types(values.dtype, torch.float32)
-    return Summed(values.sum(1, dtype=wide), values.norm() * math.sqrt(values.shape[1]))
+    return Summed(values.sum(1, dtype=wide), lambda: values.norm() * math.sqrt(values.shape[1]))
 
 
 class LinearFunction(Function):
@@ -213,7 +213,7 @@ class ConvolutionFunction(Function):
                 return Product(left, right)
             T = left.shape[1]
             parts = torch.einsum("ntgo,ntgi->ngoi", left.view(N, T, groups, -1), right.view(N, T, groups, -1))
-            return Summed(parts.reshape(N, len(weight), -1), left.norm() * right.norm())
+            return Summed(parts.reshape(N, len(weight), -1), lambda: left.norm() * right.norm())
 
         forms = (product, lambda layout: summed_over_positions(by_sample(channels, layout, N)))
         for deliver, form in zip(ctx.deliveries, forms, strict=True):
@@ -253,7 +253,7 @@ class CutFunction(Function):
             else:
                 positions = values.reshape(N, len(values) // N, -1).sum(1)
                 rows = positions.reshape(N, ctx.shape[0] if ctx.shape else 1, -1)
-            return Summed(rows, values.norm())
+            return Summed(rows, values.norm)
 
         ctx.deliver(gradients)
         return (None,) * 6
