@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test check format
+.PHONY: setup demo test check format bench-language bench-transport
 
 setup: $(STAMP)
 
@@ -27,3 +27,11 @@ check: setup
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# docs/language.md: half an hour to some hours, by how busy the machine is; what is made is kept between runs.
+bench-language: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
+	$(BIN)/python benchmarks/language.py
+
+bench-transport: setup
+	$(BIN)/python benchmarks/transport.py
