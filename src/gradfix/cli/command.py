@@ -51,11 +51,14 @@ def refusals(name: str, *, debug: bool) -> Iterator[None]:
         raise typer.Exit(INTERRUPTED if interrupted else REFUSED) from None
 
 
-def command(kind: type[Recipe]) -> Callable[[Callable[[Any, Console], None]], Callable[[Any, Console], None]]:
+def command(
+    kind: type[Recipe], parent: typer.Typer = app
+) -> Callable[[Callable[[Any, Console], None]], Callable[[Any, Console], None]]:
     """Register the decorated function as the command of a recipe, with the recipe's fields as options.
 
     Args:
         kind: The recipe class; its docstring is the command's help.
+        parent: Of which it is a command, where the recipe's name has two words.
 
     Returns:
         The decorator, which gives the function back unchanged.
@@ -79,7 +82,7 @@ def command(kind: type[Recipe]) -> Callable[[Callable[[Any, Console], None]], Ca
         ]
         entry.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         entry.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        app.command(kind.command, help=inspect.getdoc(kind))(entry)
+        parent.command(kind.command.split()[-1], help=inspect.getdoc(kind))(entry)
         JOBS[kind.command] = job
         return job
 

@@ -1,0 +1,154 @@
+"""Figures of the studies: the same numbers always give the same bytes."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from gradfix.intervals import Interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito (2008): told apart with every kind of colour vision.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A8A8A")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One set of axes.
+
+    Attributes:
+        title: Above it.
+        series: Points (x, interval) by what the legend calls them.
+        levels: Horizontal lines by what the legend calls them.
+    """
+
+    title: str
+    series: Mapping[str, Sequence[tuple[float, Interval]]]
+    levels: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Curves over a number, with 95 % intervals.
+
+    Attributes:
+        panels: Side by side, with shared axes.
+        x: Label of the x axis, with its unit.
+        y: Label of the y axis, with its unit.
+        logarithmic: Whether x is.
+    """
+
+    panels: Sequence[Panel]
+    x: str
+    y: str
+    logarithmic: bool = True
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Horizontal bars with 95 % intervals.
+
+    Attributes:
+        values: Interval by bar within each group, by group.
+        x: Label of the value axis, with its unit.
+        zero: Where the value axis starts; None to let the values decide.
+    """
+
+    values: Mapping[str, Mapping[str, Interval]]
+    x: str
+    zero: float | None = 0.0
+
+
+Figure = Curves | Bars
+
+
+def draw(figure: Figure) -> dict[str, bytes]:
+    """Draw a figure.
+
+    Args:
+        figure: What it shows.
+
+    Returns:
+        Its PNG and SVG, by extension.
+    """
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Canvas
+
+    style = {"svg.hashsalt": "gradfix", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+    with mpl.rc_context(style):
+        if isinstance(figure, Curves):
+            count = len(figure.panels)
+            canvas = Canvas(figsize=(1.9 + 3.1 * count, 3.4), layout="constrained")
+            axes = canvas.subplots(1, count, sharey=True, squeeze=False)[0]
+            for each, panel in zip(axes, figure.panels, strict=True):
+                _curves(each, panel, figure)
+            axes[0].set_ylabel(figure.y)
+            _legend(canvas, axes)
+        else:
+            rows = max(len(bars) for bars in figure.values.values())
+            count = len(figure.values)
+            canvas = Canvas(figsize=(2.2 + 2.6 * count, 0.8 + 0.28 * rows), layout="constrained")
+            axes = canvas.subplots(1, count, sharey=True, sharex=True, squeeze=False)[0]
+            for each, (title, bars) in zip(axes, figure.values.items(), strict=True):
+                _bars(each, title, bars, figure)
+        FigureCanvasAgg(canvas)
+        png, svg = io.BytesIO(), io.BytesIO()
+        canvas.savefig(png, format="png", dpi=110, metadata={"Software": None})
+        canvas.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    return {"png": png.getvalue(), "svg": svg.getvalue()}
+
+
+def _curves(axes: "Axes", panel: Panel, figure: Curves) -> None:
+    for number, (label, points) in enumerate(panel.series.items()):
+        xs = [x for x, _ in points]
+        values = [interval.value for _, interval in points]
+        errors = [
+            interval.value - (interval.value if interval.low is None else interval.low)
+            for _, interval in points
+        ]
+        axes.errorbar(
+            xs,
+            values,
+            yerr=errors,
+            label=label,
+            color=COLOURS[number % len(COLOURS)],
+            marker=MARKERS[number % len(MARKERS)],
+            markersize=4,
+            linewidth=1.2,
+            capsize=2,
+        )
+    for number, (label, value) in enumerate(panel.levels.items()):
+        axes.axhline(
+            value, label=label, color="#555555", linewidth=1, linestyle=("--", ":", "-.")[number % 3]
+        )
+    if figure.logarithmic:
+        axes.set_xscale("log")
+        ticks = sorted({x for points in panel.series.values() for x, _ in points})
+        axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+        axes.minorticks_off()
+    axes.set_xlabel(figure.x)
+    axes.set_title(panel.title, fontsize=9)
+
+
+def _bars(axes: "Axes", title: str, bars: Mapping[str, Interval], figure: Bars) -> None:
+    places = list(range(len(bars)))[::-1]
+    values = [interval.value for interval in bars.values()]
+    errors = [i.value - (i.value if i.low is None else i.low) for i in bars.values()]
+    axes.barh(places, values, xerr=errors, color=COLOURS[0], height=0.65, capsize=2, ecolor="#000000")
+    axes.set_yticks(places, list(bars))
+    axes.set_xlabel(figure.x)
+    axes.set_title(title, fontsize=9)
+    if figure.zero is not None:
+        axes.set_xlim(left=figure.zero)
+
+
+def _legend(canvas: Any, axes: "Sequence[Axes]") -> None:
+    handles: dict[str, Any] = {}
+    for each in axes:
+        for handle, label in zip(*each.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    canvas.legend(handles.values(), handles.keys(), loc="outside right center", frameon=False, fontsize=8)
