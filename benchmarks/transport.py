@@ -4,26 +4,34 @@
 
 One process runs, in turns, `gradfix transport` with 20 support and 200 validation samples, and the parts that
 no implementation can leave out: loading the model, one mean-gradient pass over the support set, and as many
-evaluations of the validation samples as the run tried values of α. Medians are compared. The reach is a ratio of
-at most 1.5. Memory is the growth of the process's anonymous memory while a transport runs (weights read from
+evaluations of the validation samples as the run tried values of α. The median ratio of the rounds counts, the
+reach is at most 1.5. Memory is the growth of the process's anonymous memory while a transport runs (weights read from
 mapped files are the page cache's and not counted), beside the model and its votes.
 """
 
 import argparse
+import contextlib
+import io
 import json
 import random
 import statistics
 import tempfile
 import threading
 import time
-from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedTokenizerFast
+from torch.nn.functional import cross_entropy
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import logging
 
 from gradfix.cli import app
@@ -49,19 +57,65 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="gradfix-bench-transport-") as name:
         work = Path(name)
         make_inputs(work)
-        seconds: dict[str, list[float]] = defaultdict(list)
-        stages: dict[str, list[float]] = defaultdict(list)
-        peaks = []
+        rounds = []
         transport(work)  # warm: imports, the page cache, the allocator
-        for _ in range(options.rounds):
-            total, peak, record = transport(work)
-            seconds["transport"].append(total)
-            peaks.append(peak)
-            for stage, spent in record["seconds"].items():
-                stages[stage].append(spent)
-            for part, spent in irreducible(work, len(record["alpha"]["curve"])).items():
-                seconds[part].append(spent)
-        report(seconds, stages, peaks, record)
+        for number in range(options.rounds):
+            rounds.append(measure(work))
+            print(f"round {number + 1}: {rounds[-1].describe()}", flush=True)
+        report(rounds)
+
+
+@dataclass
+class Clocks:
+    """Time passed on the wall and on the processor.
+
+    Attributes:
+        wall: Seconds.
+        cpu: Seconds of this process, all threads together: what a busy machine hardly changes.
+    """
+
+    wall: float
+    cpu: float
+
+
+class Timed:
+    """Measures what happens inside it; a context manager."""
+
+    def __enter__(self) -> "Timed":
+        self._started = time.perf_counter(), time.process_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clocks = Clocks(time.perf_counter() - self._started[0], time.process_time() - self._started[1])
+
+
+@dataclass
+class Round:
+    """A transport and its irreducible parts, one after the other.
+
+    Attributes:
+        total: Of the transport.
+        parts: By name.
+        growth: Of anonymous memory during the transport, in bytes.
+        record: What the transport wrote.
+    """
+
+    total: Clocks
+    parts: dict[str, Clocks]
+    growth: int
+    record: dict
+
+    def ratio(self, clock: str) -> float:
+        """The transport's time over that of its parts."""
+        return getattr(self.total, clock) / sum(getattr(part, clock) for part in self.parts.values())
+
+    def describe(self) -> str:
+        """One line."""
+        parts = ", ".join(f"{name} {part.wall:.2f}" for name, part in self.parts.items())
+        return (
+            f"transport {self.total.wall:.2f} s, parts {parts} s: ratio {self.ratio('wall'):.2f} on the wall, "
+            f"{self.ratio('cpu'):.2f} on the processor"
+        )
 
 
 def make_inputs(work: Path) -> None:
@@ -103,54 +157,43 @@ def make_inputs(work: Path) -> None:
         (work / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def transport(work: Path) -> tuple[float, int, dict]:
+def measure(work: Path) -> Round:
+    """Run a transport, then its parts."""
+    total, growth, record = transport(work)
+    return Round(total, irreducible(work, len(record["alpha"]["curve"])), growth, record)
+
+
+def transport(work: Path) -> tuple[Clocks, int, dict]:
     """Run the command in this process.
 
     Returns:
-        Its wall time, the growth of anonymous memory in bytes, and the record it wrote.
+        Its time, the growth of anonymous memory in bytes, and the record it wrote.
     """
     arguments = [
         "transport", "--source-base", work / "old", "--source-tuned", work / "tuned", "--target-base", work / "new",
         "--task", "text-classification", "--support", work / "support.jsonl",
         "--validation", work / "validation.jsonl", "--output", work / "output", "--overwrite",
     ]  # fmt: skip
-    with AnonymousMemory() as memory:
-        started = time.perf_counter()
+    with AnonymousMemory() as memory, contextlib.redirect_stderr(io.StringIO()), Timed() as timed:
         app([str(argument) for argument in arguments], standalone_mode=False)
-        spent = time.perf_counter() - started
-    record = json.loads((work / "output" / "gradfix.json").read_text())
-    return (
-        spent,
-        memory.growth,
-        record | {"weights_bytes": (work / "new" / "model.safetensors").stat().st_size},
-    )
+    return timed.clocks, memory.growth, json.loads((work / "output" / "gradfix.json").read_text())
 
 
-def irreducible(work: Path, candidates: int) -> dict[str, float]:
+def irreducible(work: Path, candidates: int) -> dict[str, Clocks]:
     """Time what a transport can't do without, written plainly with transformers alone."""
-    from transformers import AutoTokenizer
-
-    seconds = {}
-    started = time.perf_counter()
-    tokenizer = AutoTokenizer.from_pretrained(work / "new")
-    model = AutoModelForSequenceClassification.from_pretrained(work / "new", dtype=torch.float32).eval()
-    seconds["load"] = time.perf_counter() - started
-    started = time.perf_counter()
-    for batch, labels in batches(work / "support.jsonl", tokenizer):
-        loss = torch.nn.functional.cross_entropy(model(**batch).logits, labels, reduction="sum") / SUPPORT
-        loss.backward()
-    seconds["mean gradient"] = time.perf_counter() - started
+    with Timed() as load:
+        tokenizer = AutoTokenizer.from_pretrained(work / "new")
+        model = AutoModelForSequenceClassification.from_pretrained(work / "new", dtype=torch.float32).eval()
+    with Timed() as gradient:
+        for batch, labels in batches(work / "support.jsonl", tokenizer):
+            (cross_entropy(model(**batch).logits, labels, reduction="sum") / SUPPORT).backward()
     model.zero_grad(set_to_none=True)
-    started = time.perf_counter()
-    encoded = list(batches(work / "validation.jsonl", tokenizer))
-    with torch.inference_mode():
+    with Timed() as evaluations, torch.inference_mode():
+        encoded = list(batches(work / "validation.jsonl", tokenizer))
         for _ in range(candidates):
             for batch, labels in encoded:
-                torch.nn.functional.cross_entropy(
-                    model(**batch).logits, labels, reduction="none"
-                ).sum().item()
-    seconds["evaluations"] = time.perf_counter() - started
-    return seconds
+                cross_entropy(model(**batch).logits, labels, reduction="none").sum().item()
+    return {"load": load.clocks, "mean gradient": gradient.clocks, "evaluations of α": evaluations.clocks}
 
 
 def batches(file: Path, tokenizer):
@@ -195,34 +238,22 @@ def anonymous() -> int:
     return int(line.split()[1]) * 1024
 
 
-def report(
-    seconds: dict[str, list[float]], stages: dict[str, list[float]], peaks: list[int], record: dict
-) -> None:
+def report(rounds: list[Round]) -> None:
     """Print ratio, where the time went, and memory."""
-    middle = {name: statistics.median(values) for name, values in seconds.items()}
-    parts = sum(spent for name, spent in middle.items() if name != "transport")
-    ratios = [
-        seconds["transport"][number]
-        / sum(values[number] for name, values in seconds.items() if name != "transport")
-        for number in range(len(seconds["transport"]))
-    ]
-    ratio = statistics.median(ratios)
-    candidates = len(record["alpha"]["curve"])
+    record = rounds[-1].record
+    for clock, name in (("wall", "wall"), ("cpu", "processor")):
+        ratio = statistics.median(one.ratio(clock) for one in rounds)
+        print(f"ratio, {name} time: {ratio:.2f} (reach {REACH}: {'met' if ratio <= REACH else 'missed'})")
+    stages = {
+        name: statistics.median(one.record["seconds"][name] for one in rounds) for name in record["seconds"]
+    }
+    print("stages: " + ", ".join(f"{name} {spent:.2f} s" for name, spent in stages.items()))
+    print(f"{len(record['alpha']['curve'])} values of α tried, {torch.get_num_threads()} threads of torch")
+    coordinates = sum(facts["coordinates"] for facts in record["applied"]["tensors"].values())
+    model, votes = 4 * coordinates, coordinates  # float32, and counts of one byte
+    growth = max(one.growth for one in rounds)
     print(
-        f"transport {middle['transport']:.2f} s; parts {parts:.2f} s: load {middle['load']:.2f}, mean gradient "
-        f"{middle['mean gradient']:.2f}, {candidates} evaluations of α {middle['evaluations']:.2f}"
-    )
-    print(
-        f"ratio {ratio:.2f} (rounds: {', '.join(f'{r:.2f}' for r in ratios)}); reach {REACH}: "
-        f"{'met' if ratio <= REACH else 'missed'}; {torch.get_num_threads()} threads"
-    )
-    print(
-        "stages: " + ", ".join(f"{name} {statistics.median(values):.2f} s" for name, values in stages.items())
-    )
-    model = record["weights_bytes"]
-    votes = model // 4  # one byte a coordinate instead of four
-    print(
-        f"memory: grows by {max(peaks) / MEGABYTE:.0f} MB; model {model / MEGABYTE:.0f} + votes {votes / MEGABYTE:.0f} "
+        f"memory: grows by {growth / MEGABYTE:.0f} MB; model {model / MEGABYTE:.0f} + votes {votes / MEGABYTE:.0f} "
         f"= {(model + votes) / MEGABYTE:.0f} MB; largest tensor {VOCABULARY * 384 * 4 / MEGABYTE:.0f} MB"
     )
 
