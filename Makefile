@@ -14,7 +14,7 @@ $(STAMP): constraints.txt pyproject.toml
 	@touch $@
 
 demo: setup
-	$(BIN)/gradfix demo
+	$(BIN)/gradfix demo --overwrite
 
 test: setup
 	$(BIN)/python -m pytest -n 2

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from gradfix.baselines import METHODS, choose_finetuning, finetune, shuffled
+from gradfix.baselines import METHODS, FewShot, choose_finetuning, finetune, shuffled
 from gradfix.checkpoints import Checkpoint
 from gradfix.comparison import LABELS, Outcome, summarise, table_csv, table_markdown
 from gradfix.pipeline import bind
@@ -76,9 +76,8 @@ def test_fine_tuning_lowers_the_loss_and_its_settings_are_chosen_on_held_out_sam
     start = model.evaluate(work.rows).loss
     for _ in finetune(model, work.rows, learning_rate=1e-2, stops=[20]):
         assert model.evaluate(work.rows).loss < start / 2
-    chosen = choose_finetuning(
-        model, work.rows, [[0, 1, 2], [3, 4, 5], [6, 7, 8]], learning_rates=[10.0], steps=[3]
-    )
+    candidates = FewShot(learning_rates=(10.0,), steps=(3,))
+    chosen = choose_finetuning(model, work.rows, [[0, 1, 2], [3, 4, 5], [6, 7, 8]], candidates)
     assert chosen.steps == 0  # such a rate ruins the model, and not training at all is a candidate
     assert model.evaluate(work.rows).loss == pytest.approx(start, rel=1e-6)
 

@@ -93,8 +93,19 @@ METHODS: dict[str, Method] = {
 """Every method that needs no fine-tune of the target."""
 
 
-LEARNING_RATES = (3e-5, 1e-4, 3e-4)
-STEPS = (5, 15, 40)
+@dataclass(frozen=True)
+class FewShot:
+    """What few-shot fine-tuning chooses among, by cross-fitting on its samples.
+
+    Attributes:
+        folds: Each trains anew with every learning rate, so fewer are faster.
+        learning_rates: Of AdamW.
+        steps: Full-batch steps; not training at all is always a candidate, too.
+    """
+
+    folds: int = 4
+    learning_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4)
+    steps: tuple[int, ...] = (5, 15, 40)
 
 
 @dataclass(frozen=True)
@@ -153,9 +164,8 @@ def choose_finetuning(
     target: TargetModel,
     rows: Sequence[Any],
     folds: Sequence[Sequence[int]],
+    candidates: FewShot,
     *,
-    learning_rates: Sequence[float] = LEARNING_RATES,
-    steps: Sequence[int] = STEPS,
     seed: int = 0,
 ) -> FineTuning:
     """Choose learning rate and steps by cross-fitting; not training is among the candidates.
@@ -164,8 +174,7 @@ def choose_finetuning(
         target: The model; it is at θ_B afterwards, also after an error.
         rows: The support set.
         folds: Positions by fold; at least two.
-        learning_rates: Candidates.
-        steps: Candidates.
+        candidates: Learning rates and steps to choose among; ``folds`` says how they are dealt already.
         seed: See :func:`finetune`.
 
     Returns:
@@ -180,9 +189,9 @@ def choose_finetuning(
             share = len(fold) / len(rows)
             target.restore()
             losses[0.0, 0] = losses.get((0.0, 0), 0.0) + share * target.evaluate(held).loss
-            for rate in learning_rates:
+            for rate in candidates.learning_rates:
                 target.restore()
-                for step in finetune(target, others, learning_rate=rate, stops=steps, seed=seed):
+                for step in finetune(target, others, learning_rate=rate, stops=candidates.steps, seed=seed):
                     found = share * target.evaluate(held).loss
                     losses[rate, step] = losses.get((rate, step), 0.0) + found
     finally:

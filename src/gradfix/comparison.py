@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
-from gradfix.baselines import METHODS, FineTuning, Method, choose_finetuning, finetune
+from gradfix.baselines import METHODS, FewShot, FineTuning, Method, choose_finetuning, finetune
 from gradfix.checkpoints import Checkpoint
 from gradfix.compatibility import check
 from gradfix.data import load_rows
@@ -96,7 +96,7 @@ def draw(
     seed: int,
     methods: Mapping[str, Method] = METHODS,
     oracle: TaskVector | None = None,
-    few_shot: bool = True,
+    few_shot: FewShot | None = FewShot(),  # noqa: B008 - frozen
     grid: Sequence[float] = GRID,
 ) -> Iterator[tuple[str, Outcome]]:
     """Run every method on one support set: each chooses its settings by cross-fitting there, then is measured.
@@ -107,7 +107,7 @@ def draw(
         seed: Of folds, random masks and shuffles.
         methods: Which ways to make a direction.
         oracle: τ_B, restricted like the target's vector, for the oracle mask and full fine-tuning.
-        few_shot: Whether to fine-tune on the samples, too.
+        few_shot: What fine-tuning on the samples may choose among; None for no such row.
         grid: Candidates for α.
 
     Yields:
@@ -134,8 +134,8 @@ def draw(
                 name,
                 _directed(judge, support, folds, method, ballots.get(method.vote), seed, grid, started),
             )
-    if few_shot:
-        yield FEW_SHOT, _finetuned(judge, support, folds, seed)
+    if few_shot is not None:
+        yield FEW_SHOT, _finetuned(judge, support, few_shot, seed)
     if oracle is not None:
         bound = Method("oracle", None, lambda tau, votes, seed: mask(tau, oracle))
         yield ORACLE, _directed(judge, support, folds, bound, None, seed, grid, time.perf_counter())
@@ -177,9 +177,10 @@ def _directed(
         model.restore()
 
 
-def _finetuned(judge: Judge, support: Sequence[Any], folds: Sequence[Sequence[int]], seed: int) -> Outcome:
+def _finetuned(judge: Judge, support: Sequence[Any], candidates: FewShot, seed: int) -> Outcome:
     started = time.perf_counter()
-    chosen: FineTuning = choose_finetuning(judge.model, support, folds, seed=seed)
+    folds = split_folds(judge.model.task.classes(support), candidates.folds, seed)
+    chosen: FineTuning = choose_finetuning(judge.model, support, folds, candidates, seed=seed)
     try:
         if chosen.steps:
             for _ in finetune(

@@ -368,6 +368,14 @@ class CompareRecipe(TaskRecipe):
     overwrite: Overwrite = False
 
 
+class DemoRecipe(Recipe):
+    """Show a transport on the embedded pair of models, offline, in about a minute."""
+
+    command: ClassVar[str] = "demo"
+    output: Annotated[Path, Field(description="folder for models, tables and picture")] = Path("gradfix-demo")
+    overwrite: Annotated[bool, Field(description="replace an earlier demo's folder")] = False
+
+
 STUDIES = ("main", "masks", "votes", "sampling", "merging", "signs", "pairs", "retention")
 
 

@@ -4,7 +4,19 @@ from importlib import import_module
 
 from gradfix.cli.command import app
 
-for _name in ("apply", "check", "compare", "diff", "evaluate", "lab", "run", "transport", "votes", "merge"):
+for _name in (
+    "apply",
+    "check",
+    "compare",
+    "demo",
+    "diff",
+    "evaluate",
+    "lab",
+    "run",
+    "transport",
+    "votes",
+    "merge",
+):
     import_module(f"gradfix.cli.{_name}")  # importing a command registers it
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gradfix.baselines import METHODS, Method, choose_finetuning, finetune, shuffled
+from gradfix.baselines import METHODS, FewShot, Method, choose_finetuning, finetune, shuffled
 from gradfix.comparison import CONTROL, FEW_SHOT, ZERO_SHOT, Judge, Outcome, draw
 from gradfix.lab.studies.bench import Bench, bench, others
 from gradfix.lab.studies.merges import merge_sources, merge_tasks
@@ -18,7 +18,7 @@ from gradfix.scaling import FOLDS, split_folds
 from gradfix.vectors import TaskVector
 from gradfix.votes import Votes
 
-ALPHAS = (0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0, 1.5, 2.0, 3.0)
+ALPHAS = (0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 SAMPLINGS = ("random", "herding", "k-medoids", "coreset")
 VOTERS = (1, 3, 9, 27, 81, 243)
 """Odd, so that few coordinates tie."""
@@ -52,7 +52,7 @@ def baselines(unit: Unit) -> list[Record]:
     """
     here = bench(unit.pair, unit.task, unit.test)
     judge = Judge(here.model, here.test)
-    return _records(draw(judge, _support(here, unit), seed=unit.draw, oracle=here.oracle, few_shot=False))
+    return _records(draw(judge, _support(here, unit), seed=unit.draw, oracle=here.oracle, few_shot=None))
 
 
 def few_shot(unit: Unit) -> list[Record]:
@@ -66,10 +66,9 @@ def few_shot(unit: Unit) -> list[Record]:
     """
     here = bench(unit.pair, unit.task, unit.test)
     model, support, started = here.model, _support(here, unit), time.perf_counter()
-    folds = split_folds(model.task.classes(support), FOLDS if len(support) <= MANY else 2, unit.draw)
-    chosen = choose_finetuning(
-        model, support, folds, learning_rates=FEW_SHOT_RATES, steps=FEW_SHOT_STEPS, seed=unit.draw
-    )
+    candidates = FewShot(FOLDS if len(support) <= MANY else 2, FEW_SHOT_RATES, FEW_SHOT_STEPS)
+    folds = split_folds(model.task.classes(support), candidates.folds, unit.draw)
+    chosen = choose_finetuning(model, support, folds, candidates, seed=unit.draw)
     judge = Witness(model, here.test, others=others(unit.pair, unit.task, unit.test))
     try:
         if chosen.steps:
@@ -129,7 +128,7 @@ def retention(unit: Unit) -> list[Record]:
     judge = Witness(here.model, here.test, others=others(unit.pair, unit.task, unit.test))
     methods = {name: METHODS[name] for name in ("naive", "mean", "gradfix", CONTROL)}
     records = _records(
-        draw(judge, _support(here, unit), seed=unit.draw, methods=methods, oracle=here.oracle, few_shot=False)
+        draw(judge, _support(here, unit), seed=unit.draw, methods=methods, oracle=here.oracle, few_shot=None)
     )
     return [{**record, **kept} for record, kept in zip(records, judge.kept, strict=True)]
 
@@ -149,7 +148,7 @@ def masks(unit: Unit) -> list[Record]:
     exact = {f"oracle {name}": _oracle(name, oracle) for name in ("agreement", "force", "magnitude")}
     judge = Judge(here.model, here.test)
     return _records(
-        draw(judge, _support(here, unit), seed=unit.draw, methods={**noisy, **exact}, few_shot=False)
+        draw(judge, _support(here, unit), seed=unit.draw, methods={**noisy, **exact}, few_shot=None)
     )
 
 
@@ -158,28 +157,38 @@ def _oracle(strategy: str, oracle: TaskVector | None) -> Method:
 
 
 def alphas(unit: Unit) -> list[Record]:
-    """Measure both votes, and the shuffled control, at every α: nothing is chosen.
+    """Measure every α, on test and on validation images: what is chosen from them is chosen by who reads them.
 
     Args:
         unit: The draw.
 
     Returns:
-        A record a method and α.
+        A record a method and α; α = 0 is the method of doing nothing.
     """
     here = bench(unit.pair, unit.task, unit.test)
     model, support = here.model, _support(here, unit)
-    records: list[Record] = [{"method": ZERO_SHOT, "alpha": 0.0, "score": model.evaluate(here.test).score}]
-    votes: dict[str, Votes] = {
+
+    def record(method: str, alpha: float) -> Record:
+        found, validated = model.evaluate(here.test), model.evaluate(here.validation)
+        return {
+            "method": method,
+            "alpha": alpha,
+            "score": found.score,
+            "loss": found.loss,
+            "validation_loss": validated.loss,
+        }
+
+    records = [record(ZERO_SHOT, 0.0)]
+    votes: dict[str | None, Votes] = {
         vote: model.votes(support, vote=vote, seed=unit.draw) for vote in ("majority", "mean")
     }
     try:
-        for name in ("gradfix", "mean", CONTROL):
+        for name in ("gradfix", "mean", "force", "random", "naive", CONTROL):
             method = METHODS[name]
-            delta = method.build(model.vector, votes[method.vote or "majority"], unit.draw)
+            delta = method.build(model.vector, votes.get(method.vote), unit.draw)
             for alpha in ALPHAS:
                 model.move(delta, alpha)
-                found = model.evaluate(here.test)
-                records.append({"method": name, "alpha": alpha, "score": found.score, "loss": found.loss})
+                records.append(record(name, alpha))
     finally:
         model.restore()
     return records
@@ -210,7 +219,7 @@ def samplings(unit: Unit) -> list[Record]:
             sampling=sampling,  # type: ignore[arg-type]
             seed=unit.draw,
         )
-        found = _records(draw(judge, support, seed=unit.draw, methods=methods, few_shot=False))
+        found = _records(draw(judge, support, seed=unit.draw, methods=methods, few_shot=None))
         records += [{"sampling": sampling, **record} for record in found]
     return records
 

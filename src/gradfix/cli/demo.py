@@ -1,0 +1,42 @@
+"""``gradfix demo``: everything on the embedded pair, offline."""
+
+from gradfix.cli.command import command
+from gradfix.cli.console import Console
+from gradfix.cli.tables import comparison_table
+from gradfix.recipes import DemoRecipe
+
+
+@command(DemoRecipe)
+def demo(recipe: DemoRecipe, console: Console) -> None:
+    """Show the table, the changed digits, where everything is, and what to type next."""
+    from gradfix.lab.demo import demo as run
+    from gradfix.lab.demo import terminal_digits
+
+    console.say(
+        "A model fine-tuned to read handwritten digits, and a new base that was pre-trained apart from its own:\n"
+        "what does its task vector bring there, with a few labelled digits?"
+    )
+    made = run(recipe.output, overwrite=recipe.overwrite, progress=console.progress)
+    console.show(comparison_table(made.lines, made.caption))
+    if made.changed:
+        console.say("\nWhat the new base said → what the transported model says:\n")
+        console.say(terminal_digits(made.changed))
+    console.say(f"\n{made.transported.verdict}\n")
+    judged = made.close.judgement
+    if judged is not None:
+        console.say(
+            "Where the new base is a close release of the old one, the fine-tune itself carries over: "
+            f"naive addition {judged.naive.score:.1%}, GradFix {judged.transported.score:.1%}, "
+            f"control {judged.control.score:.1%}, the new base {judged.base.score:.1%}.\n"
+        )
+    console.say(
+        f"the transported model: {recipe.output / 'model'} (its card and gradfix.json tell how it was made)"
+    )
+    console.say(f"picture and tables:    {recipe.output / 'digits.png'}, table.md, table.csv")
+    console.say(f"\nThe same by hand, from the files of the demo:\n\n{made.command}\n")
+    console.say(
+        "And for your own models:\n\n"
+        "gradfix transport --source-base OLD --source-tuned MINE --target-base NEW \\\n"
+        "    --task text-classification --support support.jsonl --output MINE-ON-NEW"
+    )
+    console.result(made.to_json())
