@@ -17,7 +17,7 @@ from gradfix.lab.studies.bench import bench
 from gradfix.lab.studies.findings import CLAIMS, cases, findings, sentence, verdict
 from gradfix.lab.studies.plan import CELLS, QUICK, Scale, cost, plan, units_of
 from gradfix.lab.studies.reports import STUDIES, hoeffding
-from gradfix.lab.studies.tables import Table, by_draw, method_table, paired, raw_csv
+from gradfix.lab.studies.tables import Table, by_draw, method_table, paired, raw_csv, validated
 from gradfix.lab.studies.units import Unit, collect, read_unit, write_unit
 from gradfix.recipes import STUDIES as NAMES
 from gradfix.recipes import LabTablesRecipe
@@ -52,7 +52,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> list[Unit]:
                 ]
             extra: list[dict[str, Any]] = [{}]
             if kind == "alphas":
-                extra = [{"alpha": alpha} for alpha in (0.0, 0.1, 1.0)]
+                extra = [{"alpha": alpha, "validation_loss": (alpha - 0.2) ** 2} for alpha in (0.0, 0.1, 1.0)]
             if kind == "samplings":
                 extra = [{"sampling": sampling} for sampling in experiments.SAMPLINGS]
             methods = ("few-shot",) if kind == "few-shot" else METHODS
@@ -66,6 +66,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> list[Unit]:
                 }
                 for place, method in enumerate(methods)
                 for each in extra
+                if "alpha" not in each or (each["alpha"] == 0) == (method == "zero-shot")
             ]
 
         return experiment
@@ -127,7 +128,7 @@ def test_experiments_on_the_real_pair_leave_the_target_where_it_was() -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
     start = here.model.evaluate(here.test).score
     assert by_draw([{**found["alphas"][0], "draw": 0}], "zero-shot") == {0: start}
-    assert len(found["alphas"]) == 1 + 3 * len(experiments.ALPHAS)
+    assert len(found["alphas"]) == 1 + 6 * len(experiments.ALPHAS)
     scores = {record["method"]: record["score"] for record in found["masks"]}
     assert scores["oracle agreement"] > start + 0.1
     assert scores["oracle magnitude"] < scores["oracle agreement"]
@@ -163,6 +164,7 @@ def test_all_studies_make_a_page(tmp_path: Path) -> None:
     assert "Measured so far" not in text
     assert "## What this shows" in text
     assert len(json.loads(result.stdout)["findings"]) == len(CLAIMS)
+    assert "validation: digits 2: −1.0 ± 0.0" in text
     # Made-up scores rise by a point a method in the order above, so the differences are known.
     assert "GradFix > the shuffled control: does not hold" in text
     assert "digits 1: −1.0 ± 0.0" in text
@@ -241,6 +243,8 @@ def test_differences_are_paired_by_draw_and_bold_beyond_chance() -> None:
         ("GradFix > the shuffled control", (0.03, 0.01, 0.05), "holds"),
         ("GradFix > the shuffled control", (0.03, -0.01, 0.07), "holds, within chance"),
         ("GradFix > the shuffled control", (-0.01, -0.04, 0.02), "does not hold"),
+        ("GradFix > the shuffled control", (0.0, 0.0, 0.0), "does not hold"),
+        ("agreement ≥ force", (0.0, 0.0, 0.0), "holds, within chance"),
         ("naive addition ≈ the new base as it is", (0.005, -0.005, 0.015), "holds"),
         ("naive addition ≈ the new base as it is", (0.01, -0.02, 0.04), "holds, within chance"),
         ("naive addition ≈ the new base as it is", (0.05, 0.04, 0.06), "does not hold"),
@@ -267,6 +271,7 @@ def test_findings_follow_the_records() -> None:
     assert lines[0].startswith(
         "- **majority ≥ mean vote at 1 and 2 samples a class: holds** (1 of 1 beyond chance)"
     )
+    assert "validation" not in lines[0]
     assert "digits 1: +5.0 ± 0.0" in lines[0]
     assert "digits 10" not in lines[0]
     assert "oracle mask ≥ 90 % of full fine-tuning: holds** (2 of 2 beyond chance)" in lines[1]
@@ -275,6 +280,23 @@ def test_findings_follow_the_records() -> None:
     mixed = [*cases(claim, records(0.9)), *cases(claim, records(0.9))]
     mixed[1] = replace(mixed[1], difference=Interval(-0.02, -0.03, -0.01, 3, "student-t"))
     assert "holds in 1 of 2 cases** (1 of 2 beyond chance)" in sentence(claim, mixed)
+
+
+def test_validation_chooses_alpha_for_each_draw_and_method() -> None:
+    cell = {"experiment": "alphas", "pair": "A→B", "task": "digits", "budget": 1}
+    losses = {"gradfix": ((0.5, 0.9), (1.0, 0.8)), "naive": ((0.5, 1.1), (1.0, 1.2))}
+    records = [
+        {**cell, "draw": number, "method": method, "alpha": alpha, "score": alpha, "validation_loss": loss}
+        for number in range(2)
+        for method, curve in {"zero-shot": ((0.0, 1.0),), **losses}.items()
+        for alpha, loss in curve
+    ]
+    chosen = validated(records)
+    assert by_draw(chosen, "gradfix", "alpha") == {0: 1.0, 1: 1.0}
+    assert by_draw(chosen, "naive", "alpha") == {0: 0.0, 1: 0.0}  # doing nothing is a candidate
+    assert by_draw(chosen, "zero-shot") == {0: 0.0, 1: 0.0}
+    records[1]["validation_loss"] = 0.1
+    assert by_draw(validated(records), "gradfix", "alpha") == {0: 0.5, 1: 1.0}
 
 
 def test_figures_are_the_same_bytes_every_time() -> None:

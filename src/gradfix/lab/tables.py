@@ -12,7 +12,6 @@ import torch
 from gradfix.checkpoints.files import replace_file
 from gradfix.lab.figures import draw
 from gradfix.lab.store import provenance
-from gradfix.lab.studies.bench import CLOSE, INDEPENDENT
 from gradfix.lab.studies.findings import MARGIN, findings
 from gradfix.lab.studies.plan import CELLS, QUICK, Scale, plan, units_of
 from gradfix.lab.studies.reports import STUDIES
@@ -132,17 +131,18 @@ def _head(recipe: LabTablesRecipe, scale: Scale, lines: Sequence[str]) -> str:
 
 Written by `{command_of(recipe)} --write-docs docs/results.md`; nothing here is typed by hand.
 
-Models: {INDEPENDENT.replace("→", " → ")} are two small CLIPs pre-trained independently, {CLOSE.replace("→", " → ")}
-is B and its next release. Tasks are zero-shot image classifications. Numbers are accuracies in % or differences of
-them in points: the mean over {scale.draws} draws of the support set ± the half-width of Student's 95 % interval, on
-the first {scale.test} test images of each task. Differences are paired by draw; those in bold exclude 0. Intervals
-speak of other support sets, not of other test images. Nothing is chosen on test images.
+A → B: two small CLIPs pre-trained independently. B → B-next: B and its next release. Tasks are zero-shot image
+classifications. Numbers are accuracies in % or differences of them in points: the mean over {scale.draws} draws of
+the support set ± the half-width of Student's 95 % interval, on the first {scale.test} test images of each task.
+Differences are paired by draw; those in bold exclude 0. Intervals speak of other support sets, not of other test
+images. Nothing is chosen on test images.
 
 ## What this shows
 
-Each line is an ordering that the paper reports, or the control it lacks, judged on all cells measured: *beyond
-chance* means that the 95 % interval is on the claimed side of 0 (for "≈": within {MARGIN * 100:g} points). Cells
-are many, so one in twenty may be beyond chance by chance.
+Each line is an ordering that the paper reports, or one of the control that it lacks, on every task and number of
+samples a class that was measured. α by cross-fitting is what users get; α by validation needs more labels, as in
+the paper. *Beyond chance*: the 95 % interval excludes 0 (for "≈": lies within {MARGIN * 100:g} points). There are many
+cells, so a few are beyond chance by chance.
 
 {found}
 """

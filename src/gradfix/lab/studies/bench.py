@@ -30,12 +30,14 @@ class Bench:
         model: The target with the source's task vector; every experiment leaves it at θ_B.
         pool: What support sets are drawn from.
         test: The first test images, encoded.
+        validation: The lab's validation images, encoded.
         oracle: τ_B, restricted like the target's vector; None where the lab has no tuned target.
     """
 
     model: TargetModel
     pool: Sequence[Mapping[str, Any]]
     test: EncodedRows
+    validation: EncodedRows
     oracle: TaskVector | None
 
 
@@ -63,7 +65,8 @@ def bench(pair: str, task: str, test: int) -> Bench:
     if f"{target_name}-{task}" in names():
         tuned = TaskVector.between(target, load(f"{target_name}-{task}"))
         oracle = model.restricted(place(tuned, target).vector)
-    return Bench(model, pool, model.encode(lab_task.rows("test")[:test]), oracle)
+    tested, validated = (model.encode(lab_task.rows(split)[:test]) for split in ("test", "validation"))
+    return Bench(model, pool, tested, validated, oracle)
 
 
 @lru_cache(maxsize=6)

@@ -157,12 +157,12 @@ def cost(unit: Unit) -> float:
     evaluation = unit.test / 500  # seconds of one pass over the test images, about
     fixed, each = {
         "baselines": (3.0 + 4.0 * evaluation, 0.1),
-        "few-shot": (2.0 + evaluation, 0.5),
+        "few-shot": (4.0 + 3.0 * evaluation, 1.0),
         "retention": (2.0 + 8.0 * evaluation, 0.06),
         "masks": (2.0 + 4.0 * evaluation, 0.1),
-        "alphas": (1.0 + 12.0 * evaluation, 0.02),
+        "alphas": (2.0 + 20.0 * evaluation, 0.02),
         "samplings": (8.0 + 4.0 * evaluation, 0.2),
-        "signs": (3.0, 0.0),
+        "signs": (5.0, 0.0),
         "merge-tasks": (6.0 + 12.0 * evaluation, 0.3),
         "merge-sources": (4.0 + 5.0 * evaluation, 0.1),
     }[unit.experiment]

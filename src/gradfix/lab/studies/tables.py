@@ -213,6 +213,27 @@ def budgets(records: Iterable[Record]) -> dict[str, list[Record]]:
     return {str(budget): found for budget, found in grouped(records, lambda record: record["budget"]).items()}
 
 
+def validated(records: Iterable[Record]) -> list[Record]:
+    """Choose each draw's α of each method on validation images: the paper's protocol, which needs more labels.
+
+    Args:
+        records: Of the experiment that measures every α.
+
+    Returns:
+        One record a draw and method: at the α with the smallest validation loss, 0 being a candidate.
+    """
+    chosen = []
+    for cell in grouped(
+        where(records, experiment="alphas"), lambda r: (r["pair"], r["task"], r["budget"], r["draw"])
+    ).values():
+        start = where(cell, method=ZERO_SHOT)
+        for method in methods_in(cell):
+            tried = start if method == ZERO_SHOT else start + where(cell, method=method)
+            best = min(tried, key=lambda record: (record["validation_loss"], record["alpha"]))
+            chosen.append({**best, "method": method, "experiment": "validated"})
+    return chosen
+
+
 def raw_csv(records: Sequence[Record]) -> str:
     """Print every record, for other tools.
 
