@@ -1,6 +1,6 @@
 """What a whole transport costs beside its irreducible parts, on a BERT of 22 million parameters.
 
-    python benchmarks/transport.py            # three rounds, under a minute on a quiet machine
+    python benchmarks/transport.py            # three rounds, about two minutes of one core each
 
 One process runs, in turns, `gradfix transport` with 20 support and 200 validation samples, and the parts that
 no implementation can leave out: loading the model, one mean-gradient pass over the support set, and as many
