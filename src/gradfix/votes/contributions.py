@@ -17,9 +17,11 @@ class Contribution(Protocol):
 
     Attributes:
         dtype: In which the gradients are formed.
+        held: Bytes of what it is formed from.
     """
 
     dtype: torch.dtype
+    held: int
 
     def block(self, rows: slice, out: Tensor | None = None) -> Tensor:
         """Form the rows' gradients of every sample.
@@ -50,6 +52,7 @@ class Product:
         """
         self.left, self.right = left, right
         self.dtype = left.dtype
+        self.held = left.nbytes + right.nbytes
         self._across = left.transpose(1, 2)
 
     def block(self, rows: slice, out: Tensor | None = None) -> Tensor:
@@ -76,6 +79,7 @@ class Summed:
         self.values = values if values.ndim == 3 else values.unsqueeze(-1)
         self._magnitude = magnitude
         self.dtype = values.dtype
+        self.held = values.nbytes
 
     def block(self, rows: slice, out: Tensor | None = None) -> Tensor:
         """Copy the rows."""
@@ -110,6 +114,7 @@ class Rows:
             keep = self.row != left_out
             self.row, self.sample, sums = self.row[keep], self.sample[keep], sums[keep]
         self.sums, self.samples, self.dtype = sums, N, sums.dtype
+        self.held = sums.nbytes + values.nbytes
         self._values = values
 
     def block(self, rows: slice, out: Tensor | None = None) -> Tensor:

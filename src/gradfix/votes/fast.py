@@ -11,6 +11,7 @@ from gradfix.errors import GradfixError
 from gradfix.votes.batches import Batch, batch_size, select
 from gradfix.votes.blocks import Blocks
 from gradfix.votes.chains import SampleGradients
+from gradfix.votes.crew import Crew
 from gradfix.votes.guard import Loss, autocast, checked_losses
 from gradfix.votes.plain import count_plainly, refuse_not_finite
 from gradfix.votes.recorder import Form, Recorder, Use, only
@@ -50,7 +51,7 @@ class FastCounter:
         self._model, self._loss, self._parameters = model, loss, parameters
         self._tally, self._dtype = tally, dtype
         self._device = next(iter(parameters.values())).device
-        self._blocks = Blocks()
+        self._blocks, self._crew = Blocks(), Crew(self._device)
         self._plan = plan_for(model, loss, parameters)
 
     def count(self, batch: Batch, first: int) -> None:
@@ -88,7 +89,9 @@ class FastCounter:
             self._take(name, arrived, recorder, verdicts[name], left)
 
         if len(left) < len(self._parameters):
-            recorder.backward(losses, take)
+            with self._crew:
+                recorder.backward(losses, take)
+                self._crew.finish()
         if not bool(torch.isfinite(recorder.poison)):
             count_plainly(
                 self._model,
@@ -147,7 +150,8 @@ class FastCounter:
         if all(use.source.whole and not use.per_sample_rows for use, _ in arrived):
             counts = self._tally.of(name)
             rows = counts.shape[0] if counts.ndim else 1
-            self._blocks.add_votes(counts.view(rows, -1), parts, recorder.samples)
+            jobs = self._blocks.jobs(counts.view(rows, -1), parts, recorder.samples)
+            self._crew.add(jobs, sum(part.held for part in parts))
             return
         uses = [use for use, _ in arrived]
         for gradient in SampleGradients(name, self._parameters[name], uses, parts, recorder.samples):
