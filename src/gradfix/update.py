@@ -21,7 +21,7 @@ from gradfix.errors import GradfixError, listed
 from gradfix.fingerprint import combined_fingerprint, fingerprints, tensor_fingerprint
 from gradfix.placement import Placement, place
 from gradfix.progress import Progress, silent
-from gradfix.sources import count_nonzero, is_finite, require_finite
+from gradfix.sources import count_different, count_nonzero, is_finite, require_finite
 from gradfix.vectors import TaskVector
 
 Rounding = Literal["nearest", "stochastic"]
@@ -151,7 +151,8 @@ def add_scaled(base: Tensor, delta: Tensor, alpha: float) -> Tensor:
     wide = torch.promote_types(base.dtype, torch.float32)
     # Not torch.add(…, alpha=…): it fuses product and sum in its vector loop but not in the loop's tail, so the
     # last bit would depend on how a tensor is cut into blocks.
-    return delta.to(wide).mul(alpha).add_(base)
+    scaled = delta.to(wide) if alpha == 1 else delta.to(wide).mul(alpha)
+    return scaled + base.to(wide)
 
 
 def round_stochastically(exact: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
@@ -403,7 +404,7 @@ class _Stream:
         if not self.alpha:
             return result, 0, 0
         wanted = count_nonzero(delta)
-        return result, wanted, max(0, wanted - count_nonzero(result != base.to(dtype)))
+        return result, wanted, max(0, wanted - count_different(result, base.to(dtype)))
 
     def _require_finite(self, exact: Tensor, result: Tensor, base: Tensor, name: str) -> None:
         # float16 alone has a range that a finite float32 sum of weights can leave.

@@ -28,7 +28,7 @@ def apply(recipe: ApplyRecipe, console: Console) -> None:
         votes.check_target(target, match_names(votes.specs, target.specs).names)
     strategy = recipe.mask or ("agreement" if votes is not None else "none")
     applied = write(
-        mask(tau, votes, strategy=strategy, seed=recipe.seed),
+        tau if strategy == "none" else mask(tau, votes, strategy=strategy, seed=recipe.seed),
         target,
         alpha=recipe.alpha,
         output=recipe.output,
