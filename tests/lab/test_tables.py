@@ -16,7 +16,8 @@ from gradfix.lab.studies import experiments, run, units
 from gradfix.lab.studies.bench import bench
 from gradfix.lab.studies.findings import CLAIMS, cases, findings, sentence, verdict
 from gradfix.lab.studies.plan import CELLS, QUICK, Scale, cost, plan, units_of
-from gradfix.lab.studies.reports import STUDIES, hoeffding
+from gradfix.lab.studies.report_choices import hoeffding, majority_of_equals
+from gradfix.lab.studies.reports import STUDIES
 from gradfix.lab.studies.tables import Table, by_draw, method_table, paired, raw_csv, validated
 from gradfix.lab.studies.units import Unit, collect, read_unit, write_unit
 from gradfix.recipes import STUDIES as NAMES
@@ -269,17 +270,20 @@ def test_findings_follow_the_records() -> None:
     lines = findings(records(0.95))
     assert len(lines) == 2  # only what was measured is judged
     assert lines[0].startswith(
-        "- **majority ≥ mean vote at 1 and 2 samples a class: holds** (1 of 1 beyond chance)"
+        "- **majority ≥ mean vote at 1 and 2 samples a class: holds** (beyond chance in 1 of 1)"
     )
     assert "validation" not in lines[0]
     assert "digits 1: +5.0 ± 0.0" in lines[0]
     assert "digits 10" not in lines[0]
-    assert "oracle mask ≥ 90 % of full fine-tuning: holds** (2 of 2 beyond chance)" in lines[1]
-    assert "oracle mask ≥ 90 % of full fine-tuning: does not hold**." in findings(records(0.8))[1]
+    assert "oracle mask ≥ 90 % of full fine-tuning: holds** (beyond chance in 2 of 2)" in lines[1]
+    assert (
+        "oracle mask ≥ 90 % of full fine-tuning: does not hold** (beyond chance in 0 of 2, the opposite in 2)"
+        in findings(records(0.8))[1]
+    )
     claim = CLAIMS[1]
     mixed = [*cases(claim, records(0.9)), *cases(claim, records(0.9))]
     mixed[1] = replace(mixed[1], difference=Interval(-0.02, -0.03, -0.01, 3, "student-t"))
-    assert "holds in 1 of 2 cases** (1 of 2 beyond chance)" in sentence(claim, mixed)
+    assert "holds in 1 of 2 cases** (beyond chance in 1 of 2, the opposite in 1)" in sentence(claim, mixed)
 
 
 def test_validation_chooses_alpha_for_each_draw_and_method() -> None:
@@ -306,8 +310,8 @@ def test_figures_are_the_same_bytes_every_time() -> None:
         "samples",
         "accuracy, %",
     )
-    bars = figures.Bars({"t": {"a": interval}}, "accuracy, %")
-    for figure in (curves, bars):
+    dots = figures.Dots({"t": {"a": interval}}, "accuracy, %")
+    for figure in (curves, dots):
         first, second = figures.draw(figure), figures.draw(figure)
         assert first == second
         assert b"accuracy, %" in first["svg"] or b"accuracy" in first["svg"]
@@ -316,6 +320,9 @@ def test_figures_are_the_same_bytes_every_time() -> None:
 def test_the_bound_is_hoeffdings() -> None:
     assert hoeffding(10, 0.5) == 0.0
     assert hoeffding(50, 0.7) == pytest.approx(1 - 0.018315638888734)
+    assert majority_of_equals(3, 0.6) == pytest.approx(0.6**3 + 3 * 0.6**2 * 0.4)
+    for samples in (1, 9, 81):
+        assert hoeffding(samples, 0.6) <= majority_of_equals(samples, 0.6)
 
 
 def test_an_unknown_study_is_refused_before_anything_is_measured(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito (2008): told apart with every kind of colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A8A8A")
+TICKS = 6
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
@@ -48,21 +49,19 @@ class Curves:
 
 
 @dataclass(frozen=True)
-class Bars:
-    """Horizontal bars with 95 % intervals.
+class Dots:
+    """A dot a row with its 95 % interval: unlike bars, they need no axis from 0.
 
     Attributes:
-        values: Interval by bar within each group, by group.
+        values: Interval by row within each panel, by panel.
         x: Label of the value axis, with its unit.
-        zero: Where the value axis starts; None to let the values decide.
     """
 
     values: Mapping[str, Mapping[str, Interval]]
     x: str
-    zero: float | None = 0.0
 
 
-Figure = Curves | Bars
+Figure = Curves | Dots
 
 
 def draw(figure: Figure) -> dict[str, bytes]:
@@ -89,12 +88,12 @@ def draw(figure: Figure) -> dict[str, bytes]:
             axes[0].set_ylabel(figure.y)
             _legend(canvas, axes)
         else:
-            rows = max(len(bars) for bars in figure.values.values())
+            rows = max(len(dots) for dots in figure.values.values())
             count = len(figure.values)
             canvas = Canvas(figsize=(2.2 + 2.6 * count, 0.8 + 0.28 * rows), layout="constrained")
             axes = canvas.subplots(1, count, sharey=True, sharex=True, squeeze=False)[0]
-            for each, (title, bars) in zip(axes, figure.values.items(), strict=True):
-                _bars(each, title, bars, figure)
+            for each, (title, dots) in zip(axes, figure.values.items(), strict=True):
+                _dots(each, title, dots, figure)
         FigureCanvasAgg(canvas)
         png, svg = io.BytesIO(), io.BytesIO()
         canvas.savefig(png, format="png", dpi=110, metadata={"Software": None})
@@ -128,22 +127,24 @@ def _curves(axes: "Axes", panel: Panel, figure: Curves) -> None:
     if figure.logarithmic:
         axes.set_xscale("log")
         ticks = sorted({x for points in panel.series.values() for x, _ in points})
+        if len(ticks) > TICKS:
+            ticks = ticks[:: -(-len(ticks) // TICKS)]
         axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
         axes.minorticks_off()
     axes.set_xlabel(figure.x)
     axes.set_title(panel.title, fontsize=9)
 
 
-def _bars(axes: "Axes", title: str, bars: Mapping[str, Interval], figure: Bars) -> None:
-    places = list(range(len(bars)))[::-1]
-    values = [interval.value for interval in bars.values()]
-    errors = [i.value - (i.value if i.low is None else i.low) for i in bars.values()]
-    axes.barh(places, values, xerr=errors, color=COLOURS[0], height=0.65, capsize=2, ecolor="#000000")
-    axes.set_yticks(places, list(bars))
+def _dots(axes: "Axes", title: str, dots: Mapping[str, Interval], figure: Dots) -> None:
+    places = list(range(len(dots)))[::-1]
+    values = [interval.value for interval in dots.values()]
+    errors = [i.value - (i.value if i.low is None else i.low) for i in dots.values()]
+    axes.errorbar(values, places, xerr=errors, color=COLOURS[0], fmt="o", markersize=4, capsize=2)
+    axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.set_yticks(places, list(dots))
     axes.set_xlabel(figure.x)
     axes.set_title(title, fontsize=9)
-    if figure.zero is not None:
-        axes.set_xlim(left=figure.zero)
 
 
 def _legend(canvas: Any, axes: "Sequence[Axes]") -> None:

@@ -129,16 +129,16 @@ def sentence(claim: Claim, found: Sequence[Case]) -> str:
         One Markdown line.
     """
     verdicts = [verdict(claim, case.difference) for case in found]
-    holding = sum(each.startswith("holds") for each in verdicts)
-    sure = verdicts.count("holds")
-    overall = (
-        "holds"
-        if holding == len(found)
-        else "does not hold"
-        if not holding
-        else f"holds in {holding} of {len(found)} cases"
+    n, holding, sure = len(found), sum(each.startswith("holds") for each in verdicts), verdicts.count("holds")
+    against = sum(
+        each == "does not hold" and case.difference.excludes_zero
+        for each, case in zip(verdicts, found, strict=True)
     )
-    beyond = f" ({sure} of {len(found)} beyond chance)" if holding else ""
+    overall = (
+        "holds" if sure == n else "holds on average" if holding == n else f"holds in {holding} of {n} cases"
+    )
+    overall = overall if holding else "does not hold"
+    beyond = f" (beyond chance in {sure} of {n}" + (f", the opposite in {against})" if against else ")")
     parts = []
     for protocol in dict.fromkeys(case.protocol for case in found):
         cells = [case for case in found if case.protocol == protocol]
