@@ -317,6 +317,15 @@ def test_figures_are_the_same_bytes_every_time() -> None:
         assert b"accuracy, %" in first["svg"] or b"accuracy" in first["svg"]
 
 
+def test_a_method_has_one_colour_in_all_panels_also_where_another_is_missing() -> None:
+    interval = mean_interval([0.5, 0.6])
+    first = figures.Panel("first", {"few-shot": [(1.0, interval)], "oracle": [(1.0, interval)]})
+    second = figures.Panel("second", {"oracle": [(1.0, interval)]})
+    svg = figures.draw(figures.Curves([first, second], "samples", "accuracy, %"))["svg"].decode().lower()
+    colours = [svg.count(f"stroke: {colour.lower()}") for colour in figures.COLOURS[:2]]
+    assert colours[1] > colours[0] > 0
+
+
 def test_the_bound_is_hoeffdings() -> None:
     assert hoeffding(10, 0.5) == 0.0
     assert hoeffding(50, 0.7) == pytest.approx(1 - 0.018315638888734)

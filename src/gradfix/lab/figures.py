@@ -1,7 +1,7 @@
 """Figures of the studies: the same numbers always give the same bytes."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 # Okabe and Ito (2008): told apart with every kind of colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A8A8A")
 TICKS = 6
+ACROSS = 3
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
@@ -36,7 +37,7 @@ class Curves:
     """Curves over a number, with 95 % intervals.
 
     Attributes:
-        panels: Side by side, with shared axes.
+        panels: Side by side, in rows, with a shared y axis.
         x: Label of the x axis, with its unit.
         y: Label of the y axis, with its unit.
         logarithmic: Whether x is.
@@ -80,12 +81,17 @@ def draw(figure: Figure) -> dict[str, bytes]:
     style = {"svg.hashsalt": "gradfix", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     with mpl.rc_context(style):
         if isinstance(figure, Curves):
-            count = len(figure.panels)
-            canvas = Canvas(figsize=(1.9 + 3.1 * count, 3.4), layout="constrained")
-            axes = canvas.subplots(1, count, sharey=True, squeeze=False)[0]
-            for each, panel in zip(axes, figure.panels, strict=True):
-                _curves(each, panel, figure)
-            axes[0].set_ylabel(figure.y)
+            across = min(ACROSS, len(figure.panels))
+            down = -(-len(figure.panels) // across)
+            canvas = Canvas(figsize=(1.9 + 2.9 * across, 0.4 + 2.8 * down), layout="constrained")
+            axes = canvas.subplots(down, across, sharey=True, squeeze=False).flatten()
+            # One look a label in all panels, also where some panel lacks it.
+            labels = list(dict.fromkeys(label for panel in figure.panels for label in panel.series))
+            for each, panel in zip(axes, figure.panels, strict=False):
+                _curves(each, panel, figure, labels)
+            for unused in axes[len(figure.panels) :]:
+                unused.set_axis_off()
+            canvas.supylabel(figure.y, fontsize=9)
             _legend(canvas, axes)
         else:
             rows = max(len(dots) for dots in figure.values.values())
@@ -101,8 +107,9 @@ def draw(figure: Figure) -> dict[str, bytes]:
     return {"png": png.getvalue(), "svg": svg.getvalue()}
 
 
-def _curves(axes: "Axes", panel: Panel, figure: Curves) -> None:
-    for number, (label, points) in enumerate(panel.series.items()):
+def _curves(axes: "Axes", panel: Panel, figure: Curves, labels: Sequence[str]) -> None:
+    for label, points in panel.series.items():
+        number = labels.index(label)
         xs = [x for x, _ in points]
         values = [interval.value for _, interval in points]
         errors = [
@@ -147,7 +154,7 @@ def _dots(axes: "Axes", title: str, dots: Mapping[str, Interval], figure: Dots) 
     axes.set_title(title, fontsize=9)
 
 
-def _legend(canvas: Any, axes: "Sequence[Axes]") -> None:
+def _legend(canvas: Any, axes: "Iterable[Axes]") -> None:
     handles: dict[str, Any] = {}
     for each in axes:
         for handle, label in zip(*each.get_legend_handles_labels(), strict=True):
