@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,30 @@ def test_what_was_judged_is_what_was_written(tmp_path: Path) -> None:
     measured = json.loads(found.stdout)
     assert measured["loss"] == pytest.approx(result.judgement.transported.loss, rel=1e-6)
     assert measured["score"] == result.judgement.transported.score
+
+
+def test_the_counts_of_what_was_kept_are_of_one_reading(tmp_path: Path) -> None:
+    work = job("text-classification", tmp_path)
+    result = work.run(tmp_path / "out", test=work.held_out, alpha="0.8")
+    for facts in result.applied.tensors.values():
+        if facts.nonzero is not None and facts.kept is not None:
+            assert facts.kept <= facts.nonzero <= facts.coordinates
+            assert facts.wanted == facts.kept
+
+
+def test_the_verdict_says_when_naive_addition_does_better(tmp_path: Path) -> None:
+    from gradfix.intervals import paired_samples
+    from gradfix.pipeline import verdict
+
+    work = job("text-classification", tmp_path)
+    result = work.run(tmp_path / "out", test=work.held_out, alpha="0.8")
+    assert result.judgement is not None
+    better = [1.0] * 30
+    worse = [0.0] * 20 + [1.0] * 10
+    told = verdict(result.alpha, replace(result.judgement, over_naive=paired_samples(worse, better)))
+    assert "adding the whole task vector does better still" in told
+    silent = verdict(result.alpha, replace(result.judgement, over_naive=paired_samples(better, worse)))
+    assert "does better still" not in silent
 
 
 def test_votes_then_apply_equals_transport(tmp_path: Path) -> None:

@@ -103,8 +103,8 @@ class FewShot:
         steps: Full-batch steps; not training at all is always a candidate, too.
     """
 
-    folds: int = 4
-    learning_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4)
+    folds: int = 2
+    learning_rates: tuple[float, ...] = (1e-4, 3e-4)
     steps: tuple[int, ...] = (5, 15, 40)
 
 

@@ -36,6 +36,7 @@ from gradfix.recipes import (
 )
 from gradfix.sampling import choose
 from gradfix.scaling import FOLDS, GRID, AlphaChoice, FoldedVotes, choose_alpha, cross_fit, split_folds
+from gradfix.scratch import Scratch
 from gradfix.target_model import TargetModel
 from gradfix.tasks import Classification, HeadedClassification, ModelTask, get_task, label_names
 from gradfix.update import Applied, apply
@@ -60,6 +61,7 @@ class Judgement:
         control: The same with τ's values shuffled, at the same α.
         gain: Transported − base, paired by sample.
         over_control: Transported − control, paired by sample.
+        over_naive: Transported − naive, paired by sample.
     """
 
     data: str
@@ -69,6 +71,7 @@ class Judgement:
     control: Evaluation
     gain: Interval
     over_control: Interval
+    over_naive: Interval
 
     def to_json(self) -> dict[str, Any]:
         """Give the judgement as JSON, without each sample's values.
@@ -155,6 +158,18 @@ def verdict(alpha: AlphaChoice, judgement: Judgement | None) -> str:
         f"The transported model is {abs(gain.value) * 100:.1f} points {direction} in {metric} than the new base "
         f"({judgement.base.score:.1%} → {judgement.transported.score:.1%}, {bound}, {gain.n} samples{caution}){sure}. "
         f"Beside the control, {source} ({_points(against.value)}, {_points(against.low)} to {_points(against.high)})."
+        + _naive_sentence(judgement)
+    )
+
+
+def _naive_sentence(judgement: Judgement) -> str:
+    """Tell a reader when adding the whole task vector, without any sample, would have done better."""
+    naive = judgement.over_naive
+    if not (naive.excludes_zero and naive.value < 0):
+        return ""
+    return (
+        f" But adding the whole task vector does better still: {judgement.naive.score:.1%} at α = 1 "
+        f"({_points(-naive.value)} points); for that, run with --mask none --alpha 1."
     )
 
 
@@ -265,10 +280,13 @@ def run_transport(
         model.require_weights()
         choice, votes = _choose(model, recipe, support, judged["validation"], progress)
         delta = mask(model.vector, votes, strategy=recipe.mask, seed=recipe.seed)
-    with clock.stage("certify"):
-        certificate = certify(model, delta, support, choice.alpha)
-    with clock.stage("judge"):
-        judgement = _judge(model, delta, votes, choice.alpha, judged, recipe, progress)
+    with Scratch() as scratch:
+        # From a mask of its own: `delta` counts what it keeps while it is read, so only writing may read it.
+        with clock.stage("certify"):
+            tried = scratch.keep(mask(model.vector, votes, strategy=recipe.mask, seed=recipe.seed))
+            certificate = certify(model, tried, support, choice.alpha)
+        with clock.stage("judge"):
+            judgement = _judge(model, tried, votes, choice.alpha, judged, recipe, progress)
     record: dict[str, Any] = {
         "format": "gradfix-transport",
         "version": FORMAT_VERSION,
@@ -570,6 +588,7 @@ def _judge(
         **measured,
         gain=paired_samples(measured["transported"].scores, measured["base"].scores),
         over_control=paired_samples(measured["transported"].scores, measured["control"].scores),
+        over_naive=paired_samples(measured["transported"].scores, measured["naive"].scores),
     )
 
 

@@ -30,8 +30,8 @@ DRAWS = 3
 SHOWN = 6
 MODELS = {"old-base": "A", "my-fine-tune": "A-digits", "new-base": "B", "new-base-tuned": "B-digits"}
 CLOSE_MODELS = {"old-base": "B", "my-fine-tune": "B-digits", "new-base": "B-next"}
+_FEW_SHOT = FewShot()
 _METHODS = ("naive", "gradfix", "control")
-_FEW_SHOT = FewShot(folds=2, learning_rates=(1e-4, 3e-4))
 
 
 @dataclass(frozen=True)
