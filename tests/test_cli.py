@@ -173,6 +173,16 @@ def test_help_does_not_import_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], env=os.environ, check=False).returncode == 0
 
 
+@pytest.mark.parametrize(
+    "command", ["apply", "check", "compare", "demo", "diff", "evaluate", "merge", "transport", "votes"]
+)
+def test_every_option_is_explained_in_plain_words(command: str) -> None:
+    shown = gradfix(command, "--help")
+    assert shown.exit_code == 0
+    assert "Annotated" not in shown.stdout
+    assert "FieldInfo" not in shown.stdout
+
+
 def test_a_recipe_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     from gradfix.recipes import ApplyRecipe
 

@@ -155,7 +155,8 @@ def test_votes_then_apply_equals_transport(tmp_path: Path) -> None:
     assert json.loads(counted.stdout)["samples"] == 9
     applied = gradfix(
         "apply", "--source-base", work.models["source_base"], "--source-tuned", work.models["source_tuned"],
-        "--target-base", target, "--votes", tmp_path / "votes.safetensors", "--alpha", 0.8, "--output", tmp_path / "two",
+        "--target-base", target, "--votes", tmp_path / "votes.safetensors", "--alpha", 0.8,
+        "--output", tmp_path / "two",
     )  # fmt: skip
     assert applied.exit_code == 0, applied.stderr
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "two"))

@@ -73,8 +73,10 @@ class ApplyRecipe(Recipe):
     command: ClassVar[str] = "apply"
     target_base: TargetBase
     output: Output
-    source_base: SourceBase | None = None
-    source_tuned: SourceTuned | None = None
+    source_base: Annotated[str | None, Field(description="the old base model, θ_A; with source_tuned")] = None
+    source_tuned: Annotated[
+        str | None, Field(description="the model fine-tuned from it, or a LoRA adapter")
+    ] = None
     task_vector: Annotated[
         Path | None, Field(description="a file of `gradfix diff`, in place of the two sources")
     ] = None

@@ -76,6 +76,9 @@ def command(
                 job(recipe, console)
 
         parameters = [_parameter(name, field) for name, field in kind.model_fields.items()]
+        parameters.sort(
+            key=lambda parameter: parameter.default is not inspect.Parameter.empty
+        )  # required ones first
         parameters += [
             _flag("json", "print a machine-readable result on stdout"),
             _flag("debug", "show tracebacks"),
