@@ -1,12 +1,15 @@
-"""Vote work set aside while the backward pass goes on, and done by threads side by side.
+"""Vote work done by threads of its own, while the backward pass goes on.
 
 A block of gradients is a handful of operations that each fit a core's cache. Were each of them spread over all of
 torch's threads, these would mostly wait for one another; so each worker takes a block and computes it by itself.
+The backward pass, which then only computes gradients of activations, costs about as much as the votes: it keeps
+half of the threads, and lends them to the votes whenever it has to wait.
 """
 
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
 
 import torch
@@ -14,46 +17,54 @@ import torch
 Job = Callable[[], None]
 
 WAITING_BYTES = 32 * 2**20
-"""How much memory the work set aside may hold on to: the inputs and output gradients of layers passed already."""
+"""How much memory the jobs may hold on to: the inputs and output gradients of layers passed already."""
 
 
 class Crew:
     """Does jobs that may run in any order and at the same time; with one thread, or on a GPU, at once.
 
-    Attributes:
-        threads: How many work side by side.
+    Jobs are accepted inside a ``with`` block. Torch's number of threads is lower there, and restored by its end,
+    by which no worker is left.
     """
 
     def __init__(self, device: torch.device) -> None:
-        """Hire as many workers as torch has threads.
+        """Prepare.
 
         Args:
             device: Where the jobs compute.
         """
-        self.threads = torch.get_num_threads() if device.type == "cpu" else 1
+        self._on_cpu = device.type == "cpu"
+        self._threads = self._steady = 1
         self._pool: ThreadPoolExecutor | None = None
-        self._waiting: deque[Job] = deque()
-        self._bytes = 0
+        self._shifts: list[Future[None]] = []
+        self._lock = threading.Lock()
+        self._waiting: deque[tuple[Job, int]] = deque()
+        self._held = 0
 
     def __enter__(self) -> "Crew":
-        if self.threads > 1:
-            # The number of threads is each thread's own, but new threads take the one that was set last.
+        self._threads = torch.get_num_threads()
+        if self._on_cpu and self._threads > 1:
+            # The number of threads is each thread's own; a new thread has the one that was set last.
             self._pool = ThreadPoolExecutor(
-                self.threads, "gradfix-votes", initializer=torch.set_num_threads, initargs=(1,)
+                self._threads, "gradfix-votes", initializer=torch.set_num_threads, initargs=(1,)
             )
+            self._steady = self._threads - self._threads // 2
+            torch.set_num_threads(self._threads // 2)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._waiting.clear()
+        with self._lock:
+            self._waiting.clear()
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
-            torch.set_num_threads(self.threads)
+            torch.set_num_threads(self._threads)
+        self._shifts, self._held = [], 0
 
     def add(self, jobs: Sequence[Job], held: int) -> None:
-        """Set jobs aside, and do all that wait once they hold much memory.
+        """Hand jobs to the workers; wait for them where they would hold too much memory.
 
         Args:
             jobs: No two write to one place.
@@ -63,32 +74,47 @@ class Crew:
             for job in jobs:
                 job()
             return
-        self._waiting.extend(jobs)
-        self._bytes += held
-        if self._bytes >= WAITING_BYTES:
+        share = held // max(1, len(jobs))
+        with self._lock:
+            self._waiting.extend((job, share) for job in jobs)
+            self._held += share * len(jobs)
+            too_much = self._held >= WAITING_BYTES
+        if too_much:
             self.finish()
+        else:
+            self._call(self._steady)
 
     def finish(self) -> None:
-        """Do all that waits. What a job raises is raised here, after the other workers have stopped."""
-        jobs, self._waiting, self._bytes = self._waiting, deque(), 0
-        if self._pool is None or not jobs:
+        """Wait until nothing is left to do. What a job raised is raised here, once the others have stopped."""
+        if self._pool is None:
             return
-        shifts = [self._pool.submit(_work, jobs) for _ in range(min(self.threads, len(jobs)))]
+        self._call(self._threads)
+        shifts, self._shifts = self._shifts, []
         wait(shifts)
         for shift in shifts:
             shift.result()
 
+    def _call(self, workers: int) -> None:
+        """See to it that so many work, if there is work."""
+        assert self._pool is not None
+        # one that failed stays, to be noticed by finish()
+        self._shifts = [each for each in self._shifts if not each.done() or each.exception() is not None]
+        for _ in range(min(workers - len(self._shifts), len(self._waiting))):
+            self._shifts.append(self._pool.submit(self._work))
 
-@torch.no_grad()
-def _work(jobs: deque[Job]) -> None:
-    """Do jobs until none is left; an error leaves none to the others."""
-    while True:
-        try:
-            job = jobs.popleft()
-        except IndexError:
-            return
-        try:
-            job()
-        except BaseException:
-            jobs.clear()
-            raise
+    @torch.no_grad()
+    def _work(self) -> None:
+        """Do jobs until none is left; an error leaves none to the others."""
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    return
+                job, share = self._waiting.popleft()
+            try:
+                job()
+            except BaseException:
+                with self._lock:
+                    self._waiting.clear()
+                raise
+            with self._lock:
+                self._held -= share
