@@ -21,6 +21,9 @@ from tests.triples import perturbed
 
 Rows = Sequence[Mapping[str, Any]]
 
+# peft asks a model of this release by the name that the next one drops.
+PEFT_ON_TRANSFORMERS = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+
 
 @dataclass
 class Job:
@@ -206,6 +209,57 @@ def test_a_base_without_a_head_gets_the_tuned_models_head_or_a_probe(tmp_path: P
         "has no weights for bert.pooler.dense.bias, bert.pooler.dense.weight, classifier.bias"
         in refused.stderr
     )
+
+
+@PEFT_ON_TRANSFORMERS
+def test_a_lora_adapter_with_a_head_of_its_own_becomes_a_whole_model(tmp_path: Path) -> None:
+    from peft import LoraConfig, TaskType, get_peft_model
+    from transformers import AutoModelForSequenceClassification
+
+    old, new = tiny.save_tiny_bert_base(tmp_path / "old", 0), tiny.save_tiny_bert_base(tmp_path / "new", 2)
+    labels = list(tiny.SENTIMENTS)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        base = AutoModelForSequenceClassification.from_pretrained(old, num_labels=3)
+        adapted = get_peft_model(
+            base, LoraConfig(task_type=TaskType.SEQ_CLS, r=2, target_modules=["query", "value"])
+        )
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.05)
+    adapted.save_pretrained(tmp_path / "adapter")
+    places = {"source_base": old, "source_tuned": tmp_path / "adapter", "target_base": new}
+    work = Job("text-classification", places, tiny.texts(9), [], "")
+    # The adapter has no pooler, which the classifier reads: no weights exist for it anywhere.
+    with pytest.raises(GradfixError, match=r"has no weights for .*pooler"):
+        work.run(tmp_path / "out", label=labels)
+    with pytest.raises(GradfixError, match="unknown label 'negative'; the model's labels are LABEL_0"):
+        work.run(tmp_path / "out")
+
+
+@PEFT_ON_TRANSFORMERS
+def test_a_lora_adapter_on_a_classifier_is_transported_like_a_whole_fine_tune(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForSequenceClassification
+
+    work = job("text-classification", tmp_path)
+    old = work.models["source_base"]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        base = AutoModelForSequenceClassification.from_pretrained(old)
+        adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["query", "value"]))
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.05)
+    adapted.save_pretrained(tmp_path / "adapter")
+    merged = adapted.merge_and_unload()
+    work.models["source_tuned"] = tmp_path / "adapter"
+    work.run(tmp_path / "out", alpha="1", mask="none")
+    written = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").state_dict()
+    before = AutoModelForSequenceClassification.from_pretrained(work.models["target_base"]).state_dict()
+    origin = AutoModelForSequenceClassification.from_pretrained(old).state_dict()
+    for name, value in merged.state_dict().items():
+        assert torch.allclose(written[name], before[name] + value - origin[name], atol=1e-6)
 
 
 def _jsonl(root: Path, rows: Rows) -> Path:

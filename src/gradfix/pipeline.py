@@ -273,6 +273,7 @@ def run_transport(
             strict=recipe.strict,
             trust_remote_code=recipe.trust_remote_code,
         )
+        describe_head(placement.vector, model)
     with clock.stage("choose samples"):
         support = _chosen(model, pool, recipe)
     with clock.stage("vote and choose α"):
@@ -494,6 +495,21 @@ def _chosen(model: TargetModel, pool: Rows, recipe: SupportRecipe) -> Rows:
     return choose_support(
         model, pool, samples_per_class=recipe.samples_per_class, sampling=recipe.sampling, seed=recipe.seed
     )
+
+
+def describe_head(vector: TaskVector, model: TargetModel) -> None:
+    """Complete the configuration that comes with a head: an adapter's names neither its architecture nor its classes.
+
+    Args:
+        vector: The task vector that will be written; its configuration is changed.
+        model: The model that was built for the task.
+    """
+    if not vector.additions.specs:
+        return
+    vector.config["architectures"] = [type(model.model).__name__]
+    if isinstance(model.task, HeadedClassification):
+        vector.config["id2label"] = {str(key): name for key, name in model.task.labels.id2label.items()}
+        vector.config["label2id"] = dict(model.task.labels.label2id)
 
 
 def use_head(model: TargetModel, head: str, rows: Rows) -> None:

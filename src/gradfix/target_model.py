@@ -19,7 +19,7 @@ from gradfix.evaluation import EncodedRows, Evaluation, encode_rows, evaluate
 from gradfix.modules import checkpoint_names
 from gradfix.placement import Placement
 from gradfix.progress import Progress, silent
-from gradfix.sources import Selection
+from gradfix.sources import Selection, require_finite
 from gradfix.tasks import ModelTask
 from gradfix.tasks.running import evaluating
 from gradfix.update import add_scaled, merged_config
@@ -270,8 +270,18 @@ class TargetModel:
                 if name in self._heads:
                     parameter.copy_(self._heads[name])
                 elif home is not None and home.addition is not None:
-                    parameter.copy_(self._placement.vector.additions.read(home.addition))
+                    self._fill(parameter, home.addition)
         self._set(None, 0.0)
+
+    def _fill(self, parameter: nn.Parameter, addition: str) -> None:
+        stored = self._placement.vector.additions.read(addition)
+        if stored.shape != parameter.shape:
+            raise GradfixError(
+                f"{addition}: {list(stored.shape)} in the tuned model, {list(parameter.shape)} in a model of "
+                f"{self.task.name} with the class names known here; name its classes in order with --label"
+            )
+        require_finite(stored, "the tuned model", addition)
+        parameter.copy_(stored)
 
     def use_head(self, values: Mapping[str, Tensor]) -> None:
         """Put a newly fitted head on the model, for good.
