@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gradfix.comparison import CONTROL, FULL, ORACLE, ZERO_SHOT
+from gradfix.comparison import CONTROL, FEW_SHOT, FULL, ORACLE, ZERO_SHOT
 from gradfix.intervals import Interval
 from gradfix.lab.studies.bench import CLOSE, INDEPENDENT
 from gradfix.lab.studies.tables import by_draw, grouped, paired, points, validated, where
@@ -49,6 +49,7 @@ CLAIMS = (
     Claim("oracle mask ≥ 90 % of full fine-tuning", ORACLE, FULL, share=SHARE),
     Claim("GradFix > the new base as it is", "gradfix", ZERO_SHOT, strict=True),
     Claim("GradFix > the shuffled control", "gradfix", CONTROL, strict=True),
+    Claim("GradFix > few-shot fine-tuning", "gradfix", FEW_SHOT, strict=True),
     Claim("close release: naive addition ≥ GradFix", "naive", "gradfix", pair=CLOSE),
     Claim("close release: GradFix > the shuffled control", "gradfix", CONTROL, strict=True, pair=CLOSE),
 )
@@ -71,8 +72,8 @@ class Case:
     difference: Interval
 
 
-PROTOCOLS = {"cross-fitting": "baselines", "validation": "validated"}
-"""Where α comes from, and the experiment whose records have it so."""
+PROTOCOLS = {"cross-fitting": ("baselines", "few-shot"), "validation": ("validated",)}
+"""Where α comes from, and the experiments whose records have it so."""
 
 
 def cases(claim: Claim, records: Sequence[Record]) -> list[Case]:
@@ -86,9 +87,9 @@ def cases(claim: Claim, records: Sequence[Record]) -> list[Case]:
         A case a protocol, task and budget.
     """
     found = []
-    for protocol, experiment in PROTOCOLS.items():
-        known = validated(records) if experiment == "validated" else records
-        measured = where(known, experiment=experiment, pair=claim.pair)
+    known = [*records, *validated(records)]
+    for protocol, experiments in PROTOCOLS.items():
+        measured = where(known, experiment=experiments, pair=claim.pair)
         for (task, budget), cell in grouped(measured, lambda r: (r["task"], r["budget"])).items():
             if claim.budgets is None or budget in claim.budgets:
                 target = {draw: claim.share * score for draw, score in by_draw(cell, claim.worse).items()}
