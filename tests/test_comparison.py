@@ -12,8 +12,8 @@ import torch
 from gradfix.baselines import METHODS, FewShot, choose_finetuning, finetune, shuffled
 from gradfix.checkpoints import Checkpoint
 from gradfix.comparison import LABELS, Outcome, summarise, table_csv, table_markdown
-from gradfix.pipeline import bind
 from gradfix.placement import place
+from gradfix.preparation import bind
 from gradfix.target_model import TargetModel
 from gradfix.tasks import get_task
 from gradfix.vectors import TaskVector

@@ -22,7 +22,9 @@ from tests.triples import perturbed
 Rows = Sequence[Mapping[str, Any]]
 
 # peft asks a model of this release by the name that the next one drops.
-PEFT_ON_TRANSFORMERS = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+PEFT_ON_TRANSFORMERS = pytest.mark.filterwarnings(
+    "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
+)
 
 
 @dataclass
@@ -132,7 +134,7 @@ def test_the_counts_of_what_was_kept_are_of_one_reading(tmp_path: Path) -> None:
 
 def test_the_verdict_says_when_naive_addition_does_better(tmp_path: Path) -> None:
     from gradfix.intervals import paired_samples
-    from gradfix.pipeline import verdict
+    from gradfix.judgement import verdict
 
     work = job("text-classification", tmp_path)
     result = work.run(tmp_path / "out", test=work.held_out, alpha="0.8")

@@ -17,8 +17,8 @@ from gradfix.data import load_rows
 from gradfix.errors import GradfixError
 from gradfix.evaluation import EncodedRows, Interval, mean_interval, paired_difference
 from gradfix.masks import mask
-from gradfix.pipeline import bind, choose_support, refuse
 from gradfix.placement import place
+from gradfix.preparation import bind, choose_support, refuse
 from gradfix.progress import Progress, silent
 from gradfix.recipes import CompareRecipe
 from gradfix.scaling import FOLDS, GRID, FoldedVotes, cross_fit, split_folds

@@ -5,7 +5,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,74 +18,40 @@ from gradfix.baselines import shuffled
 from gradfix.card import model_card
 from gradfix.checkpoints import Checkpoint
 from gradfix.compatibility import Compatibility, check
-from gradfix.data import load_rows, origin, row_hash
+from gradfix.data import origin, row_hash
 from gradfix.descent import Certificate, certify
 from gradfix.errors import GradfixError
-from gradfix.evaluation import Evaluation, Interval, paired_samples
+from gradfix.evaluation import Evaluation
+from gradfix.judgement import Judgement, judge, verdict
 from gradfix.masks import mask
 from gradfix.placement import own_weights, place
+from gradfix.preparation import (
+    Rows,
+    bind,
+    choose_support,
+    describe_head,
+    labelled_rows,
+    refuse,
+    use_head,
+    used_columns,
+)
 from gradfix.progress import Progress, silent
 from gradfix.recipes import (
     EvaluateRecipe,
-    Sampling,
-    SupportRecipe,
     TransportRecipe,
     VotesRecipe,
-    parse_size,
     validate,
 )
-from gradfix.sampling import choose
 from gradfix.scaling import FOLDS, GRID, AlphaChoice, FoldedVotes, choose_alpha, cross_fit, split_folds
 from gradfix.scratch import Scratch
 from gradfix.target_model import TargetModel
-from gradfix.tasks import Classification, HeadedClassification, ModelTask, get_task, label_names
+from gradfix.tasks import ModelTask, get_task
 from gradfix.update import Applied, apply
 from gradfix.vectors import TaskVector
 from gradfix.votes import Votes
 
 FORMAT_VERSION = 1
 RECORD_FILE = "gradfix.json"
-
-Rows = Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """How the transported model does beside the new base, on data that chose nothing or only α.
-
-    Attributes:
-        data: ``"test"``, or ``"validation"`` where no test data were given: α was then chosen on the same samples.
-        base: θ_B with the task's head.
-        naive: θ_B + τ.
-        transported: θ_B + α (m ⊙ τ).
-        control: The same with τ's values shuffled, at the same α.
-        gain: Transported − base, paired by sample.
-        over_control: Transported − control, paired by sample.
-        over_naive: Transported − naive, paired by sample.
-    """
-
-    data: str
-    base: Evaluation
-    naive: Evaluation
-    transported: Evaluation
-    control: Evaluation
-    gain: Interval
-    over_control: Interval
-    over_naive: Interval
-
-    def to_json(self) -> dict[str, Any]:
-        """Give the judgement as JSON, without each sample's values.
-
-        Returns:
-            The attributes.
-        """
-        models = {name: getattr(self, name).to_json() for name in ("base", "naive", "transported", "control")}
-        return {
-            "data": self.data,
-            **models,
-            "gain": asdict(self.gain),
-            "over_control": asdict(self.over_control),
-        }
 
 
 @dataclass(frozen=True)
@@ -116,65 +82,6 @@ class Transported:
     def verdict(self) -> str:
         """Whether it was worth it, in one or two sentences that can be quoted."""
         return verdict(self.alpha, self.judgement)
-
-
-def verdict(alpha: AlphaChoice, judgement: Judgement | None) -> str:
-    """Say in plain words whether a transport helped, with the interval and the control.
-
-    Args:
-        alpha: The chosen α.
-        judgement: The comparison, if there was data for one.
-
-    Returns:
-        One or two sentences.
-    """
-    if alpha.alpha == 0:
-        return (
-            f"Do not transport: of {len(alpha.curve)} candidates α = 0 had the smallest {alpha.chosen_on} loss, "
-            "so the output is the new base with the task's head."
-        )
-    if judgement is None:
-        start = next((point for point in alpha.curve if point.alpha == 0), None)
-        chosen = next((point for point in alpha.curve if point.alpha == alpha.alpha), None)
-        if start is None or chosen is None:
-            return f"Transported with the given α = {alpha.alpha:g}; nothing was measured."
-        return (
-            f"On {alpha.samples} samples held out in turn, the loss went from {start.loss:.3f} to {chosen.loss:.3f} "
-            f"and the score from {start.score:.1%} to {chosen.score:.1%} at α = {alpha.alpha:g}; "
-            "give --test data for a verdict with an interval."
-        )
-    gain, metric = judgement.gain, judgement.transported.metric.replace("_", " ")
-    direction = "better" if gain.value > 0 else "worse"
-    sure = "" if gain.excludes_zero else ", which can be chance"
-    against = judgement.over_control
-    source = (
-        "it beats the same transport of a shuffled task vector"
-        if against.excludes_zero and against.value > 0
-        else "a shuffled task vector does as well, so the gain comes from the samples rather than from the fine-tune"
-    )
-    bound = f"95 % interval {_points(gain.low)} to {_points(gain.high)}"
-    caution = "; α was chosen on the same samples" if judgement.data == "validation" else ""
-    return (
-        f"The transported model is {abs(gain.value) * 100:.1f} points {direction} in {metric} than the new base "
-        f"({judgement.base.score:.1%} → {judgement.transported.score:.1%}, {bound}, {gain.n} samples{caution}){sure}. "
-        f"Beside the control, {source} ({_points(against.value)}, {_points(against.low)} to {_points(against.high)})."
-        + _naive_sentence(judgement)
-    )
-
-
-def _naive_sentence(judgement: Judgement) -> str:
-    """Tell a reader when adding the whole task vector, without any sample, would have done better."""
-    naive = judgement.over_naive
-    if not (naive.excludes_zero and naive.value < 0):
-        return ""
-    return (
-        f" But adding the whole task vector does better still: {judgement.naive.score:.1%} at α = 1 "
-        f"({_points(-naive.value)} points); for that, run with --mask none --alpha 1."
-    )
-
-
-def _points(value: float | None) -> str:
-    return "unknown" if value is None else f"{value * 100:+.1f}".replace("-", "−")
 
 
 def transport(
@@ -251,10 +158,10 @@ def run_transport(
         pool = (
             rows["support"]
             if "support" in rows
-            else _rows(recipe.support or recipe.data, recipe.split, "support")
+            else labelled_rows(recipe.support or recipe.data, recipe.split, "support")
         )
         judged = {
-            name: rows.get(name) or (_rows(place, None, name) if place else None)
+            name: rows.get(name) or (labelled_rows(place, None, name) if place else None)
             for name, place in (("validation", recipe.validation), ("test", recipe.test))
         }
         bind(task, target, tau, pool, trust_remote_code=recipe.trust_remote_code)
@@ -275,7 +182,7 @@ def run_transport(
         )
         describe_head(placement.vector, model)
     with clock.stage("choose samples"):
-        support = _chosen(model, pool, recipe)
+        support = choose_support(model, pool, **recipe.drawing())
     with clock.stage("vote and choose α"):
         use_head(model, recipe.head, support)
         model.require_weights()
@@ -287,7 +194,7 @@ def run_transport(
             tried = scratch.keep(mask(model.vector, votes, strategy=recipe.mask, seed=recipe.seed))
             certificate = certify(model, tried, support, choice.alpha)
         with clock.stage("judge"):
-            judgement = _judge(model, tried, votes, choice.alpha, judged, recipe, progress)
+            judgement = _judged(model, tried, votes, choice.alpha, judged, recipe, progress)
     record: dict[str, Any] = {
         "format": "gradfix-transport",
         "version": FORMAT_VERSION,
@@ -326,13 +233,7 @@ def run_transport(
             target,
             alpha=choice.alpha,
             output=recipe.output,
-            dtype=getattr(torch, recipe.dtype) if recipe.dtype else None,
-            rounding=recipe.rounding,
-            seed=recipe.seed,
-            shard_size=parse_size(recipe.shard_size),
-            overwrite=recipe.overwrite,
-            resume=recipe.resume,
-            restart=recipe.restart,
+            **recipe.writing(),
             heads=model.head_tensors(),
             companions=companions,
             progress=progress,
@@ -363,7 +264,7 @@ def count(recipe: VotesRecipe, *, progress: Progress = silent) -> tuple[Votes, d
     else:
         placement = place(own_weights(target), target)
     task = get_task(recipe.task, **recipe.task_options())
-    pool = _rows(recipe.support or recipe.data, recipe.split, "support")
+    pool = labelled_rows(recipe.support or recipe.data, recipe.split, "support")
     bind(task, target, placement.vector, pool, trust_remote_code=recipe.trust_remote_code)
     task.check(pool, support=True)
     model = TargetModel.load(
@@ -376,7 +277,7 @@ def count(recipe: VotesRecipe, *, progress: Progress = silent) -> tuple[Votes, d
         trust_remote_code=recipe.trust_remote_code,
     )
     model.require_weights()
-    support = _chosen(model, pool, recipe)
+    support = choose_support(model, pool, **recipe.drawing())
     votes = model.votes(
         support, vote=recipe.vote, seed=recipe.seed, dtype=recipe.votes_dtype, progress=progress
     )
@@ -399,7 +300,7 @@ def measure(recipe: EvaluateRecipe, *, progress: Progress = silent) -> Evaluatio
     """
     checkpoint = Checkpoint.open(recipe.model)
     task = get_task(recipe.task, **recipe.task_options())
-    rows = _rows(recipe.data, recipe.split, "labelled")
+    rows = labelled_rows(recipe.data, recipe.split, "labelled")
     bind(task, checkpoint, None, rows, trust_remote_code=recipe.trust_remote_code)
     task.check(rows)
     model = TargetModel.load(
@@ -413,121 +314,6 @@ def measure(recipe: EvaluateRecipe, *, progress: Progress = silent) -> Evaluatio
     )
     model.require_weights()
     return model.evaluate(rows, progress=progress)
-
-
-def refuse(found: Compatibility) -> None:
-    """Stop where the check found an error.
-
-    Args:
-        found: What it found.
-
-    Raises:
-        GradfixError: with the first error, and how many more there are.
-    """
-    errors = [finding.text for finding in found.findings if finding.level == "error"]
-    if errors:
-        more = f" (and {len(errors) - 1} more; see `gradfix check`)" if len(errors) > 1 else ""
-        raise GradfixError(errors[0] + more)
-
-
-def _rows(location: str | None, split: str | None, what: str) -> Rows:
-    if location is None:
-        raise GradfixError(f"no {what} samples: give --support, or --data with --samples-per-class")
-    return load_rows(location, split=split)
-
-
-def bind(
-    task: ModelTask,
-    target: Checkpoint,
-    tau: TaskVector | None,
-    rows: Rows,
-    *,
-    trust_remote_code: bool = False,
-) -> None:
-    """Give a task the target's tokenizer or processor, and the class names that hold.
-
-    The tuned model's labels count where it brings a head; zero-shot tasks take theirs from the data.
-
-    Args:
-        task: The task.
-        target: θ_B.
-        tau: The task vector, if there is one.
-        rows: The data, for class names that nobody gave.
-        trust_remote_code: Allow the code that a repository brings.
-
-    Raises:
-        GradfixError: if the target has no tokenizer or processor.
-    """
-    if target.directory is None:
-        raise GradfixError(
-            f"{target.location}: has no tokenizer or processor beside it; give a model directory"
-        )
-    task.bind(target.directory, trust_remote_code=trust_remote_code)
-    if isinstance(task, HeadedClassification) and tau is not None and tau.config.get("id2label"):
-        task.use_labels({int(key): name for key, name in tau.config["id2label"].items()})
-    elif isinstance(task, Classification) and not task.has_labels:
-        task.use_labels(label_names(rows, task.columns["label"]))
-
-
-def choose_support(
-    model: TargetModel, pool: Rows, *, samples_per_class: int | None, sampling: Sampling, seed: int
-) -> Rows:
-    """Choose the support set from a pool, by the target's own features where the method asks for them.
-
-    Args:
-        model: θ_B.
-        pool: Labelled rows.
-        samples_per_class: How many a class; None for the whole pool.
-        sampling: How to choose.
-        seed: Of what is drawn.
-
-    Returns:
-        The chosen rows, each knowing where it comes from.
-    """
-    if samples_per_class is None:
-        return pool
-    features = None if sampling == "random" else model.features(pool)
-    chosen = choose(model.task.classes(pool), samples_per_class, sampling, seed=seed, features=features)
-    return [pool[position] for position in chosen]
-
-
-def _chosen(model: TargetModel, pool: Rows, recipe: SupportRecipe) -> Rows:
-    return choose_support(
-        model, pool, samples_per_class=recipe.samples_per_class, sampling=recipe.sampling, seed=recipe.seed
-    )
-
-
-def describe_head(vector: TaskVector, model: TargetModel) -> None:
-    """Complete the configuration that comes with a head: an adapter's names neither its architecture nor its classes.
-
-    Args:
-        vector: The task vector that will be written; its configuration is changed.
-        model: The model that was built for the task.
-    """
-    if not vector.additions.specs:
-        return
-    vector.config["architectures"] = [type(model.model).__name__]
-    if isinstance(model.task, HeadedClassification):
-        vector.config["id2label"] = {str(key): name for key, name in model.task.labels.id2label.items()}
-        vector.config["label2id"] = dict(model.task.labels.label2id)
-
-
-def use_head(model: TargetModel, head: str, rows: Rows) -> None:
-    """Refit the head on the target's features, where that was asked for.
-
-    Args:
-        model: The target.
-        head: ``copy`` or ``probe``.
-        rows: The samples to fit to.
-
-    Raises:
-        GradfixError: if the task has no head to refit.
-    """
-    if head == "copy":
-        return
-    if not isinstance(model.task, HeadedClassification):
-        raise GradfixError(f"--head probe: {model.task.name} has no classification head; leave --head copy")
-    model.use_head(model.task.fit_head(model.model, rows))
 
 
 def _choose(
@@ -573,52 +359,30 @@ def _choose(
         return choice, votes
 
 
-def _judge(
+def _judged(
     model: TargetModel,
-    delta: TaskVector,
+    transported: TaskVector,
     votes: Votes,
     alpha: float,
-    judged: Mapping[str, Rows | None],
+    held: Mapping[str, Rows | None],
     recipe: TransportRecipe,
     progress: Progress,
 ) -> Judgement | None:
-    name = next((name for name in ("test", "validation") if judged[name] is not None), None)
-    if name is None:
-        return None
-    rows = model.encode(judged[name] or [])
+    """Judge on test data, else on validation data, else not at all."""
     control = mask(shuffled(model.vector, recipe.seed), votes, strategy=recipe.mask, seed=recipe.seed)
-    measured: dict[str, Evaluation] = {}
-    try:
-        for kind, vector, scale in (
-            ("base", delta, 0.0),
-            ("naive", model.vector, 1.0),
-            ("control", control, alpha),
-            ("transported", delta, alpha),
-        ):
-            model.move(vector, scale)
-            measured[kind] = model.evaluate(rows, progress=progress)
-    finally:
-        model.restore()
-    return Judgement(
-        data=name,
-        **measured,
-        gain=paired_samples(measured["transported"].scores, measured["base"].scores),
-        over_control=paired_samples(measured["transported"].scores, measured["control"].scores),
-        over_naive=paired_samples(measured["transported"].scores, measured["naive"].scores),
-    )
-
-
-def used_columns(task: ModelTask, row: Mapping[str, Any]) -> list[str]:
-    """List the columns of a row that a task reads.
-
-    Args:
-        task: The task.
-        row: The row.
-
-    Returns:
-        Column names.
-    """
-    return [column for column in task.columns.values() if column in row]
+    for data in ("test", "validation"):
+        rows = held[data]
+        if rows is not None:
+            return judge(
+                model,
+                rows,
+                transported=transported,
+                control=control,
+                alpha=alpha,
+                data=data,
+                progress=progress,
+            )
+    return None
 
 
 def votes_facts(votes: Votes) -> dict[str, Any]:

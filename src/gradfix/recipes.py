@@ -67,7 +67,36 @@ class DiffRecipe(Recipe):
     overwrite: Overwrite = False
 
 
-class ApplyRecipe(Recipe):
+class WritingRecipe(Recipe):
+    """How a model directory is written, for every command that writes one."""
+
+    dtype: Annotated[Dtype | None, Field(description="of the output; the target's if not given")] = None
+    rounding: Annotated[
+        Rounding, Field(description="stochastic keeps small changes in bfloat16 on average")
+    ] = "nearest"
+    seed: Annotated[int, Field(description="for what is drawn at random")] = 0
+    shard_size: Annotated[str, Field(description="largest weights file, as 5GB or 500MB")] = "5GB"
+    overwrite: Overwrite = False
+    resume: Resume = False
+    restart: Restart = False
+
+    @field_validator("shard_size")
+    @classmethod
+    def _size(cls, size: str) -> str:
+        parse_size(size)
+        return size
+
+    def writing(self) -> dict[str, Any]:
+        """Give the options that :func:`gradfix.update.apply` takes by these names.
+
+        Returns:
+            Keyword arguments.
+        """
+        options = {name: getattr(self, name) for name in WritingRecipe.model_fields}
+        return {**options, "shard_size": parse_size(self.shard_size)}
+
+
+class ApplyRecipe(WritingRecipe):
     """Add a task vector, masked by votes, to a new base model."""
 
     command: ClassVar[str] = "apply"
@@ -87,15 +116,6 @@ class ApplyRecipe(Recipe):
         None
     )
     alpha: Annotated[float, Field(description="scaling coefficient α")] = 1.0
-    dtype: Annotated[Dtype | None, Field(description="of the output; the target's if not given")] = None
-    rounding: Annotated[
-        Rounding, Field(description="stochastic keeps small changes in bfloat16 on average")
-    ] = "nearest"
-    seed: Annotated[int, Field(description="for what is drawn at random")] = 0
-    shard_size: Annotated[str, Field(description="largest weights file, as 5GB or 500MB")] = "5GB"
-    overwrite: Overwrite = False
-    resume: Resume = False
-    restart: Restart = False
 
     @model_validator(mode="after")
     def _one_source(self) -> "ApplyRecipe":
@@ -105,7 +125,6 @@ class ApplyRecipe(Recipe):
             raise ValueError("give either source_base and source_tuned, or task_vector")
         if self.mask not in {None, "none", "random"} and self.votes is None:
             raise ValueError(f"mask {self.mask} needs votes")
-        parse_size(self.shard_size)
         return self
 
 
@@ -254,6 +273,14 @@ class SupportRecipe(TaskRecipe):
             raise ValueError("data and samples_per_class go together")
         return self
 
+    def drawing(self) -> dict[str, Any]:
+        """Give the options that :func:`gradfix.preparation.choose_support` takes by these names.
+
+        Returns:
+            Keyword arguments.
+        """
+        return {name: getattr(self, name) for name in ("samples_per_class", "sampling", "seed")}
+
 
 class VotesRecipe(SupportRecipe):
     """Count the votes of labelled samples at a model, and write them to a file."""
@@ -276,7 +303,7 @@ class VotesRecipe(SupportRecipe):
         return self
 
 
-class TransportRecipe(SupportRecipe):
+class TransportRecipe(SupportRecipe, WritingRecipe):
     """Move a fine-tune to a new base model: from three models and a few samples to a model directory."""
 
     command: ClassVar[str] = "transport"
@@ -295,18 +322,9 @@ class TransportRecipe(SupportRecipe):
     head: Annotated[
         Literal["copy", "probe"], Field(description="copy the tuned head, or refit it on samples")
     ] = "copy"
-    dtype: Annotated[Dtype | None, Field(description="of the output; the target's if not given")] = None
-    rounding: Annotated[
-        Rounding, Field(description="stochastic keeps small changes in bfloat16 on average")
-    ] = "nearest"
-    shard_size: Annotated[str, Field(description="largest weights file, as 5GB or 500MB")] = "5GB"
-    overwrite: Overwrite = False
-    resume: Resume = False
-    restart: Restart = False
 
     @model_validator(mode="after")
     def _readable(self) -> "TransportRecipe":
-        parse_size(self.shard_size)
         self.alphas()
         return self
 

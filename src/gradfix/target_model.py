@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gradfix.checkpoints import Checkpoint
+from gradfix.companions import merged_config
 from gradfix.data import row_hash
 from gradfix.errors import GradfixError, listed
 from gradfix.evaluation import EncodedRows, Evaluation, encode_rows, evaluate
@@ -22,7 +23,7 @@ from gradfix.progress import Progress, silent
 from gradfix.sources import Selection, require_finite
 from gradfix.tasks import ModelTask
 from gradfix.tasks.running import evaluating
-from gradfix.update import add_scaled, merged_config
+from gradfix.update import add_scaled
 from gradfix.vectors import TaskVector
 from gradfix.votes import Votes, count_votes
 

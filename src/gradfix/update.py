@@ -3,22 +3,23 @@
 import hashlib
 import json
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 import gradfix
 from gradfix.checkpoints import Checkpoint, CheckpointWriter, TensorSource, TensorSpec
+from gradfix.companions import companion_files
 from gradfix.errors import GradfixError, listed
 from gradfix.fingerprint import combined_fingerprint, fingerprints, tensor_fingerprint
+from gradfix.parallel import in_order, workers
 from gradfix.placement import Placement, place
 from gradfix.progress import Progress, silent
 from gradfix.sources import count_different, count_nonzero, is_finite, require_finite
@@ -187,7 +188,7 @@ def apply(
     *,
     alpha: float = 1.0,
     output: str | Path,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     rounding: Rounding = "nearest",
     seed: int = 0,
     shard_size: int = 5 * 10**9,
@@ -208,7 +209,7 @@ def apply(
         target: θ_B: directory, file, Hub id or open checkpoint.
         alpha: Scaling coefficient α.
         output: The directory to make; it appears under this name only when whole.
-        dtype: Of the output's weights; None keeps the target's.
+        dtype: Of the output's weights, as ``"bfloat16"`` or ``torch.bfloat16``; None keeps the target's.
         rounding: ``"nearest"``, or ``"stochastic"`` for bfloat16 outputs.
         seed: For stochastic rounding.
         shard_size: Bytes a weights file may have.
@@ -227,6 +228,7 @@ def apply(
         GradfixError: if the inputs don't fit each other, a number is not finite, or the output can't be written.
     """
     started = time.perf_counter()
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     target = target if isinstance(target, Checkpoint) else Checkpoint.open(target)
     placement = place(task_vector, target)
     specs = output_specs(placement, target, dtype)
@@ -297,56 +299,6 @@ def output_specs(
     return specs
 
 
-@contextmanager
-def workers() -> Iterator[ThreadPoolExecutor]:
-    """Open a pool in which each thread computes blocks by itself.
-
-    Blocks side by side use the cores better than each small operation spread over all of them: no operation waits
-    for another thread, so a busy machine slows the work down in proportion and no more.
-
-    Yields:
-        The pool. torch's own threads are off meanwhile.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(threads)
-
-
-T = TypeVar("T")
-U = TypeVar("U")
-
-
-def in_order(
-    pool: ThreadPoolExecutor, function: Callable[[T], U], items: Iterable[T], ahead: int = 8
-) -> Iterator[U]:
-    """Map a function over items in a pool, a few items ahead of the consumer and no more.
-
-    Args:
-        pool: The threads.
-        function: What to compute.
-        items: Of what.
-        ahead: How many results may wait, so that memory stays bounded.
-
-    Yields:
-        Results in the order of the items.
-    """
-    waiting: deque[Future[U]] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) >= ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
-
-
 @dataclass
 class _Stream:
     """The blocks of each output tensor, and the facts gathered while they pass."""
@@ -415,67 +367,3 @@ class _Stream:
             f"{self.target.location}: {name}: the sum leaves the range of {result.dtype}; "
             "choose a smaller alpha, or --dtype float32"
         )
-
-
-_COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
-_NOT_COMPANIONS = (
-    "*.index.json",
-    "gradfix*.json",
-    "adapter_config.json",
-    "trainer_state.json",
-    "*_results.json",
-)
-
-
-def companion_files(
-    placement: Placement, target: Checkpoint, dtype: torch.dtype | None
-) -> dict[str, bytes | Path]:
-    """Gather what makes weights a model: configuration, tokenizer, processor and generation files of the target.
-
-    Where the tuned model brings a head, its architecture and labels come with it.
-
-    Args:
-        placement: Tells whether there is a head.
-        target: θ_B.
-        dtype: The output's dtype, where it differs from the target's.
-
-    Returns:
-        Contents or paths by file name.
-    """
-    files: dict[str, bytes | Path] = {}
-    if target.directory is not None:
-        for pattern in _COMPANIONS:
-            for path in sorted(target.directory.glob(pattern)):
-                if path.is_file() and not any(path.match(other) for other in _NOT_COMPANIONS):
-                    files[path.name] = path
-    config = merged_config(placement.vector, target.config)
-    if dtype is not None and config:
-        config["dtype"] = str(dtype).removeprefix("torch.")
-    if config:
-        files["config.json"] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
-    return files
-
-
-def merged_config(task_vector: TaskVector, target_config: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the target's configuration the tuned model's architecture and labels, where it brings a head.
-
-    Args:
-        task_vector: Its additions and configuration tell.
-        target_config: θ_B's ``config.json``.
-
-    Returns:
-        The output's configuration.
-    """
-    config = dict(target_config)
-    if task_vector.additions.specs and config:
-        for key in (
-            "architectures",
-            "id2label",
-            "label2id",
-            "num_labels",
-            "problem_type",
-            "classifier_dropout",
-        ):
-            if key in task_vector.config:
-                config[key] = task_vector.config[key]
-    return config

@@ -2,14 +2,12 @@
 
 from gradfix.cli.command import command
 from gradfix.cli.console import Console
-from gradfix.recipes import ApplyRecipe, parse_size
+from gradfix.recipes import ApplyRecipe
 
 
 @command(ApplyRecipe)
 def apply(recipe: ApplyRecipe, console: Console) -> None:
     """Write θ_B + α (m ⊙ τ)."""
-    import torch
-
     from gradfix.checkpoints import Checkpoint, match_names
     from gradfix.masks import mask
     from gradfix.placement import place
@@ -32,13 +30,7 @@ def apply(recipe: ApplyRecipe, console: Console) -> None:
         target,
         alpha=recipe.alpha,
         output=recipe.output,
-        dtype=getattr(torch, recipe.dtype) if recipe.dtype else None,
-        rounding=recipe.rounding,
-        seed=recipe.seed,
-        shard_size=parse_size(recipe.shard_size),
-        overwrite=recipe.overwrite,
-        resume=recipe.resume,
-        restart=recipe.restart,
+        **recipe.writing(),
         progress=console.progress,
     )
     for note in applied.notes():

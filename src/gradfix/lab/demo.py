@@ -16,8 +16,9 @@ from gradfix.errors import GradfixError
 from gradfix.evaluation import Evaluation
 from gradfix.lab.datasets import load_task
 from gradfix.lab.store import load
-from gradfix.pipeline import RECORD_FILE, Transported, bind, choose_support, transport
+from gradfix.pipeline import RECORD_FILE, Transported, transport
 from gradfix.placement import place
+from gradfix.preparation import bind, choose_support
 from gradfix.progress import Progress, silent
 from gradfix.recipes import TransportRecipe
 from gradfix.target_model import TargetModel

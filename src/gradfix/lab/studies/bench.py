@@ -9,8 +9,8 @@ from gradfix.checkpoints import Checkpoint
 from gradfix.evaluation import EncodedRows
 from gradfix.lab.datasets import available_tasks, load_task
 from gradfix.lab.store import load, names
-from gradfix.pipeline import bind
 from gradfix.placement import place
+from gradfix.preparation import bind
 from gradfix.target_model import TargetModel
 from gradfix.tasks import ModelTask, get_task
 from gradfix.vectors import TaskVector

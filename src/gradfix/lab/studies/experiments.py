@@ -13,7 +13,7 @@ from gradfix.lab.studies.bench import Bench, bench, others
 from gradfix.lab.studies.merges import merge_sources, merge_tasks
 from gradfix.lab.studies.units import Record, Unit
 from gradfix.masks import mask
-from gradfix.pipeline import choose_support
+from gradfix.preparation import choose_support
 from gradfix.scaling import FOLDS, split_folds
 from gradfix.vectors import TaskVector
 from gradfix.votes import Votes

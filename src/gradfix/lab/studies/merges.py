@@ -11,7 +11,7 @@ from gradfix.lab.studies.bench import CLOSE, FAR, Bench, bench
 from gradfix.lab.studies.units import Record, Unit
 from gradfix.masks import mask
 from gradfix.merging import merge
-from gradfix.pipeline import choose_support
+from gradfix.preparation import choose_support
 from gradfix.recipes import MergeMethod, MergeOrder
 from gradfix.scaling import FOLDS, AlphaChoice, FoldedVotes, cross_fit, split_folds
 from gradfix.vectors import TaskVector
