@@ -103,13 +103,11 @@ def loss_of(batch: Batch) -> Callable[[nn.Module, Batch], Tensor]:
 
 def mean_pass(model: nn.Module, batch: Batch) -> None:
     """Compute the ordinary gradient of the mean loss."""
-    model.zero_grad(set_to_none=True)
     loss_of(batch)(model, batch).mean().backward()
 
 
 def authors_loop(model: nn.Module, batch: Batch) -> None:
     """Go through the whole batch's graph once for each sample, as the published code does."""
-    model.zero_grad(set_to_none=True)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     votes = [torch.zeros_like(parameter) for parameter in parameters]
     losses = loss_of(batch)(model, batch)
@@ -124,7 +122,6 @@ def count(method: str) -> Callable[[nn.Module, Batch], None]:
     """Count votes by one method."""
 
     def run(model: nn.Module, batch: Batch) -> None:
-        model.zero_grad(set_to_none=True)
         count_votes(model, [batch], loss_of(batch), method=method)
 
     return run
@@ -155,6 +152,7 @@ def ratios(row: Row, ways: list[str], repeats: int, clock: Callable[[], float]) 
     times: dict[str, list[float]] = {way: [] for way in ways}
     for repeat in range(repeats + 1):
         for way in ways:
+            model.zero_grad(set_to_none=True)  # the mean pass's, which no other way should be charged for
             gc.collect()
             start = clock()
             WAYS[way](model, batch)

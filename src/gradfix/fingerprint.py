@@ -6,6 +6,7 @@ somebody who forges a model: it catches the wrong release, the wrong checkpoint 
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -104,6 +105,7 @@ def combined_fingerprint(parts: Mapping[str, str]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
+@lru_cache(maxsize=256)  # a model has many tensors of few sizes
 def _positions(numel: int) -> Tensor:
     """Flat positions that enter a fingerprint: at most 64, the first one 0, evenly strided."""
     count = min(numel, POSITIONS)

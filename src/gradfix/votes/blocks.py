@@ -17,7 +17,7 @@ from torch import Tensor
 from gradfix.votes.contributions import Contribution, Product, Rows, Summed
 from gradfix.votes.crew import Job
 
-BLOCK_BYTES = 4 * 2**20
+BLOCK_BYTES = 2 * 2**20
 """Size of a block. Larger ones leave the cache, smaller ones make the products inefficient."""
 
 

@@ -102,6 +102,7 @@ class Recorder(TorchFunctionMode):
         self._sources = {id(value): Source(value, (name,), True) for name, value in parameters.items()}
         self._progress = {name: _Progress() for name in parameters}
         self._sink: Sink | None = None
+        self._watched: Tensor | None = None
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -179,7 +180,9 @@ class Recorder(TorchFunctionMode):
     def watch(self, *values: Tensor) -> None:
         """Notice values that are not finite, without waiting for the device."""
         for value in values:
-            self.poison = self.poison + value.sum(dtype=torch.float32) * 0.0
+            if value is not self._watched:  # the input of several layers, one after the other
+                self.poison += value.sum(dtype=torch.float32).mul_(0.0)
+        self._watched = values[0]
 
     def signature(self, name: str) -> tuple[str, ...]:
         """Tell how a parameter was used: what a verification holds for."""
