@@ -55,10 +55,14 @@ def tuned_from(directory: Path, base: Path, auto_class: str, scale: float = 0.02
 
 
 def job(task: str, root: Path) -> Job:
+    capitals = [{"input": f"question {word}", "target": f"answer {word}"} for word in tiny.WORDS[:40]]
+    chats = [{"prompt": f"user {word}", "completion": f"assistant {word} yes"} for word in tiny.WORDS[:40]]
     builders: dict[str, tuple[Callable[..., Path], str, Rows, Rows]] = {
         "text-classification": (
             tiny.save_tiny_bert_classifier, "AutoModelForSequenceClassification", tiny.texts(9), tiny.texts(30, seed=1)
         ),
+        "text-to-text": (tiny.save_tiny_t5, "AutoModelForSeq2SeqLM", capitals[:8], capitals[8:]),
+        "causal-lm": (tiny.save_tiny_gpt2, "AutoModelForCausalLM", chats[:8], chats[8:]),
         "image-classification": (
             tiny.save_tiny_vit, "AutoModelForImageClassification", tiny.images(9), tiny.images(30, seed=1)
         ),
@@ -77,7 +81,14 @@ def job(task: str, root: Path) -> Job:
 
 
 @pytest.mark.parametrize(
-    "task", ["text-classification", "image-classification", "zero-shot-image-classification"]
+    "task",
+    [
+        "text-classification",
+        "text-to-text",
+        "causal-lm",
+        "image-classification",
+        "zero-shot-image-classification",
+    ],
 )
 def test_the_whole_job_writes_a_model_that_loads_and_says_what_it_is_worth(task: str, tmp_path: Path) -> None:
     import transformers
@@ -88,7 +99,8 @@ def test_the_whole_job_writes_a_model_that_loads_and_says_what_it_is_worth(task:
     assert sum(p.numel() for p in model.parameters()) > 1000
     record = json.loads((tmp_path / "out" / "gradfix.json").read_text())
     assert record["verdict"] == result.verdict
-    assert len(record["support"]) == 9
+    assert len(record["support"]) == len(work.rows)
+    assert record["judgement"]["transported"]["n"] == len(work.held_out)
     assert {entry["sha256"] for entry in record["inputs"].values()} == {
         Checkpoint.open(path).digest() for path in work.models.values()
     }
@@ -96,7 +108,8 @@ def test_the_whole_job_writes_a_model_that_loads_and_says_what_it_is_worth(task:
     assert record["seconds"].keys() >= {"check", "load", "vote and choose α", "certify", "judge"}
     card = (tmp_path / "out" / "README.md").read_text()
     metadata = yaml.safe_load(card.split("---")[1])
-    assert metadata["pipeline_tag"] == task
+    hub_names = {"text-to-text": "text2text-generation", "causal-lm": "text-generation"}
+    assert metadata["pipeline_tag"] == hub_names.get(task, task)
     assert "base_model" not in metadata  # these models are on a disk only
     assert str(tmp_path) not in card
     assert result.verdict in card
@@ -107,6 +120,24 @@ def test_the_whole_job_writes_a_model_that_loads_and_says_what_it_is_worth(task:
         text = [name for name in written if name.startswith("text_model")]
         assert text
         assert all(torch.equal(written[name], before[name]) for name in text)
+
+
+def test_answers_are_ranked_where_candidates_are_given(tmp_path: Path) -> None:
+    work = job("text-to-text", tmp_path)
+    rows = [
+        {"input": row["input"], "target": ("yes", "no")[index % 2]} for index, row in enumerate(work.held_out)
+    ]
+    found = gradfix(
+        "evaluate", "--model", work.models["target_base"], "--task", work.task, "--data", _jsonl(tmp_path, rows),
+        "--candidate", "yes", "--candidate", "no", "--prefix", "question ", "--output", tmp_path / "found.json",
+    )  # fmt: skip
+    assert found.exit_code == 0, found.stderr
+    assert set(json.loads((tmp_path / "found.json").read_text())["predictions"]) <= {"yes", "no"}
+    wrong = gradfix(
+        "evaluate", "--model", work.models["target_base"], "--task", work.task, "--data", _jsonl(tmp_path, rows),
+        "--label", "yes",
+    )  # fmt: skip
+    assert (wrong.exit_code, "labels" in wrong.stderr) == (1, True)
 
 
 def test_what_was_judged_is_what_was_written(tmp_path: Path) -> None:

@@ -239,7 +239,13 @@ class TaskRecipe(Recipe):
         options: dict[str, Any] = {
             role: name for role, _, name in (entry.partition("=") for entry in self.column)
         }
-        given = {"labels": self.label, "templates": self.templates, "max_length": self.max_length}
+        given = {
+            "labels": self.label,
+            "candidates": self.candidate,
+            "prefix": self.prefix,
+            "templates": self.templates,
+            "max_length": self.max_length,
+        }
         return {**options, **{key: value for key, value in given.items() if value}}
 
 
