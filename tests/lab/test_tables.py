@@ -326,6 +326,20 @@ def test_a_method_has_one_colour_in_all_panels_also_where_another_is_missing() -
     assert colours[1] > colours[0] > 0
 
 
+def test_a_row_stands_beside_its_own_dot_also_where_a_panel_lacks_another() -> None:
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    interval = mean_interval([0.5, 0.6])
+    rows = ["a", "b", "c"]
+    dots = {"a": interval, "c": interval}
+    figures._dots(axes, "t", dots, rows, figures.Dots({"t": dots, "u": {"b": interval}}, "accuracy, %"))
+    labels = [text.get_text() for text in axes.get_yticklabels()]
+    places = dict(zip(labels, axes.get_yticks().tolist(), strict=True))
+    assert list(places) == rows
+    assert axes.lines[0].get_ydata().tolist() == [places["a"], places["c"]]
+
+
 def test_the_bound_is_hoeffdings() -> None:
     assert hoeffding(10, 0.5) == 0.0
     assert hoeffding(50, 0.7) == pytest.approx(1 - 0.018315638888734)

@@ -94,12 +94,13 @@ def draw(figure: Figure) -> dict[str, bytes]:
             canvas.supylabel(figure.y, fontsize=9)
             _legend(canvas, axes)
         else:
-            rows = max(len(dots) for dots in figure.values.values())
+            # All panels have the same rows, also where some panel lacks one.
+            rows = list(dict.fromkeys(label for dots in figure.values.values() for label in dots))
             count = len(figure.values)
-            canvas = Canvas(figsize=(2.2 + 2.6 * count, 0.8 + 0.28 * rows), layout="constrained")
+            canvas = Canvas(figsize=(2.2 + 2.6 * count, 0.8 + 0.28 * len(rows)), layout="constrained")
             axes = canvas.subplots(1, count, sharey=True, sharex=True, squeeze=False)[0]
             for each, (title, dots) in zip(axes, figure.values.items(), strict=True):
-                _dots(each, title, dots, figure)
+                _dots(each, title, dots, rows, figure)
         FigureCanvasAgg(canvas)
         png, svg = io.BytesIO(), io.BytesIO()
         canvas.savefig(png, format="png", dpi=110, metadata={"Software": None})
@@ -142,14 +143,16 @@ def _curves(axes: "Axes", panel: Panel, figure: Curves, labels: Sequence[str]) -
     axes.set_title(panel.title, fontsize=9)
 
 
-def _dots(axes: "Axes", title: str, dots: Mapping[str, Interval], figure: Dots) -> None:
-    places = list(range(len(dots)))[::-1]
+def _dots(axes: "Axes", title: str, dots: Mapping[str, Interval], rows: Sequence[str], figure: Dots) -> None:
+    heights = dict(zip(rows, range(len(rows))[::-1], strict=True))
+    places = [heights[label] for label in dots]
     values = [interval.value for interval in dots.values()]
     errors = [i.value - (i.value if i.low is None else i.low) for i in dots.values()]
     axes.errorbar(values, places, xerr=errors, color=COLOURS[0], fmt="o", markersize=4, capsize=2)
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.set_yticks(places, list(dots))
+    axes.set_yticks(list(heights.values()), list(heights))
+    axes.set_ylim(-0.5, len(rows) - 0.5)
     axes.set_xlabel(figure.x)
     axes.set_title(title, fontsize=9)
 
