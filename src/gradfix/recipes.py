@@ -211,6 +211,10 @@ class TaskRecipe(Recipe):
     label: Annotated[
         list[str], Field(description="class names in order, where neither model nor data has them")
     ] = []
+    candidate: Annotated[
+        list[str], Field(description="text-to-text: answers to rank, in place of generating")
+    ] = []
+    prefix: Annotated[str | None, Field(description="text-to-text: put before every input")] = None
     templates: Annotated[
         Path | None, Field(description="prompt templates for zero-shot images, one a line")
     ] = None
