@@ -81,7 +81,7 @@ def draw(figure: Figure) -> dict[str, bytes]:
     style = {"svg.hashsalt": "gradfix", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     with mpl.rc_context(style):
         if isinstance(figure, Curves):
-            across = min(ACROSS, len(figure.panels))
+            across = 2 if len(figure.panels) == 4 else min(ACROSS, len(figure.panels))
             down = -(-len(figure.panels) // across)
             canvas = Canvas(figsize=(1.9 + 2.9 * across, 0.4 + 2.8 * down), layout="constrained")
             axes = canvas.subplots(down, across, sharey=True, squeeze=False).flatten()

@@ -243,7 +243,7 @@ def merging(records: Records) -> Report:
                 points=True,
             )
         )
-        groups[f"{what},\n{budget} samples a class"] = intervals(found, order, labels)
+        groups[f"{what.replace(', ', chr(10), 1)}, {budget} a class"] = intervals(found, order, labels)
     note = (
         "One model is judged on all tasks. One α for all of them, chosen by cross-fitting on the support sets: the "
         "smallest held-out loss summed over the tasks. TIES keeps the top 20 % of each task vector."
