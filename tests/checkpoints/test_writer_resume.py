@@ -179,4 +179,5 @@ def test_killed_anywhere_then_resumed_gives_the_same_bytes(tmp_path, whole):
     if not output.exists():
         run(output, resume=True)
     assert content(output) == whole
-    assert os.listdir(tmp_path) == ["out"] or kills == 4
+    # Killed between its last two steps, a run leaves its lock; the next run takes it over.
+    assert set(os.listdir(tmp_path)) <= {"out", ".out.gradfix-lock"}
