@@ -37,7 +37,7 @@ class Crew:
         self._threads = self._steady = 1
         self._pool: ThreadPoolExecutor | None = None
         self._shifts: list[Future[None]] = []
-        self._lock = threading.Condition()
+        self._lock = threading.Lock()
         self._waiting: deque[tuple[Job, int]] = deque()
         self._held = 0
 
@@ -79,11 +79,10 @@ class Crew:
             self._waiting.extend((job, share) for job in jobs)
             self._held += share * len(jobs)
             too_much = self._held >= WAITING_BYTES
-        self._call(self._threads if too_much else self._steady)
         if too_much:
-            # Not until all is done: what then remains keeps the workers busy while the backward pass goes on.
-            with self._lock:
-                self._lock.wait_for(lambda: self._held <= WAITING_BYTES // 2 or not self._waiting)
+            self.finish()
+        else:
+            self._call(self._steady)
 
     def finish(self) -> None:
         """Wait until nothing is left to do. What a job raised is raised here, once the others have stopped."""
@@ -116,8 +115,6 @@ class Crew:
             except BaseException:
                 with self._lock:
                     self._waiting.clear()
-                    self._lock.notify_all()
                 raise
             with self._lock:
                 self._held -= share
-                self._lock.notify_all()
