@@ -178,6 +178,16 @@ def test_the_verdict_says_when_naive_addition_does_better(tmp_path: Path) -> Non
     assert "does better still" not in silent
 
 
+def test_every_public_name_is_there() -> None:
+    import gradfix as package
+
+    for name in package.__all__:
+        assert getattr(package, name) is not None
+    assert {"TaskVector", "Votes", "apply", "count_votes", "mask", "merge", "transport"} <= set(
+        package.__all__
+    )
+
+
 def test_votes_then_apply_equals_transport(tmp_path: Path) -> None:
     work = job("text-classification", tmp_path)
     work.run(tmp_path / "out", alpha="0.8")

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from gradfix.errors import GradfixError as GradfixError
     from gradfix.masks import mask as mask
     from gradfix.merging import merge as merge
+    from gradfix.pipeline import transport as transport
     from gradfix.placement import place as place
     from gradfix.update import apply as apply
     from gradfix.vectors import TaskVector as TaskVector
@@ -29,6 +30,7 @@ _HOMES = {
     "mask": "masks",
     "merge": "merging",
     "place": "placement",
+    "transport": "pipeline",
 }
 
 __all__ = [*_HOMES, "__version__"]
