@@ -118,7 +118,7 @@ def test_compare_writes_every_row_with_intervals(work: Job, tmp_path: Path) -> N
         assert row["score"]["n"] == 2
         assert (row["over_control"] is None) == (row["method"] in {"zero-shot", "control", "full"})
     assert {path.name for path in (tmp_path / "table").iterdir()} == {
-        "comparison.json", "comparison.csv", "comparison.md", "recipe.yaml",
+        "comparison.json", "comparison.csv", "comparison.md", "recipe.yaml", "report.html",
     }  # fmt: skip
     table = list(csv.DictReader(io.StringIO((tmp_path / "table" / "comparison.csv").read_text())))
     assert len(table) == 2 * 2 * len(LABELS)

@@ -21,6 +21,7 @@ from gradfix.placement import place
 from gradfix.preparation import bind, choose_support, refuse
 from gradfix.progress import Progress, silent
 from gradfix.recipes import CompareRecipe
+from gradfix.report import REPORT_FILE, report
 from gradfix.scaling import FOLDS, GRID, FoldedVotes, cross_fit, split_folds
 from gradfix.target_model import TargetModel
 from gradfix.tasks import ModelTask, get_task
@@ -356,8 +357,10 @@ class Comparison:
         Returns:
             Texts by name.
         """
+        record = json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n"
         return {
-            "comparison.json": json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n",
+            "comparison.json": record,
+            REPORT_FILE: report(json.loads(record)),
             "comparison.csv": table_csv(self.lines),
             "comparison.md": table_markdown(self.lines, self.caption),
             "recipe.yaml": self.recipe.dump(),

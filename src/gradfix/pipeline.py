@@ -22,6 +22,7 @@ from gradfix.data import origin, row_hash
 from gradfix.descent import Certificate, certify
 from gradfix.errors import GradfixError
 from gradfix.evaluation import Evaluation
+from gradfix.examples import changed_examples
 from gradfix.judgement import Judgement, judge, verdict
 from gradfix.masks import mask
 from gradfix.placement import own_weights, place
@@ -42,6 +43,7 @@ from gradfix.recipes import (
     VotesRecipe,
     validate,
 )
+from gradfix.report import REPORT_FILE, report
 from gradfix.scaling import FOLDS, GRID, AlphaChoice, FoldedVotes, choose_alpha, cross_fit, split_folds
 from gradfix.scratch import Scratch
 from gradfix.target_model import TargetModel
@@ -216,13 +218,22 @@ def run_transport(
         "certificate": certificate.to_json(),
         "judgement": judgement.to_json() if judgement else None,
     }
+    if judgement is not None:
+        rows_judged = judged[judgement.data]
+        assert rows_judged is not None
+        record["examples"] = changed_examples(
+            task, rows_judged, judgement.base, judgement.transported, limit=recipe.examples
+        )
 
     def companions(applied: Applied) -> dict[str, bytes]:
         record["applied"] = applied.to_json()
         record["seconds"] = clock.seconds
         record["peak_memory_bytes"] = peak_memory()
+        written = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
         return {
-            RECORD_FILE: (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode(),
+            RECORD_FILE: written.encode(),
+            # From the text, so that `gradfix report` makes the same page of the file.
+            REPORT_FILE: report(json.loads(written)).encode(),
             "recipe.yaml": recipe.dump().encode(),
             "README.md": model_card(record).encode(),
         }

@@ -332,6 +332,9 @@ class TransportRecipe(SupportRecipe, WritingRecipe):
     head: Annotated[
         Literal["copy", "probe"], Field(description="copy the tuned head, or refit it on samples")
     ] = "copy"
+    examples: Annotated[
+        int, Field(ge=0, description="judged inputs to show in the report; 0 keeps them out of the output")
+    ] = 12
 
     @model_validator(mode="after")
     def _readable(self) -> "TransportRecipe":
@@ -396,6 +399,22 @@ class CompareRecipe(TaskRecipe):
     seeds: Annotated[int, Field(ge=1, description="draws a budget")] = 3
     output: Annotated[Path, Field(description="folder for the table as JSON and CSV")]
     overwrite: Overwrite = False
+
+
+class ReportRecipe(Recipe):
+    """Make the report of a result again: one page that opens offline."""
+
+    command: ClassVar[str] = "report"
+    folder: Annotated[
+        Path,
+        Field(
+            description="output of transport, compare, demo or lab tables",
+            json_schema_extra={"argument": True},
+        ),
+    ]
+    output: Annotated[
+        Path | None, Field(description="the HTML file; report.html in the folder if not given")
+    ] = None
 
 
 class DemoRecipe(Recipe):

@@ -12,6 +12,7 @@ for _name in (
     "diff",
     "evaluate",
     "lab",
+    "report",
     "run",
     "transport",
     "votes",

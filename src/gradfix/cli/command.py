@@ -97,9 +97,11 @@ JOBS: dict[str, Callable[[Any, Console], None]] = {}
 
 
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
-    option = typer.Option(
+    option: Any = typer.Option(
         "--" + name.replace("_", "-"), help=field.description, show_default=field.default is not None
     )
+    if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("argument"):
+        option = typer.Argument(help=field.description)
     required = field.default is PydanticUndefined and field.default_factory is None
     default = inspect.Parameter.empty if required else field.get_default(call_default_factory=True)
     annotation = field.annotation

@@ -1,0 +1,111 @@
+"""How pages and cards write numbers, once."""
+
+from collections.abc import Mapping
+from typing import Any
+
+MINUS = "\N{MINUS SIGN}"
+THIN = "\N{NARROW NO-BREAK SPACE}"
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """Write a share in per cent.
+
+    Args:
+        share: In [0, 1].
+        digits: After the point.
+
+    Returns:
+        As ``78.4 %``, with a space that does not break.
+    """
+    return f"{share * 100:.{digits}f}{THIN}%"
+
+
+def points(difference: float, digits: int = 1) -> str:
+    """Write a difference of two scores in percentage points.
+
+    Args:
+        difference: Of scores in [0, 1].
+        digits: After the point.
+
+    Returns:
+        As ``+9.4`` or ``−1.2``, with a true minus sign.
+    """
+    written = f"{difference * 100:+.{digits}f}"
+    return f"{0:.{digits}f}" if float(written) == 0 else written.replace("-", MINUS)
+
+
+def between(interval: Mapping[str, Any], *, signed: bool = True) -> str:
+    """Write the ends of an interval.
+
+    Args:
+        interval: With ``low`` and ``high``, which may be None.
+        signed: For a difference in points; else for a score in per cent.
+
+    Returns:
+        As ``+6.9 to +11.9``; empty without ends.
+    """
+    low, high = interval.get("low"), interval.get("high")
+    if low is None or high is None:
+        return ""
+    if signed:
+        return f"{points(low)} to {points(high)}"
+    return f"{low * 100:.1f} to {percent(high)}"
+
+
+def number(value: float) -> str:
+    """Write a number in four significant digits, without an exponent where it needs none.
+
+    Args:
+        value: Any.
+
+    Returns:
+        As ``0.7182`` or ``12,345``.
+    """
+    written = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return written.replace("-", MINUS, 1) if written.startswith("-") else written
+
+
+def duration(seconds: float) -> str:
+    """Write a time.
+
+    Args:
+        seconds: Wall time.
+
+    Returns:
+        As ``0.3 s``, ``12 s``, ``4 min 10 s`` or ``2 h 5 min``.
+    """
+    if seconds < 9.95:
+        return f"{seconds:.1f}{THIN}s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}{THIN}s"
+    if whole < 3600:
+        return f"{whole // 60}{THIN}min {whole % 60}{THIN}s"
+    return f"{whole // 3600}{THIN}h {whole % 3600 // 60}{THIN}min"
+
+
+def size(count: float) -> str:
+    """Write a number of bytes, in powers of ten as disks are sold.
+
+    Args:
+        count: Bytes.
+
+    Returns:
+        As ``1.2 GB``.
+    """
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.1f}{THIN}{unit}"
+    return f"{count:.0f}{THIN}B"
+
+
+def metric_name(metric: str) -> str:
+    """Say a metric's name in words.
+
+    Args:
+        metric: As ``exact_match``.
+
+    Returns:
+        As ``exact match``.
+    """
+    return metric.replace("_", " ")
