@@ -167,6 +167,22 @@ class Selection(Expression):
 
 
 @dataclass(frozen=True)
+class Given(Expression):
+    """Tensors that are there already, in memory or mapped from a file."""
+
+    tensors: Mapping[str, Tensor]
+
+    @cached_property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Their dtypes and shapes."""
+        return {name: TensorSpec(value.dtype, tuple(value.shape)) for name, value in self.tensors.items()}
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """Show one range of rows."""
+        return self.tensors[name] if rows is None else self.tensors[name][rows]
+
+
+@dataclass(frozen=True)
 class Checked(Expression):
     """A source of which every block is looked at for NaN and infinity; ``owner`` names it in messages."""
 

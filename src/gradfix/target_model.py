@@ -152,6 +152,11 @@ class TargetModel:
         )
         return cls(model, task, target, placement, dtype=dtype, batch_size=batch_size, strict=strict)
 
+    @property
+    def names(self) -> Mapping[str, str]:
+        """The parameters that τ covers and the task's gradients reach: module name to the target checkpoint's."""
+        return self._covered
+
     def encode(self, rows: Sequence[Any], *, task: ModelTask | None = None) -> EncodedRows:
         """Encode rows once for many passes.
 

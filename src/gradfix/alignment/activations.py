@@ -1,0 +1,272 @@
+"""What models compute inside, recorded to disk: the only thing two models need to share to be aligned.
+
+A model is run once over the inputs and may be freed then: the next one is recorded beside it, and the two are
+compared one point at a time. Rows are tokens or patches, a few of each sample, the same ones whatever the model.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gradfix.errors import GradfixError
+from gradfix.sources import require_finite
+from gradfix.tasks.running import evaluating
+
+ROWS = 4096
+"""At most about this many tokens are recorded of all samples together: more change a rotation little."""
+
+
+class Point(NamedTuple):
+    """A place in a model where values of shape [samples, width] or [samples, tokens, width] pass.
+
+    Attributes:
+        module: A module's name, as ``named_modules`` gives it.
+        side: Its first input, or its output (the first, where it gives several).
+    """
+
+    module: str
+    side: Literal["in", "out"]
+
+
+class Activations:
+    """Recordings in a scratch directory; a context manager, whose files go with it.
+
+    Attributes:
+        pooled: Samples are rows (the mean over their tokens), because the models cut texts into other tokens.
+    """
+
+    def __init__(self, samples: int, *, pooled: bool = False, rows: int = ROWS) -> None:
+        """Prepare to record.
+
+        Args:
+            samples: How many there will be.
+            pooled: Record the mean over a sample's tokens in place of tokens.
+            rows: About how many tokens to record in all; at least one a sample.
+        """
+        self.pooled = pooled
+        self._each = max(1, rows // max(1, samples))
+        self._widths: dict[tuple[str, Point], int] = {}
+
+    def __enter__(self) -> "Activations":
+        self._directory = tempfile.TemporaryDirectory(prefix="gradfix-activations-")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._directory.cleanup()
+
+    def record(
+        self,
+        key: str,
+        model: nn.Module,
+        run: Callable[[Any], Any],
+        batches: Sequence[Any],
+        points: Sequence[Point],
+    ) -> list[Any]:
+        """Run a model over batches and keep what passes the points.
+
+        Args:
+            key: What to call the recording.
+            model: The model.
+            run: Runs it on a batch.
+            batches: Encoded samples, in an order that every recording shares.
+            points: Where to record.
+
+        Returns:
+            What ``run`` returned, batch by batch.
+
+        Raises:
+            GradfixError: if a point is passed never or twice in a run, or a value is not finite.
+        """
+        paths = {point: self._path(key, point) for point in points}
+        files = {point: path.open("wb") for point, path in paths.items()}
+        outputs = []
+        try:
+            for batch in batches:
+                with observed(model, points) as seen, evaluating(model):
+                    outputs.append(run(batch))
+                for point in points:
+                    rows = self.rows(one_pass(seen, point, model), batch)
+                    require_finite(
+                        rows, f"{type(model).__name__}: activations", f"{point.module} {point.side}"
+                    )
+                    self._widths[key, point] = rows.shape[1]
+                    files[point].write(rows.numpy().data)
+        finally:
+            for file in files.values():
+                file.close()
+        return outputs
+
+    def rows(self, values: Tensor, batch: Any) -> Tensor:
+        """Take the rows of one batch that are recorded.
+
+        Args:
+            values: ``[samples, width]`` or ``[samples, tokens, width]``.
+            batch: The encoded samples; its masks tell which tokens are real.
+
+        Returns:
+            ``[rows, width]``, float32, contiguous, on the CPU.
+
+        Raises:
+            GradfixError: if values have another shape.
+        """
+        values = values.detach().float().cpu()
+        if values.dim() == 2:
+            return values.contiguous()
+        if values.dim() != 3:
+            raise GradfixError(
+                f"alignment: expected activations of shape [samples, tokens, width], found {list(values.shape)}; "
+                "this architecture can't be aligned; use --align none"
+            )
+        real = real_tokens(batch, values.shape[0], values.shape[1])
+        if self.pooled:
+            weight = real.to(values)[..., None]
+            return ((values * weight).sum(1) / weight.sum(1).clamp(min=1)).contiguous()
+        return values[_spread(real, self._each)].contiguous()
+
+    def read(self, key: str, point: Point) -> Tensor:
+        """Show one recording at one point, mapped from its file.
+
+        Args:
+            key: The recording.
+            point: The point.
+
+        Returns:
+            ``[rows, width]`` float32; not to be written to.
+        """
+        width = self._widths[key, point]
+        # Copy on write: torch asks for memory that could be written to, and nothing here writes.
+        values = np.memmap(self._path(key, point), dtype=np.float32, mode="c")
+        return torch.from_numpy(values).view(-1, width)
+
+    def spill(self, name: str, values: Tensor) -> Tensor:
+        """Move a computed tensor out of memory.
+
+        Args:
+            name: A name that no other tensor has.
+            values: Of any shape.
+
+        Returns:
+            The same values, float32, mapped from a file that goes with the context.
+        """
+        path = Path(self._directory.name) / f"spilled-{name}.float32"
+        path.write_bytes(values.detach().float().cpu().contiguous().numpy().data)
+        return torch.from_numpy(np.memmap(path, dtype=np.float32, mode="c")).view(values.shape)
+
+    def _path(self, key: str, point: Point) -> Path:
+        return Path(self._directory.name) / f"{key}-{point.module}-{point.side}.float32"
+
+
+@contextmanager
+def observed(model: nn.Module, points: Sequence[Point]) -> Iterator[Mapping[Point, list[Tensor]]]:
+    """Watch what passes some points while the model runs; the hooks come off also after an error.
+
+    Args:
+        model: The model.
+        points: Where to look.
+
+    Yields:
+        By point, the values of each pass, in order.
+    """
+    modules = dict(model.named_modules())
+    seen: dict[Point, list[Tensor]] = {point: [] for point in points}
+    handles = []
+
+    def keep(point: Point) -> Any:
+        if point.side == "in":
+            return modules[point.module].register_forward_pre_hook(
+                lambda module, args, kwargs: seen[point].append(first_input(args, kwargs)), with_kwargs=True
+            )
+        return modules[point.module].register_forward_hook(
+            lambda module, args, output: seen[point].append(first_output(output))
+        )
+
+    try:
+        for point in points:
+            handles.append(keep(point))
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def one_pass(seen: Mapping[Point, list[Tensor]], point: Point, model: nn.Module) -> Tensor:
+    """Give what passed a point in one run.
+
+    Args:
+        seen: What :func:`observed` yielded.
+        point: The point.
+        model: The model, for the message.
+
+    Returns:
+        The values.
+
+    Raises:
+        GradfixError: if nothing passed, or values passed more than once.
+    """
+    if len(seen[point]) != 1:
+        raise GradfixError(
+            f"{type(model).__name__}: {point.module} ran {len(seen[point])} times in one pass; alignment needs layers "
+            "that run once; use --align none"
+        )
+    return seen[point][0]
+
+
+def first_input(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    """Give a module's first tensor argument, positional or not.
+
+    Args:
+        args: Positional arguments.
+        kwargs: The others.
+
+    Returns:
+        The tensor.
+    """
+    return next(value for value in [*args, *kwargs.values()] if isinstance(value, Tensor))
+
+
+def first_output(output: Any) -> Tensor:
+    """Give a module's output, or the first of several.
+
+    Args:
+        output: What the module returned.
+
+    Returns:
+        The tensor.
+    """
+    found: Tensor = output if isinstance(output, Tensor) else output[0]
+    return found
+
+
+def real_tokens(batch: Any, samples: int, tokens: int) -> Tensor:
+    """Tell real tokens from padding, by whichever mask of the batch has the right shape.
+
+    Args:
+        batch: The encoded samples.
+        samples: How many.
+        tokens: How many each has at the point in question.
+
+    Returns:
+        Bool ``[samples, tokens]``: the attention mask for inputs, the labels' for a decoder, all for patches.
+    """
+    if isinstance(batch, Mapping):
+        for name, padding in (("attention_mask", 0), ("labels", -100)):
+            mask = batch.get(name)
+            if isinstance(mask, Tensor) and mask.shape == (samples, tokens):
+                real = (mask != padding).cpu()
+                return real | ~real.any(dim=1, keepdim=True)
+    return torch.ones(samples, tokens, dtype=torch.bool)
+
+
+def _spread(real: Tensor, each: int) -> Tensor:
+    """Choose at most ``each`` real tokens a sample, evenly spread, the first always among them."""
+    number = real.cumsum(dim=1) - 1  # of a token among its sample's real ones
+    count = real.sum(dim=1, keepdim=True)
+    step = (count / each).clamp(min=1)
+    # A token is chosen where floor(number / step) is new: the first of each stretch.
+    return real & ((number / step).floor() != ((number - 1) / step).floor())

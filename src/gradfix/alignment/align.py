@@ -1,0 +1,130 @@
+"""A task vector in the target's coordinates, with what is known of how well the two models align."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gradfix.alignment.activations import Activations
+from gradfix.alignment.regression import SHUFFLED, TARGET, TUNED, fit_blocks
+from gradfix.alignment.source import Observed, runner
+from gradfix.checkpoints import TensorSource, match_names
+from gradfix.sources import Given
+from gradfix.target_model import TargetModel
+from gradfix.tasks import ModelTask
+from gradfix.vectors import TaskVector
+
+CLOSE = 0.9
+"""Weights with at least this cosine are of one training run: a release and the next. Independent ones have about 0."""
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """The outcome of an alignment.
+
+    Attributes:
+        vector: τ', with the target checkpoint's names.
+        control: The same made from a shuffled τ; None where none was asked for.
+        method: How.
+        tensors: What is known of each tensor, as JSON: residuals on held-out inputs.
+        inputs: How many inputs were used.
+    """
+
+    vector: TaskVector
+    control: TaskVector | None
+    method: str
+    tensors: Mapping[str, Mapping[str, Any]]
+    inputs: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Give what a report shows.
+
+        Returns:
+            Method, inputs, and residuals by tensor.
+        """
+        return {
+            "method": self.method,
+            "inputs": self.inputs,
+            "held_out": True,
+            "tensors": {name: dict(facts) for name, facts in self.tensors.items()},
+        }
+
+
+def align_by_regression(
+    model: TargetModel, inputs: Sequence[Any], observed: Observed, activations: Activations, *, control: bool
+) -> Aligned:
+    """Fit the target's blocks to the change that the fine-tune made in the source (see :mod:`.regression`).
+
+    Args:
+        model: The target at θ_B; it is not changed.
+        inputs: The same samples, in the same order, that the source was observed on.
+        observed: What :func:`gradfix.alignment.source.observe` found.
+        activations: Where it recorded.
+        control: Also fit to the change that a shuffled τ made.
+
+    Returns:
+        τ', dense in the last linear map of each block and zero elsewhere.
+    """
+    task = model.task
+    run = runner(task, model)
+    encoded = model.encode(inputs)
+    activations.record(TARGET, model.model, run, encoded.batches, observed.points)
+    order = [index for places in encoded.positions for index in places]
+    whole = task.encode([inputs[index] for index in order])
+
+    def fitted(tuned: str) -> tuple[TaskVector, Mapping[str, Mapping[str, Any]]]:
+        found = fit_blocks(model.model, run, whole, observed.writers, activations, tuned=tuned)
+        changes = {model.names[name]: value for name, value in found.changes.items()}
+        vector = model.vector.derive(
+            Given(changes), operation="align", method="regression", recording=tuned, inputs=len(inputs)
+        )
+        return vector, {model.names[name]: facts for name, facts in found.facts().items()}
+
+    vector, tensors = fitted(TUNED)
+    return Aligned(vector, fitted(SHUFFLED)[0] if control else None, "regression", tensors, len(inputs))
+
+
+def similarity(first: TensorSource, second: TensorSource) -> float:
+    """Measure how alike two models' weight matrices are: their cosine, in one streaming pass.
+
+    Biases and norms are left out: they are alike in all models, whatever was learnt.
+
+    Args:
+        first: A model.
+        second: Another of the same architecture.
+
+    Returns:
+        A number in [−1, 1]; near 1 for successive releases, near 0 for models trained independently.
+    """
+    dot = ours = theirs = 0.0
+    for name, other in match_names(first.specs, second.specs).names.items():
+        spec = first.specs[name]
+        if len(spec.shape) < 2 or spec.shape != second.specs[other].shape or not spec.dtype.is_floating_point:
+            continue
+        for rows in spec.row_blocks():
+            a, b = first.read(name, rows).float().flatten(), second.read(other, rows).float().flatten()
+            dot += float(a.dot(b))
+            ours += float(a.dot(a))
+            theirs += float(b.dot(b))
+    return dot / math.sqrt(ours * theirs) if ours and theirs else 0.0
+
+
+def same_tokens(source: ModelTask, target: ModelTask, inputs: Sequence[Any]) -> bool:
+    """Tell whether two models cut the inputs into the same tokens, so that tokens can be compared one by one.
+
+    Args:
+        source: The task bound to the source.
+        target: The task bound to the target.
+        inputs: The samples.
+
+    Returns:
+        True also for images, whose patches are where they are.
+    """
+    ours, theirs = source.encode(inputs), target.encode(inputs)
+    return all(
+        name not in theirs or torch.equal(ours[name], theirs[name])
+        for name in ("input_ids", "attention_mask")
+        if name in ours
+    )

@@ -1,0 +1,229 @@
+"""Carry over what the fine-tune changed in A's activations: a closed-form fit of B's weights, block after block.
+
+Two models that were trained independently compute similar things in other coordinates. Adding τ to B therefore
+changes nothing useful; but on any input x the fine-tune changed A's activations by h_A^ft(x) − h_A(x), and a rotation
+R tells what that change looks like in B. Each block's last linear map W is then given the smallest change that makes
+B's stream change likewise, a ridge regression:
+
+    min over ΔW, Δb:  Σ_x ‖ΔW u(x) + Δb − (R (h_A^ft(x) − h_A(x)) − (h_B'(x) − h_B(x)))‖² + λ ‖ΔW‖²
+
+===== ============================================================ ======================
+name  is                                                           shape
+===== ============================================================ ======================
+h     what the blocks add to (see :mod:`.streams`), one a block    [rows, width]
+R     orthogonal: R = U Vᵀ of the centred h_Aᵀ h_B = U S Vᵀ        [width, width]
+u     what the block's last linear map reads in B', the model      [rows, inputs]
+      with all earlier blocks changed already
+===== ============================================================ ======================
+
+No label is used. Blocks are fitted while the data flow by: one forward pass of B for its own h, one for all fits.
+λ is the one of three whose fit explains most of the change on held-out rows; a block where none explains any is left
+alone. Source of R: Schönemann, "A generalized solution of the orthogonal Procrustes problem", 1966.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradfix.alignment.activations import Activations, Point, first_input, first_output
+from gradfix.alignment.procrustes import procrustes, unexplained
+from gradfix.alignment.streams import Writer
+from gradfix.tasks.running import evaluating
+
+RIDGES = (0.03, 0.1, 0.3)
+"""Candidates of λ, in units of the mean square of a column of u."""
+
+HELD_OUT = 4
+"""One row of this many is held out, all rows of a sample together."""
+
+SOURCE, TUNED, SHUFFLED, TARGET = "source", "tuned", "shuffled", "target"
+"""Keys of recordings: θ_A, θ_A^ft, θ_A with τ's values shuffled (the control), θ_B."""
+
+
+@dataclass(frozen=True)
+class BlockFit:
+    """How well one block could be made to change as A's did.
+
+    Attributes:
+        stream: Where the stream was read.
+        residual: Share of B's activation variance that the rotated A does not explain, on held-out rows.
+        unexplained: Share of the wanted change that the fitted block does not make, on held-out rows; 1 where the
+            block was left alone.
+        ridge: The chosen λ.
+    """
+
+    stream: str
+    residual: float
+    unexplained: float
+    ridge: float
+
+
+@dataclass
+class Fitted:
+    """The change of B's weights, by module parameter name.
+
+    Attributes:
+        changes: Tensors of the parameters' shapes, float32.
+        blocks: What is known of each block, by its writer's weight.
+    """
+
+    changes: dict[str, Tensor] = field(default_factory=dict)
+    blocks: dict[str, BlockFit] = field(default_factory=dict)
+
+    def facts(self) -> dict[str, Any]:
+        """Say what a report shows.
+
+        Returns:
+            JSON, a mapping by parameter name.
+        """
+        return {name: asdict(block) for name, block in self.blocks.items()}
+
+
+def fit_blocks(
+    model: nn.Module,
+    run: Callable[[Any], Any],
+    batch: Any,
+    writers: Sequence[Writer],
+    activations: Activations,
+    *,
+    tuned: str = TUNED,
+) -> Fitted:
+    """Fit every writer's change in one forward pass, each with the changes before it in effect.
+
+    Args:
+        model: B at θ_B; its weights are not changed.
+        run: Runs it on a batch.
+        batch: All inputs in one batch: a block must be fitted before the next one runs.
+        writers: Which linear maps may change, in the order in which they run.
+        activations: Holds the recordings :data:`SOURCE`, :data:`TARGET` and ``tuned`` at the writers' streams, of the
+            same samples in the same order.
+        tuned: The recording whose change is carried over: :data:`TUNED`, or :data:`SHUFFLED` for the control.
+
+    Returns:
+        The changes.
+    """
+    fitted = Fitted()
+    read: dict[str, Tensor] = {}
+    modules = dict(model.named_modules())
+
+    def at_writer(writer: Writer) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            read[writer.module] = first_input(args, kwargs)
+
+        return hook
+
+    def changed(writer: Writer, stream: Tensor) -> Tensor:
+        inputs = read.pop(writer.module)
+        weight, bias = _fit(writer, inputs, stream, batch, activations, tuned, fitted)
+        if weight is None:
+            return stream
+        change = inputs @ weight.T.to(inputs) + (0 if bias is None else bias.to(inputs))
+        return stream + change
+
+    def at_norm(writer: Writer) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            first = first_input(args, kwargs)
+            new = changed(writer, first)
+            return tuple(new if value is first else value for value in args), {
+                key: new if value is first else value for key, value in kwargs.items()
+            }
+
+        return hook
+
+    def at_output(writer: Writer) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            new = changed(writer, first_output(output))
+            return new if isinstance(output, Tensor) else (new, *output[1:])
+
+        return hook
+
+    with ExitStack() as stack:
+        for writer in writers:
+            handle = modules[writer.module].register_forward_pre_hook(at_writer(writer), with_kwargs=True)
+            stack.callback(handle.remove)
+            place = modules[writer.stream.module]
+            if writer.stream.side == "in":
+                handle = place.register_forward_pre_hook(at_norm(writer), with_kwargs=True)
+            else:
+                handle = place.register_forward_hook(at_output(writer))
+            stack.callback(handle.remove)
+        with evaluating(model):
+            run(batch)
+    return fitted
+
+
+def _fit(
+    writer: Writer,
+    inputs: Tensor,
+    stream: Tensor,
+    batch: Any,
+    activations: Activations,
+    tuned: str,
+    fitted: Fitted,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Fit one writer; its ΔW ``[out, in]`` and Δb, or nothing where the change cannot be explained."""
+    point: Point = writer.stream
+    source, target = activations.read(SOURCE, point), activations.read(TARGET, point)
+    held = _held_out(len(source))
+    rotation = procrustes(source[~held], target[~held])
+    residual = unexplained(source[held], target[held], rotation)
+    rotation = procrustes(source, target)
+    wanted = (activations.read(tuned, point) - source) @ rotation
+    wanted -= activations.rows(stream, batch) - target
+    u = activations.rows(inputs, batch)
+    scores: Mapping[float, float] = {
+        ridge: _left(_ridge(u[~held], wanted[~held], ridge, writer.bias is not None), u[held], wanted[held])
+        for ridge in RIDGES
+    }
+    best = min(scores, key=lambda ridge: scores[ridge])
+    if not scores[best] < 1:
+        fitted.blocks[writer.weight] = BlockFit(point.module, residual, 1.0, best)
+        return None, None
+    weight, bias = _ridge(u, wanted, best, writer.bias is not None)
+    for name, value in ((writer.weight, weight.T if writer.transposed else weight), (writer.bias, bias)):
+        if name is not None and value is not None:
+            fitted.changes[name] = activations.spill(f"{tuned}-{name}", value)
+    fitted.blocks[writer.weight] = BlockFit(point.module, residual, scores[best], best)
+    return weight, bias
+
+
+def _held_out(rows: int) -> Tensor:
+    """Choose the last quarter of the rows: whole samples, since a sample's rows are together."""
+    held = torch.zeros(rows, dtype=torch.bool)
+    held[rows - max(1, rows // HELD_OUT) :] = True
+    return held
+
+
+def _ridge(inputs: Tensor, wanted: Tensor, ridge: float, intercept: bool) -> tuple[Tensor, Tensor | None]:
+    """Solve the ridge regression; ΔW ``[out, in]`` and the intercept ``[out]``, which is not shrunk."""
+    u, y = inputs.double(), wanted.double()
+    mean_u, mean_y = u.mean(0), y.mean(0)
+    if intercept:
+        u, y = u - mean_u, y - mean_y
+    strength = ridge * float(u.square().sum()) / u.shape[1]
+    if strength == 0.0:
+        weight = torch.zeros(y.shape[1], u.shape[1], dtype=u.dtype)
+    elif len(u) >= u.shape[1]:
+        gram = u.T @ u
+        gram.diagonal().add_(strength)
+        weight = torch.linalg.solve(gram, u.T @ y).T
+    else:  # fewer rows than inputs: the same solution from the rows' products
+        gram = u @ u.T
+        gram.diagonal().add_(strength)
+        weight = (u.T @ torch.linalg.solve(gram, y)).T
+    bias = (mean_y - weight @ mean_u).float() if intercept else None
+    return weight.float().contiguous(), bias
+
+
+def _left(fit: tuple[Tensor, Tensor | None], inputs: Tensor, wanted: Tensor) -> float:
+    """Share of the wanted change's square that a fit does not make."""
+    weight, bias = fit
+    made = inputs @ weight.T
+    if bias is not None:
+        made += bias
+    total = float(wanted.double().square().sum())
+    return float((made - wanted).double().square().sum()) / total if total else 1.0
