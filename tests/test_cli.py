@@ -56,6 +56,32 @@ def test_diff_and_apply_in_two_steps_equal_apply_in_one(triple: Triple, tmp_path
     assert "of the task vector kept" in one.stderr
 
 
+def test_apply_confident_drops_what_significant_votes_oppose(triple: Triple, tmp_path: Path) -> None:
+    model = triple.load(triple.target)
+    votes = random_votes(model).renamed(checkpoint_names(model))
+    votes.save(tmp_path / "votes.safetensors")
+    run = gradfix(
+        "apply", *sources(triple), "--target-base", triple.target, "--votes", tmp_path / "votes.safetensors",
+        "--mask", "confident", "--confidence", 0.2, "--output", tmp_path / "output", "--json",
+    )  # fmt: skip
+    assert run.exit_code == 0, run.stderr
+    base, tuned, target, found = (
+        load_file(directory / "model.safetensors")
+        for directory in (triple.base, triple.tuned, triple.target, tmp_path / "output")
+    )
+    for name, value in target.items():
+        tau = tuned[name] - base[name]
+        # P(S ≥ 2) = P(S ≥ 3) = 6/32 of 5 coins, and P(S ≥ 1) = 1/2.
+        opposed = tau.sign() * votes[name] <= -2
+        assert torch.equal(found[name], value + tau * ~opposed), name
+    outcome = gradfix(
+        "apply", "--task-vector", "t", "--target-base", "b", "--output", "o", "--votes", "v",
+        "--mask", "confident", "--confidence", 0.6,
+    )  # fmt: skip
+    assert outcome.exit_code == 2
+    assert "less than or equal to 0.5" in outcome.stderr
+
+
 def test_votes_of_another_model_are_refused_and_nothing_is_written(triple: Triple, tmp_path: Path) -> None:
     votes = random_votes(FAMILIES["bert"](seed=7))
     votes.save(tmp_path / "votes.safetensors")

@@ -1,5 +1,8 @@
 """Each mask strategy against its definition in one line, and its policies for ties, zeros and uncovered tensors."""
 
+from fractions import Fraction
+from math import comb
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,10 +13,11 @@ from gradfix.checkpoints import TensorSpec
 from gradfix.errors import GradfixError
 from gradfix.masks import STRATEGIES, Block, mask
 from gradfix.recipes import Mask
+from gradfix.significance import significant_votes
 from gradfix.sources import Expression
 from gradfix.vectors import TaskVector
 from gradfix.votes import Votes
-from gradfix.votes.record import VoteRecord
+from gradfix.votes.record import VoteRecord, counts_dtype
 
 N = 4
 TAU = st.lists(st.sampled_from([-2.0, -1e-38, -0.0, 0.0, 1e-45, 0.5, 3.0]), min_size=1, max_size=40)
@@ -60,6 +64,89 @@ def test_strategies_equal_their_definition_coordinate_by_coordinate(
     found = STRATEGIES[strategy].function(x, v, Block(voters=N))
     expected = torch.tensor([DEFINITIONS[strategy](float(t), c) for t, c in zip(x, counts, strict=True)])
     assert torch.equal(found, expected)
+
+
+def chance_of(net: int, voters: int) -> Fraction:
+    """P(net votes ≥ net) of fair coins, by counting outcomes."""
+    outcomes = sum(comb(voters, heads) for heads in range(voters + 1) if 2 * heads - voters >= net)
+    return Fraction(outcomes, 2**voters)
+
+
+LEVELS = st.one_of(st.floats(0, 0.5), st.integers(1, 60).map(lambda power: 2.0**-power))
+
+
+@given(voters=st.integers(0, 90), level=LEVELS)
+def test_the_fewest_significant_votes_are_those_of_the_binomial_tail(voters: int, level: float) -> None:
+    found = significant_votes(voters, level)
+    significant = [net for net in range(1, voters + 1) if chance_of(net, voters) <= Fraction(level)]
+    assert found == min(significant, default=voters + 1)
+
+
+def test_significant_votes_of_thousands_are_those_of_the_library() -> None:
+    from scipy.stats import binom
+
+    for voters in (1000, 4999):
+        for level in (0.3, 0.1, 1e-6):
+            found = significant_votes(voters, level)
+            heads = [(voters + net + 1) // 2 for net in (found - 1, found)]
+            fewer, enough = (binom.sf(each - 1, voters, 0.5) for each in heads)
+            assert enough <= level < fewer
+
+
+@given(
+    data=st.data(),
+    tau=TAU,
+    voters=st.integers(1, 300),
+    level=st.sampled_from([0.0, 1e-6, 0.05, 0.1, 0.25, 0.5]),
+)
+def test_the_confident_mask_drops_exactly_what_the_sign_test_rejects(
+    data: st.DataObject, tau: list[float], voters: int, level: float
+) -> None:
+    counts = data.draw(st.lists(st.integers(-voters, voters), min_size=len(tau), max_size=len(tau)))
+    x, v = torch.tensor(tau), torch.tensor(counts).to(counts_dtype(voters))
+    found = mask(vector(w=x), votes(voters, w=v), strategy="confident", level=level)["w"]
+    for t, count, kept in zip(x.tolist(), counts, found.tolist(), strict=True):
+        against = sign(t) * count < 0 and chance_of(abs(count), voters) <= Fraction(level)
+        assert kept == (0.0 if against else t)
+
+
+@given(data=st.data(), tau=TAU, voters=st.integers(1, 150))
+def test_the_confident_mask_lies_between_naive_addition_and_agreement(
+    data: st.DataObject, tau: list[float], voters: int
+) -> None:
+    counts = data.draw(st.lists(st.integers(-voters, voters), min_size=len(tau), max_size=len(tau)))
+    x, v = torch.tensor(tau), torch.tensor(counts).to(counts_dtype(voters))
+    whole, ballot = vector(w=x), votes(voters, w=v)
+
+    def kept(level: float) -> Tensor:
+        return mask(whole, ballot, strategy="confident", level=level)["w"]
+
+    assert torch.equal(kept(0.0), x)
+    assert torch.equal(kept(1e-300), x)
+    # Half a chance rejects any net vote against; a tie is none.
+    assert torch.equal(kept(0.5), torch.where(v == 0, x, mask(whole, ballot)["w"]))
+
+
+def test_the_confident_mask_keeps_a_parameter_that_nobody_voted_on() -> None:
+    tau = vector(seen=torch.ones(3), unseen=torch.ones(3))
+    ballot = votes(seen=torch.tensor([N, -N, 0], dtype=torch.int8))
+    masked = mask(tau, ballot, strategy="confident", level=0.1)
+    assert masked["seen"].tolist() == [1.0, 0.0, 1.0]
+    assert masked["unseen"].tolist() == [1.0, 1.0, 1.0]
+    assert (masked.origin["uncovered"], masked.origin["level"]) == (["unseen"], 0.1)
+
+
+def test_the_confident_mask_refuses_single_ballots_and_levels_that_are_none() -> None:
+    tau, ones = vector(w=torch.ones(2)), torch.ones(2, dtype=torch.int8)
+    with pytest.raises(GradfixError, match=r"a mean vote is one ballot.*--vote majority"):
+        mask(tau, votes(vote="mean", w=ones), strategy="confident")
+    with pytest.raises(GradfixError, match=r"one ballot.*found TaskVector"):
+        mask(tau, tau, strategy="confident")
+    with pytest.raises(GradfixError, match=r"expected counted votes.*found NoneType"):
+        mask(tau, strategy="confident")
+    for level in (-0.1, 0.51, float("nan")):
+        with pytest.raises(GradfixError, match=r"from 0 to 0.5"):
+            mask(tau, votes(w=ones), strategy="confident", level=level)
 
 
 def test_a_tie_agrees_with_nothing_and_a_zero_stays_zero() -> None:

@@ -246,6 +246,19 @@ def test_votes_may_carry_a_known_prefix_or_be_an_oracles_signs() -> None:
     assert merge([tau, tau], [ballot, oracle])["bert.w.weight"].tolist() == [1.0, 0.0]
 
 
+def test_the_confident_mask_counts_the_samples_of_each_vector_and_not_one_ballot_a_task() -> None:
+    taus = [vector(w=torch.tensor([2.0, 4.0, 6.0])), vector(w=torch.tensor([8.0, 8.0, 8.0]))]
+    ballots = [
+        votes(4, w=torch.tensor([-4, -2, 0], dtype=torch.int8)),
+        votes(20, w=torch.tensor([-4, -8, 8], dtype=torch.int8)),
+    ]
+    merged = merge(taus, ballots, strategy="confident", order="mask-then-merge", level=0.1)
+    # Significant at 0.1: all 4 of 4, and 8 net votes of 20.
+    assert merged["w"].tolist() == [4.0, 2.0, 7.0]
+    with pytest.raises(GradfixError, match=r"counts samples.*with the order mask-then-merge"):
+        merge(taus, ballots, strategy="confident")
+
+
 def test_random_masks_draw_coins_of_their_own_for_each_vector() -> None:
     ones = vector(w=torch.ones(40_000))
     before = merge([ones, ones], strategy="random", order="mask-then-merge", seed=3)["w"]

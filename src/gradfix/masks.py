@@ -13,14 +13,17 @@ block  which part of which tensor this is     a :class:`Block`
 
 Policies, all tested by name:
 
-- **ties**: v_i = 0 agrees with nothing, so ``agreement``, ``soft`` and ``force`` drop the coordinate;
+- **ties**: v_i = 0 agrees with nothing, so ``agreement``, ``soft`` and ``force`` drop the coordinate; it is no vote
+  against either, so ``confident`` keeps it;
 - **zeros**: τ_i = 0 stays 0 in every strategy, ``force`` included;
 - **uncovered parameters** (the votes file has no tensor of that name: unused in the loss, or frozen): the whole
-  tensor is dropped and θ_B keeps its value, except by ``none`` and ``random``, which ask nobody;
+  tensor is dropped and θ_B keeps its value, except by ``none`` and ``random``, which ask nobody, and by
+  ``confident``: nobody voted against it;
 - **new parameters** (only θ_A^ft has them) are not coordinates of τ: they are copied, never masked.
 
 Source of the strategies: Rinaldi et al., "Gradient-Sign Masking for Task Vector Transport Across Pre-Trained
-Models", ICLR 2026 (arXiv 2510.09658), section on mask variants.
+Models", ICLR 2026 (arXiv 2510.09658), section on mask variants; ``confident`` is not of the paper: the one-sided sign
+test against "the votes are coins", a coordinate at a time.
 """
 
 import hashlib
@@ -36,6 +39,7 @@ from torch import Tensor
 from gradfix.checkpoints import TensorSource, TensorSpec, match_names
 from gradfix.errors import GradfixError, listed
 from gradfix.fingerprint import combined_fingerprint
+from gradfix.significance import significant_votes
 from gradfix.sources import Expression, Tally
 from gradfix.vectors import TaskVector
 from gradfix.votes import Votes
@@ -49,6 +53,7 @@ class Block:
         name: The tensor's key.
         offset: Flat index, within the tensor, of the block's first coordinate.
         voters: N, the largest |v| possible.
+        against: For strategies that ask whether votes are more than luck: the fewest net votes that are.
         seed: For strategies that draw.
         scale: For strategies that compare magnitudes: mean |τ| over mean |reference| of the whole tensor.
         factor: For strategies that compare magnitudes: how far apart two may be.
@@ -57,6 +62,7 @@ class Block:
     name: str = ""
     offset: int = 0
     voters: int = 1
+    against: int = 1
     seed: int = 0
     scale: float = 1.0
     factor: float = 2.0
@@ -71,28 +77,35 @@ class Strategy:
 
     Attributes:
         function: The mask itself.
-        needs: ``"signs"`` (votes, or the sign of a reference), ``"magnitudes"`` (a reference), or ``"nothing"``.
+        needs: ``"votes"`` (counted ones), ``"signs"`` (votes, or the sign of a reference), ``"magnitudes"`` (a
+            reference), or ``"nothing"``.
+        keeps_uncovered: A tensor that nobody voted on is kept.
     """
 
     function: MaskFunction
     needs: str
+    keeps_uncovered: bool = False
 
 
 STRATEGIES: dict[str, Strategy] = {}
 
+FITTING = {"votes": (Votes,), "signs": (Votes, TaskVector), "magnitudes": (TaskVector,)}
+"""What can be the signal of a strategy, by what it needs."""
 
-def strategy(needs: str) -> Callable[[MaskFunction], MaskFunction]:
+
+def strategy(needs: str, *, keeps_uncovered: bool = False) -> Callable[[MaskFunction], MaskFunction]:
     """Register the decorated function as a mask strategy under its own name.
 
     Args:
         needs: See :class:`Strategy`.
+        keeps_uncovered: See :class:`Strategy`.
 
     Returns:
         The decorator, which gives the function back unchanged.
     """
 
     def register(function: MaskFunction) -> MaskFunction:
-        STRATEGIES[function.__name__.rstrip("_")] = Strategy(function, needs)
+        STRATEGIES[function.__name__.rstrip("_")] = Strategy(function, needs, keeps_uncovered)
         return function
 
     return register
@@ -115,6 +128,13 @@ def force(tau: Tensor, signal: Tensor, block: Block) -> Tensor:
 def soft(tau: Tensor, signal: Tensor, block: Block) -> Tensor:
     """τ_i |v_i| / N where the signs agree, else 0: the surer the vote, the more is kept."""
     return _agreeing(tau, signal.sign().to(tau.dtype)).mul_(signal.to(tau.dtype).div_(block.voters))
+
+
+@strategy("votes", keeps_uncovered=True)
+def confident(tau: Tensor, signal: Tensor, block: Block) -> Tensor:
+    """Drop τ_i only where at least ``against`` net votes oppose it: where the votes against are more than luck."""
+    # sign(τ_i) v_i + a is at most 0 where τ_i is dropped and at least 1 elsewhere: a float without a branch.
+    return tau.sign().mul_(signal).add_(block.against).clamp_(0, 1).mul_(tau)
 
 
 @strategy("magnitudes")
@@ -165,6 +185,7 @@ def mask(
     strategy: str = "agreement",
     seed: int = 0,
     factor: float = 2.0,
+    level: float = 0.1,
 ) -> TaskVector:
     """Mask a task vector by what the target's gradients say of it, lazily.
 
@@ -175,12 +196,16 @@ def mask(
         strategy: A key of ``STRATEGIES``.
         seed: For ``random``.
         factor: For ``magnitude``.
+        level: κ, for ``confident``, in [0, ½]: drop a coordinate where N fair coins had at least so many net votes
+            against it with a probability of at most κ. 0 is naive addition. ½ drops whatever any net vote opposes:
+            ``agreement``, but that it keeps ties and uncovered parameters.
 
     Returns:
-        m ⊙ τ with the same keys; tensors without votes are zero (see the policies above).
+        m ⊙ τ with the same keys; tensors without votes are zero for most strategies (see the policies above).
 
     Raises:
-        GradfixError: if the strategy is unknown or needs another signal, no tensor was voted on, or shapes differ.
+        GradfixError: if the strategy is unknown or needs another signal, no tensor was voted on, shapes differ, or the
+            level is no probability up to ½.
     """
     if strategy not in STRATEGIES:
         raise GradfixError(
@@ -189,23 +214,32 @@ def mask(
     needs = STRATEGIES[strategy].needs
     if needs == "nothing":
         votes = None
-    elif votes is None or (needs == "magnitudes" and isinstance(votes, Votes)):
-        wanted = (
-            "votes, or a task vector whose signs count"
-            if needs == "signs"
-            else "a task vector: votes have no size"
-        )
+    elif not isinstance(votes, FITTING[needs]):
+        wanted = {
+            "signs": "votes, or a task vector whose signs count",
+            "votes": "counted votes: signs alone are one ballot, which is never more than luck",
+            "magnitudes": "a task vector: votes have no size",
+        }[needs]
         raise GradfixError(f"mask {strategy!r}: expected {wanted}, found {type(votes).__name__}")
     signal = {} if votes is None else _counterparts(tau, votes)
     # A mean vote is one ballot, whatever the number of samples behind it.
     voters = votes.samples if isinstance(votes, Votes) and votes.vote == "majority" else 1
-    source = Masked(tau, votes, signal, strategy, seed, factor, voters)
+    against = 1
+    if needs == "votes":
+        if isinstance(votes, Votes) and votes.vote != "majority":
+            raise GradfixError(
+                f"mask {strategy!r}: a {votes.vote} vote is one ballot, whatever the number of samples, so how many "
+                "were against is unknown; count again with --vote majority, or choose the mask agreement"
+            )
+        against = significant_votes(voters, level)
+    source = Masked(tau, votes, signal, strategy, seed, factor, voters, against)
     return tau.derive(
         source,
         operation="mask",
         strategy=strategy,
         seed=seed,
         factor=factor,
+        **({"level": level, "against": against} if needs == "votes" else {}),
         signal=_origin(votes),
         uncovered=sorted(set(tau) - set(signal)) if votes is not None else [],
     )
@@ -258,6 +292,7 @@ class Masked(Expression):
     seed: int
     factor: float
     voters: int
+    against: int = 1
 
     @cached_property
     def specs(self) -> Mapping[str, TensorSpec]:
@@ -288,7 +323,7 @@ class Masked(Expression):
         signal = tau
         if entry.needs != "nothing":
             if self.signal is None or name not in self.counterparts:
-                return torch.zeros_like(tau)
+                return tau if entry.keeps_uncovered else torch.zeros_like(tau)
             signal = self.signal.read(self.counterparts[name], rows)
             if entry.needs == "signs" and signal.dtype.is_floating_point:
                 signal = signal.sign()
@@ -298,6 +333,7 @@ class Masked(Expression):
             name=name,
             offset=(rows.start or 0) * row if rows is not None else 0,
             voters=self.voters,
+            against=self.against,
             seed=self.seed,
             scale=self._scale(name) if entry.needs == "magnitudes" else 1.0,
             factor=self.factor,

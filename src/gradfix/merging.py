@@ -53,6 +53,7 @@ def merge(
     order: MergeOrder = "merge-then-mask",
     strategy: str | None = None,
     seed: int = 0,
+    level: float = 0.1,
     progress: Progress = silent,
 ) -> TaskVector:
     """Merge task vectors into one, lazily; with votes, mask the merged vector or each vector before.
@@ -70,6 +71,8 @@ def merge(
         order: ``"merge-then-mask"`` or ``"mask-then-merge"``.
         strategy: Of the mask, as in :func:`gradfix.masks.mask`; None is ``agreement`` with votes, ``none`` without.
         seed: For ``random``; in ``mask-then-merge`` each τ_t draws coins of its own.
+        level: For ``confident``, which counts samples and so masks before merging only: ``merge-then-mask`` keeps one
+            ballot a task.
         progress: Told the coordinates ranked, when ``ties`` needs its thresholds: at the first read.
 
     Returns:
@@ -98,7 +101,7 @@ def merge(
     signals: list[Votes | TaskVector | None] = list(votes) if votes else [None] * len(vectors)
     singly = [
         # One stream of coins for each pair of seed and vector.
-        mask(vector, signal, strategy=strategy, seed=seed * len(vectors) + t)
+        mask(vector, signal, strategy=strategy, seed=seed * len(vectors) + t, level=level)
         for t, (vector, signal) in enumerate(zip(vectors, signals, strict=True))
     ]
     if order == "mask-then-merge":
@@ -209,6 +212,11 @@ def _check_options(count: int, method: str, density: float, order: str, strategy
                 f"merge: unknown {what} {given!r}; choose from {', '.join(sorted(known))}"
                 + ("; mask each vector by sizes before merging" if given == "magnitude" else "")
             )
+    if STRATEGIES[strategy].needs == "votes" and order == "merge-then-mask":
+        raise GradfixError(
+            f"merge: mask {strategy!r} counts samples, and merge-then-mask keeps one ballot a task; "
+            "merge with the order mask-then-merge"
+        )
     if not 0 < density <= 1:
         raise GradfixError(f"merge: density: expected a share in (0, 1], found {density}")
     if not count:

@@ -21,7 +21,7 @@ from pydantic import (
 
 from gradfix.errors import GradfixError
 
-Mask = Literal["agreement", "force", "soft", "random", "none"]
+Mask = Literal["agreement", "confident", "force", "soft", "random", "none"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Rounding = Literal["nearest", "stochastic"]
 MergeMethod = Literal["mean", "ties"]
@@ -33,6 +33,15 @@ SourceBase = Annotated[
 SourceTuned = Annotated[str, Field(description="the model fine-tuned from it, θ_A^ft, or a LoRA adapter")]
 TargetBase = Annotated[str, Field(description="the new base model, θ_B")]
 Output = Annotated[Path, Field(description="where to write; it appears there only when whole")]
+Confidence = Annotated[
+    float,
+    Field(
+        gt=0,
+        le=0.5,
+        description="for mask confident: a coordinate is dropped where so many votes against it would be by luck "
+        "with at most this probability",
+    ),
+]
 Overwrite = Annotated[bool, Field(description="replace an existing output once the new one is whole")]
 Resume = Annotated[bool, Field(description="go on with an interrupted run of the same inputs")]
 Restart = Annotated[bool, Field(description="discard an interrupted run")]
@@ -115,6 +124,7 @@ class ApplyRecipe(WritingRecipe):
     mask: Annotated[Mask | None, Field(description="mask strategy; agreement with votes, none without")] = (
         None
     )
+    confidence: Confidence = 0.1
     alpha: Annotated[float, Field(description="scaling coefficient α")] = 1.0
 
     @model_validator(mode="after")
@@ -150,6 +160,7 @@ class MergeRecipe(Recipe):
     mask: Annotated[Mask | None, Field(description="mask strategy; agreement with votes, none without")] = (
         None
     )
+    confidence: Confidence = 0.1
     target_base: Annotated[
         str | None, Field(description="the new base model, θ_B; without it a task vector file is written")
     ] = None
@@ -329,6 +340,7 @@ class TransportRecipe(SupportRecipe, WritingRecipe):
     ] = None
     alpha: Annotated[str, Field(description="auto, a number, or candidates as 0,0.5,1")] = "auto"
     mask: Annotated[Mask, Field(description="mask strategy")] = "agreement"
+    confidence: Confidence = 0.1
     head: Annotated[
         Literal["copy", "probe"], Field(description="copy the tuned head, or refit it on samples")
     ] = "copy"
@@ -339,6 +351,10 @@ class TransportRecipe(SupportRecipe, WritingRecipe):
     @model_validator(mode="after")
     def _readable(self) -> "TransportRecipe":
         self.alphas()
+        if self.mask == "confident" and self.vote == "mean":
+            raise ValueError(
+                "mask confident counts votes, and a mean vote is one ballot: it needs vote majority"
+            )
         return self
 
     def alphas(self) -> list[float] | None:

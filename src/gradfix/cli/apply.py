@@ -26,7 +26,9 @@ def apply(recipe: ApplyRecipe, console: Console) -> None:
         votes.check_target(target, match_names(votes.specs, target.specs).names)
     strategy = recipe.mask or ("agreement" if votes is not None else "none")
     applied = write(
-        tau if strategy == "none" else mask(tau, votes, strategy=strategy, seed=recipe.seed),
+        tau
+        if strategy == "none"
+        else mask(tau, votes, strategy=strategy, seed=recipe.seed, level=recipe.confidence),
         target,
         alpha=recipe.alpha,
         output=recipe.output,
