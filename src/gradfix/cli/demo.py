@@ -32,6 +32,7 @@ def demo(recipe: DemoRecipe, console: Console) -> None:
     console.say(
         f"the transported model: {recipe.output / 'model'} (its card and gradfix.json tell how it was made)"
     )
+    console.say(f"the report:            {recipe.output / 'report.html'} (opens in any browser, offline)")
     console.say(f"picture and tables:    {recipe.output / 'digits.png'}, table.md, table.csv")
     console.say(f"\nThe same by hand, from the files of the demo:\n\n{made.command}\n")
     console.say(

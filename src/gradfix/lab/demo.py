@@ -1,5 +1,6 @@
 """The demo: a whole transport on real handwritten digits, with its table and picture, offline and in a minute."""
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from gradfix.placement import place
 from gradfix.preparation import bind, choose_support
 from gradfix.progress import Progress, silent
 from gradfix.recipes import TransportRecipe
+from gradfix.report import REPORT_FILE, report_of
+from gradfix.report.look import ACCENT, COLOURS, GOOD, MUTED, WARM, saved, static
 from gradfix.target_model import TargetModel
 from gradfix.tasks import ModelTask, get_task
 from gradfix.vectors import TaskVector
@@ -174,7 +177,10 @@ def demo(output: Path, *, overwrite: bool = False, progress: Progress = silent) 
     made = Demo(output, result, close, lines, caption, changed, _command(options, output / "support"))
     (output / "table.md").write_text(table_markdown(lines, caption), encoding="utf-8")
     (output / "table.csv").write_text(table_csv(lines), encoding="utf-8")
-    _draw(output / "digits.png", changed, lines)
+    (output / "digits.png").write_bytes(_draw(changed, lines))
+    record = json.dumps(made.to_json(), indent=1, ensure_ascii=False) + "\n"
+    (output / "demo.json").write_text(record, encoding="utf-8")
+    (output / REPORT_FILE).write_text(report_of(output), encoding="utf-8")
     return made
 
 
@@ -228,28 +234,37 @@ def _command(options: Mapping[str, Any], support: Path) -> str:
     return " \\\n    ".join(parts)
 
 
-def _draw(path: Path, changed: Sequence[Changed], lines: Sequence[Line]) -> None:
-    """Draw the table as bars, and the changed digits beside them."""
-    import matplotlib as mpl
-
-    with mpl.rc_context({"font.size": 9, "svg.hashsalt": "gradfix"}):
+def _draw(changed: Sequence[Changed], lines: Sequence[Line]) -> bytes:
+    """Draw the table as dots with intervals, and the changed digits beside them, as a PNG."""
+    with static():
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(10, 3.6), layout="constrained", dpi=150)
+        figure = Figure(figsize=(10, 3.6), layout="constrained")
         parts: Any = figure.subfigures(1, 2, width_ratios=(1.25, 1))
         left, right = parts
         axes = left.subplots()
         shown = list(lines)
+        base = next((line.score.value for line in shown if line.method == "zero-shot"), None)
+        if base is not None:
+            axes.axvline(base * 100, color=COLOURS[7], linewidth=1, linestyle=":")
         for height, line in enumerate(shown):
             error = 0.0 if line.score.low is None else line.score.value - line.score.low
-            colour = "#0072B2" if line.method == "gradfix" else "#555555"
-            axes.errorbar(line.score.value, height, xerr=error, fmt="o", color=colour, capsize=3)
+            ours = line.method == "gradfix"
+            axes.errorbar(
+                line.score.value * 100,
+                height,
+                xerr=error * 100,
+                fmt="D" if ours else "o",
+                color=ACCENT if ours else MUTED,
+                capsize=3,
+            )
         axes.set_yticks(range(len(shown)), [line.label for line in shown])
-        axes.grid(axis="x", color="#dddddd")
+        for label, line in zip(axes.get_yticklabels(), shown, strict=True):
+            label.set_fontweight("bold" if line.method == "gradfix" else "normal")
+        axes.grid(axis="x")
         axes.set_axisbelow(True)
         axes.invert_yaxis()
-        axes.set_xlabel(f"accuracy on scanned digits, {SAMPLES_PER_CLASS} samples a class")
-        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xlabel(f"accuracy on scanned digits, %, {SAMPLES_PER_CLASS} samples a class")
         cells = right.subplots(2, (len(changed) + 1) // 2, squeeze=False).flatten()
         for cell in cells:
             cell.set_axis_off()
@@ -257,10 +272,12 @@ def _draw(path: Path, changed: Sequence[Changed], lines: Sequence[Line]) -> None
             cell.imshow(item.image, cmap="gray_r", vmin=0, vmax=255)
             right_now = item.after == item.label
             cell.set_title(
-                f"{item.before} → {item.after}", fontsize=9, color="#009E73" if right_now else "#D55E00"
+                f"{item.before} → {item.after} {'✓' if right_now else '✗'}",
+                fontsize=9,
+                color=GOOD if right_now else WARM,
             )
         right.suptitle("what the new base said → what the transported model says", fontsize=9)
-        figure.savefig(path)
+        return saved(figure, dpi=150)["png"]
 
 
 def terminal_digits(changed: Sequence[Changed]) -> str:

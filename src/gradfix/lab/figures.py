@@ -1,20 +1,17 @@
 """Figures of the studies: the same numbers always give the same bytes."""
 
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from gradfix.intervals import Interval
+from gradfix.report.look import COLOURS, MARKERS, MUTED, saved, static
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito (2008): told apart with every kind of colour vision.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A8A8A")
 TICKS = 6
 ACROSS = 3
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
 @dataclass(frozen=True)
@@ -74,12 +71,9 @@ def draw(figure: Figure) -> dict[str, bytes]:
     Returns:
         Its PNG and SVG, by extension.
     """
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Canvas
+    with static():
+        from matplotlib.figure import Figure as Canvas
 
-    style = {"svg.hashsalt": "gradfix", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
-    with mpl.rc_context(style):
         if isinstance(figure, Curves):
             across = 2 if len(figure.panels) == 4 else min(ACROSS, len(figure.panels))
             down = -(-len(figure.panels) // across)
@@ -101,11 +95,7 @@ def draw(figure: Figure) -> dict[str, bytes]:
             axes = canvas.subplots(1, count, sharey=True, sharex=True, squeeze=False)[0]
             for each, (title, dots) in zip(axes, figure.values.items(), strict=True):
                 _dots(each, title, dots, rows, figure)
-        FigureCanvasAgg(canvas)
-        png, svg = io.BytesIO(), io.BytesIO()
-        canvas.savefig(png, format="png", dpi=110, metadata={"Software": None})
-        canvas.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-    return {"png": png.getvalue(), "svg": svg.getvalue()}
+        return saved(canvas, svg=True)
 
 
 def _curves(axes: "Axes", panel: Panel, figure: Curves, labels: Sequence[str]) -> None:
@@ -129,9 +119,7 @@ def _curves(axes: "Axes", panel: Panel, figure: Curves, labels: Sequence[str]) -
             capsize=2,
         )
     for number, (label, value) in enumerate(panel.levels.items()):
-        axes.axhline(
-            value, label=label, color="#555555", linewidth=1, linestyle=("--", ":", "-.")[number % 3]
-        )
+        axes.axhline(value, label=label, color=MUTED, linewidth=1, linestyle=("--", ":", "-.")[number % 3])
     if figure.logarithmic:
         axes.set_xscale("log")
         ticks = sorted({x for points in panel.series.values() for x, _ in points})
@@ -149,7 +137,7 @@ def _dots(axes: "Axes", title: str, dots: Mapping[str, Interval], rows: Sequence
     values = [interval.value for interval in dots.values()]
     errors = [i.value - (i.value if i.low is None else i.low) for i in dots.values()]
     axes.errorbar(values, places, xerr=errors, color=COLOURS[0], fmt="o", markersize=4, capsize=2)
-    axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
+    axes.grid(axis="y")
     axes.set_axisbelow(True)
     axes.set_yticks(list(heights.values()), list(heights))
     axes.set_ylim(-0.5, len(rows) - 0.5)
