@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -9,6 +10,7 @@ from torch import nn
 from gradfix.errors import GradfixError
 from gradfix.votes import Votes, count_votes
 from gradfix.votes.record import VoteRecord, counts_dtype
+from gradfix.votes.stability import agreement_of_draws, stability_from_histogram
 from tests.models import tiny_bert
 from tests.votes.exact import assert_exact
 
@@ -141,6 +143,40 @@ def test_split_half_agreement_is_the_average_over_all_splits(plus, minus, silent
     assert stability.split_half == pytest.approx(agree / splits)
     assert stability.coordinates == 3
     assert 0 <= stability.mask_change[0] <= stability.mask_change[1] <= 1
+
+
+@pytest.mark.parametrize(
+    ("plus", "minus", "silent", "size"), [(5, 2, 0, 2), (4, 4, 0, 3), (5, 1, 1, 3), (7, 0, 0, 3)]
+)
+def test_agreement_of_draws_is_the_average_over_all_pairs_of_separate_draws(plus, minus, silent, size):
+    ballots = [1] * plus + [-1] * minus + [0] * silent
+    N = len(ballots)
+    agree = pairs = 0
+    for first in itertools.combinations(range(N), size):
+        for second in itertools.combinations(sorted(set(range(N)) - set(first)), size):
+            agree += sum(ballots[n] for n in first) * sum(ballots[n] for n in second) > 0
+            pairs += 1
+    assert agreement_of_draws(plus - minus, N, size) == pytest.approx(agree / pairs)
+
+
+def test_settling_rises_to_the_split_halves():
+    torch.manual_seed(1)
+    counts = (torch.randn(40, 3000) + 0.4).sign().sum(0).to(torch.int8)
+    stability = Votes({"w": counts}, record(40)).stability()
+    sizes, shares = zip(*stability.settling, strict=True)
+    assert sizes == (1, 3, 5, 9, 13, 19)
+    assert list(shares) == sorted(shares)
+    assert shares[-1] == pytest.approx(stability.split_half, abs=0.04)  # draws of 19 and of 20, which can tie
+
+
+def test_settling_of_many_samples_is_that_of_few_of_the_same_share():
+    shares = []
+    for samples in (400, 4000):
+        plus = samples * 6 // 10
+        histogram = np.zeros(samples + 1, dtype=np.int64)
+        histogram[2 * plus - samples] = 10
+        shares.append(dict(stability_from_histogram(histogram, samples).settling)[13])
+    assert shares[0] == pytest.approx(shares[1], abs=0.02)
 
 
 def test_stability_tells_signal_from_noise():

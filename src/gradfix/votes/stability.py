@@ -11,6 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+SETTLING = (1, 3, 5, 9, 13, 19, 27, 39, 57)
+"""Sizes of draws at which the settling of the majorities is computed: odd ones, since even draws can tie."""
+NETS = 100
+"""Values of abs(v) told apart there."""
+
 
 @dataclass(frozen=True)
 class Stability:
@@ -23,11 +28,14 @@ class Stability:
         redraw: Probability that N new samples, each voting plus with the share of plus votes seen, give
             the sign seen. The share seen is also what chose the sign, so this overstates.
         coordinates: How many coordinates entered: those with v ≠ 0.
+        settling: How the majorities settle as samples are added: a number n of samples, and the probability that
+            two separate draws of n out of the N agree, exact like ``split_half``; up to N/2.
     """
 
     split_half: float
     redraw: float
     coordinates: int
+    settling: tuple[tuple[int, float], ...] = ()
 
     @property
     def mask_change(self) -> tuple[float, float]:
@@ -79,6 +87,52 @@ def agreement_of_count(net: int, samples: int) -> tuple[float, float]:
     return split, float(np.exp(logs).sum())
 
 
+def agreement_of_draws(net: int, samples: int, size: int) -> float:
+    """Compute the probability that the majorities of two separate draws agree on a coordinate.
+
+    Args:
+        net: abs(v), from 0 to N; a sample without a vote is assumed as in :func:`agreement_of_count`.
+        samples: N.
+        size: n, samples in each draw; 2 n ≤ N.
+
+    Returns:
+        The probability over all ways to draw n and n of the N samples; a tie in either draw is a disagreement.
+    """
+    silent = (samples - net) % 2
+    plus = (samples - silent + net) // 2
+    minus = samples - silent - plus
+    logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, samples + 1)))])
+
+    def chance(plus: np.ndarray, minus: np.ndarray, drawn: int) -> np.ndarray:
+        """Probability of k votes for plus among those drawn, for k = 0 … drawn along the last axis."""
+        plus, minus, k = plus[..., None], minus[..., None], np.arange(drawn + 1)
+        inside = (k <= plus) & (drawn - k <= minus)
+        of_plus, of_minus = np.where(inside, k, 0), np.where(inside, drawn - k, 0)
+        whole = plus + minus
+        log = logs[plus] - logs[of_plus] - logs[np.maximum(plus - of_plus, 0)]
+        log = log + logs[minus] - logs[of_minus] - logs[np.maximum(minus - of_minus, 0)]
+        log = log - logs[whole] + logs[drawn] + logs[np.maximum(whole - drawn, 0)]
+        return np.where(inside, np.exp(log), 0.0)
+
+    total = 0.0
+    # A silent sample is in the first draw or in the second with n/N each, else in neither.
+    for first, second, weight in (
+        (size - silent, size, size / samples if silent else 0.0),
+        (size, size - silent, size / samples if silent else 0.0),
+        (size, size, 1 - 2 * size / samples if silent else 1.0),
+    ):
+        if not weight:
+            continue
+        k = np.arange(first + 1)
+        of_first = chance(np.array(plus), np.array(minus), first)
+        possible = (k <= plus) & (first - k <= minus)
+        of_second = chance(np.maximum(plus - k, 0), np.maximum(minus - (first - k), 0), second)
+        side, other = np.sign(2 * k - first), np.sign(2 * np.arange(second + 1) - second)
+        agree = (side[:, None] * other[None, :]) > 0
+        total += weight * float((of_first * possible * (of_second * agree).sum(axis=1)).sum())
+    return total
+
+
 def stability_from_histogram(histogram: np.ndarray, samples: int) -> Stability:
     """Average both estimates over the coordinates.
 
@@ -93,9 +147,23 @@ def stability_from_histogram(histogram: np.ndarray, samples: int) -> Stability:
     total = sum(decided.values())
     if total == 0:
         return Stability(0.0, 0.0, 0)
+    half = samples // 2
+    last = min(half - (half + 1) % 2, SETTLING[-1])
+    drawn = sorted({size for size in (*SETTLING, last) if 0 < size <= half})
+    agreeing = dict.fromkeys(drawn, 0.0)
     split = redraw = 0.0
     for net, count in decided.items():
         of_split, of_redraw = agreement_of_count(net, samples)
         split += count / total * of_split
         redraw += count / total * of_redraw
-    return Stability(split, redraw, total)
+    # Between neighbours the agreement hardly differs: with thousands of samples, a hundred of them stand for all.
+    merged: dict[int, int] = {}
+    step = -(-(samples + 1) // NETS)
+    for net, count in decided.items():
+        near = net if step == 1 else min(samples, net // step * step + step // 2)
+        merged[near] = merged.get(near, 0) + count
+    for net, count in merged.items():
+        for size in drawn:
+            agreeing[size] += count / total * agreement_of_draws(net, samples, size)
+    settling = (*agreeing.items(), *([(half, split)] if half > 2 * SETTLING[-1] else []))
+    return Stability(split, redraw, total, settling)
