@@ -1,10 +1,12 @@
 """The model card of an output, in the Hub's format."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import yaml
+
+from gradfix.report.static import ALPHA_FILE, RESULTS_FILE
 
 _PIPELINES = {
     "text-classification": "text-classification",
@@ -15,11 +17,12 @@ _PIPELINES = {
 }
 
 
-def model_card(record: Mapping[str, Any]) -> str:
+def model_card(record: Mapping[str, Any], figures: Collection[str] = ()) -> str:
     """Write the card from the facts of a transport.
 
     Args:
         record: What ``gradfix.json`` holds.
+        figures: Names of the pictures beside it, as :func:`gradfix.report.static.card_figures` makes them.
 
     Returns:
         Markdown with the Hub's metadata on top. ``base_model`` is left out for a model that is only on a disk.
@@ -46,7 +49,9 @@ def model_card(record: Mapping[str, Any]) -> str:
         "",
         record["verdict"],
         "",
+        *_picture(figures, RESULTS_FILE, "Scores with 95 % intervals"),
         *_table(record["judgement"]),
+        *_picture(figures, ALPHA_FILE, "Loss along the scale of the update, with the chosen point"),
         "## How it was made",
         "",
         f"With [GradFix](https://arxiv.org/abs/2510.09658) as implemented by gradfix {record['versions']['gradfix']}: "
@@ -58,8 +63,9 @@ def model_card(record: Mapping[str, Any]) -> str:
         + f") and added with α = {alpha['alpha']:g} ({alpha['chosen_on']}).",
         "",
         f"The loss on these samples changes at first by {record['certificate']['slope']:.4g} per unit of α, "
-        "as the gradient predicts; `gradfix.json` has every measured step, the share kept of each tensor and the "
-        "hashes of all inputs. `gradfix run recipe.yaml` makes this model again.",
+        "as the gradient predicts; `report.html` shows every measured step and what was kept of each layer on one page, "
+        "and `gradfix.json` has the numbers and the hashes of all inputs. `gradfix run recipe.yaml` makes this model "
+        "again.",
         "",
     ]
     return "\n".join(lines)
@@ -82,6 +88,10 @@ def _table(judgement: Mapping[str, Any] | None) -> list[str]:
         lines.append(f"| {name} | {result['score']:.3f} | {bounds} | {result['loss']:.3f} |")
     note = " (α was chosen on the same data)" if judgement["data"] == "validation" else ""
     return [*lines, "", f"{judgement['transported']['n']} {judgement['data']} samples{note}.", ""]
+
+
+def _picture(figures: Collection[str], name: str, words: str) -> list[str]:
+    return [f"![{words}]({name})", ""] if name in figures else []
 
 
 def _is_hub_id(location: str) -> bool:

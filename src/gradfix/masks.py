@@ -325,6 +325,8 @@ class Masked(Expression):
             if self.signal is None or name not in self.counterparts:
                 return tau if entry.keeps_uncovered else torch.zeros_like(tau)
             signal = self.signal.read(self.counterparts[name], rows)
+            if isinstance(self.signal, Votes):
+                self._tallies.setdefault(name, Tally()).add_votes(signal)
             if entry.needs == "signs" and signal.dtype.is_floating_point:
                 signal = signal.sign()
         spec = self.specs[name]

@@ -44,6 +44,7 @@ from gradfix.recipes import (
     validate,
 )
 from gradfix.report import REPORT_FILE, report
+from gradfix.report.static import card_figures
 from gradfix.scaling import FOLDS, GRID, AlphaChoice, FoldedVotes, choose_alpha, cross_fit, split_folds
 from gradfix.scratch import Scratch
 from gradfix.target_model import TargetModel
@@ -230,12 +231,14 @@ def run_transport(
         record["seconds"] = clock.seconds
         record["peak_memory_bytes"] = peak_memory()
         written = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+        figures = card_figures(record)
         return {
+            **figures,
             RECORD_FILE: written.encode(),
             # From the text, so that `gradfix report` makes the same page of the file.
             REPORT_FILE: report(json.loads(written)).encode(),
             "recipe.yaml": recipe.dump().encode(),
-            "README.md": model_card(record).encode(),
+            "README.md": model_card(record, figures).encode(),
         }
 
     with clock.stage("write"):

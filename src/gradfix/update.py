@@ -40,6 +40,9 @@ class TensorFacts:
         kept_square: Σ (m_i τ_i)²; None without a mask.
         wanted: Where α m τ is not 0.
         lost: Of those, where the output's number format rounded the change away.
+        voted: Coordinates on which samples voted; None where no votes masked.
+        tied: Of those, where the votes are even.
+        net: Σ abs(v_i), the votes by which the majorities won; over ``voted`` and N, the mean margin.
     """
 
     coordinates: int
@@ -49,6 +52,9 @@ class TensorFacts:
     kept_square: float | None = None
     wanted: int = 0
     lost: int = 0
+    voted: int | None = None
+    tied: int | None = None
+    net: int | None = None
 
     @classmethod
     def from_json(cls, facts: Any) -> "TensorFacts":
@@ -340,6 +346,8 @@ class _Stream:
         if tally := vector.tally(theirs):
             facts.nonzero, facts.kept = tally.coordinates, tally.kept
             facts.square, facts.kept_square = tally.square, tally.kept_square
+            if tally.voted:
+                facts.voted, facts.tied, facts.net = tally.voted, tally.tied, tally.net
 
     def _block(self, name: str, rows: slice | None) -> tuple[Tensor, int, int]:
         """Compute one block of the output, how many of its weights should change, and how many don't."""

@@ -166,7 +166,7 @@ def test_settling_rises_to_the_split_halves():
     sizes, shares = zip(*stability.settling, strict=True)
     assert sizes == (1, 3, 5, 9, 13, 19)
     assert list(shares) == sorted(shares)
-    assert shares[-1] == pytest.approx(stability.split_half, abs=0.04)  # draws of 19 and of 20, which can tie
+    assert stability.split_half < shares[-1] < 1  # draws of 20 can tie, those of 19 can't
 
 
 def test_settling_of_many_samples_is_that_of_few_of_the_same_share():

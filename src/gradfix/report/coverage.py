@@ -1,7 +1,7 @@
 """What was kept of the fine-tune, and where: by depth and kind of layer, and in the output's number format."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +25,9 @@ class Sums:
         kept: Of those, where the mask kept it.
         square: Σ τ_i².
         kept_square: Σ (m_i τ_i)².
-        voted: Coordinates whose votes were counted while they were written.
+        voted: Coordinates on which samples voted.
         tied: Of those, with a tie.
-        margin: Σ abs(v_i)/N over them.
+        net: Σ abs(v_i) over them.
     """
 
     tensors: int = 0
@@ -37,7 +37,7 @@ class Sums:
     kept_square: float = 0.0
     voted: int = 0
     tied: int = 0
-    margin: float = 0.0
+    net: int = 0
 
     def add(self, facts: Mapping[str, Any]) -> None:
         """Add one tensor.
@@ -50,10 +50,9 @@ class Sums:
         self.kept += facts["kept"]
         self.square += facts.get("square") or 0.0
         self.kept_square += facts.get("kept_square") or 0.0
-        if facts.get("tied") is not None and facts.get("margin") is not None:
-            self.voted += facts["coordinates"]
-            self.tied += facts["tied"]
-            self.margin += facts["margin"] * facts["coordinates"]
+        self.voted += facts.get("voted") or 0
+        self.tied += facts.get("tied") or 0
+        self.net += facts.get("net") or 0
 
 
 def coverage_section(record: Mapping[str, Any]) -> Section | None:
@@ -81,24 +80,33 @@ def coverage_section(record: Mapping[str, Any]) -> Section | None:
         )
     )
     silent = len(record.get("silent_parameters") or ())
-    lead = (
-        f"{percent(share)} of the task vector's coordinates were kept, with {percent(norm)} of its length. Signs that "
-        "agree by chance alone would keep about half."
-    )
+    lead = f"{percent(share)} of the task vector's coordinates were kept, with {percent(norm)} of its length."
+    chance = _chance(record)
+    if chance is not None:
+        lead += f" Signs that agree by chance alone would keep {percent(chance)}, half of what is not tied."
     if silent:
         lead += f" {silent} parameters that this task's gradients don't reach kept the new base's values."
     if all(facts["kept"] == facts["nonzero"] for facts in masked.values()):
         return Section(
             "coverage", "What was kept of the fine-tune", "The whole task vector was added; no mask chose."
         )
-    return Section("coverage", "What was kept of the fine-tune", lead, [_heat_map(masked, share)])
+    return Section("coverage", "What was kept of the fine-tune", lead, [_heat_map(masked, share, record)])
+
+
+def _chance(record: Mapping[str, Any]) -> float | None:
+    """Tell what a mask of agreeing signs would keep of a vector that has nothing to do with the votes."""
+    ties = (record.get("votes") or {}).get("tie_rate")
+    strategy = (record.get("recipe") or {}).get("mask")
+    if ties is None or strategy not in {"agreement", "soft"} or record.get("method") is not None:
+        return None
+    return float((1 - ties) / 2)
 
 
 def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
 
 
-def _heat_map(masked: Mapping[str, Mapping[str, Any]], share: float) -> Figure:
+def _heat_map(masked: Mapping[str, Mapping[str, Any]], share: float, record: Mapping[str, Any]) -> Figure:
     depth = max((place.depth for place in map(layer_of, masked) if place.depth is not None), default=0) + 1
     group = -(-depth // ROWS)
     cells: dict[tuple[tuple[str, int], str], Sums] = {}
@@ -109,64 +117,85 @@ def _heat_map(masked: Mapping[str, Mapping[str, Any]], share: float) -> Figure:
     rows = sorted({row for row, _ in cells})
     kinds = [kind for kind in KINDS if any(found == kind for _, found in cells)]
     towers = len({tower for tower, _ in rows}) > 1
-    names = [_row_name(tower, block, group, towers) for tower, block in rows]
-    shares, hover = [], []
-    for row, shown in zip(rows, names, strict=True):
-        found = [cells.get((row, kind)) for kind in kinds]
-        shares.append(
-            [None if sums is None or not sums.nonzero else sums.kept / sums.nonzero for sums in found]
-        )
-        hover.append([_hover(shown, kind, sums) for kind, sums in zip(kinds, found, strict=True)])
-    known = [value for line in shares for value in line if value is not None]
-    spread = max(0.02, max(abs(value - 0.5) for value in known))
-    flat = {
-        (r, k): v
-        for r, line in zip(names, shares, strict=True)
-        for k, v in zip(kinds, line, strict=True)
-        if v is not None
-    }
-    most = max(flat, key=lambda cell: flat[cell])
+    names = {row: _row_name(*row, group, towers) for row in rows}
+    overall, voters = _chance(record), (record.get("votes") or {}).get("samples") or 1
+
+    def over(sums: Sums) -> float:
+        """Points kept over what chance would keep of this cell, or over the whole model's share."""
+        expected = share if overall is None else (1 - sums.tied / sums.voted) / 2 if sums.voted else overall
+        return (sums.kept / sums.nonzero - expected) * 100
+
+    spread = max(4.0, *(abs(over(sums)) for sums in cells.values()))
+    short = {"query/key/value": "query/<br>key/<br>value"}
+
+    def grid(value: Callable[[str, str, Sums], Any]) -> list[list[Any]]:
+        return [
+            [
+                None if (found := cells.get((row, kind))) is None else value(names[row], kind, found)
+                for kind in kinds
+            ]
+            for row in rows
+        ]
+
+    few = len(rows) <= 26
     trace = {
         "type": "heatmap",
-        "x": [
-            kind.replace(" ", "<br>").replace("query/key/value", "query/<br>key/<br>value") for kind in kinds
-        ],
-        "y": names,
-        "z": [[None if value is None else value * 100 for value in line] for line in shares],
-        "text": hover,
-        "texttemplate": "%{z:.0f}" if len(rows) <= 26 else "",
-        "textfont": {"size": 11},
-        "hovertemplate": "%{text}<extra></extra>",
+        "x": [short.get(kind, kind.replace(" ", "<br>")) for kind in kinds],
+        "y": list(names.values()),
+        "z": grid(lambda row, kind, sums: over(sums)),
+        "text": grid(lambda row, kind, sums: f"{sums.kept / sums.nonzero * 100:.0f}"),
+        "customdata": grid(lambda row, kind, sums: _hover(row, kind, sums, voters)),
+        "texttemplate": "%{text}" if few else "",
+        "textfont": {"size": 12},
+        "hovertemplate": "%{customdata}<extra></extra>",
         "hoverongaps": False,
-        "zmin": (0.5 - spread) * 100,
-        "zmax": (0.5 + spread) * 100,
+        "zmin": -spread,
+        "zmax": spread,
         "colorscale": [[at, colour] for at, colour in DIVERGING],
         "xgap": 2,
         "ygap": 2,
         "colorbar": {
-            "title": {"text": "kept, %", "side": "right", "font": {"size": 12}},
+            "title": {
+                "text": "points over " + ("chance" if overall is not None else "the average"),
+                "side": "right",
+            },
             "thickness": 10,
             "outlinewidth": 0,
-            "len": 1,
             "tickfont": {"size": 11},
         },
     }
     made = layout(
-        height=max(180, 96 + (24 if len(rows) <= 26 else 15) * len(rows)),
+        height=max(180, 96 + (26 if few else 15) * len(rows)),
         xaxis={"side": "top", "showgrid": False, "tickangle": 0, "tickfont": {"size": 11, "color": INK}},
-        yaxis={
-            "autorange": "reversed",
-            "showgrid": False,
-            "type": "category",
-            "title": "layer, from the input down",
-        },
+        yaxis={"autorange": "reversed", "showgrid": False, "type": "category", "dtick": 1 if few else None},
     )
-    title = f"Most is kept in {most[1]} of {most[0]} ({percent(flat[most], 0)}); overall {percent(share, 0)}"
-    note = (
-        "Share of the task vector's coordinates that the samples' votes agreed with, in %. White: the half that chance "
-        "would keep; blue: more; orange: less. Point at a cell for its length kept, ties and vote margin."
+    return Figure(_title(cells, names, over, chance=overall is not None), [trace], made, _note(few, overall))
+
+
+def _title(
+    cells: Mapping[tuple[tuple[str, int], str], Sums],
+    names: Mapping[tuple[str, int], str],
+    over: Callable[[Sums], float],
+    *,
+    chance: bool,
+) -> str:
+    top = max(cells, key=lambda cell: over(cells[cell]))
+    most = sum(over(sums) * sums.nonzero for sums in cells.values()) / sum(
+        sums.nonzero for sums in cells.values()
     )
-    return Figure(title, [trace], made, note)
+    if chance and abs(most) < 1:
+        return "Almost everywhere as much is kept as chance would keep: the two bases share no coordinates"
+    kept = percent(cells[top].kept / cells[top].nonzero, 0)
+    return f"The most is kept in {top[1]} of {names[top[0]]}: {kept}"
+
+
+def _note(few: bool, chance: float | None) -> str:
+    cell = "The number in a cell is the share of coordinates kept there, in %. " if few else ""
+    against = "what chance would keep" if chance is not None else "the whole model's share"
+    return (
+        f"{cell}Blue: more than {against}; orange: less. Point at a cell for its length kept, ties and vote margin, "
+        "the share of samples by which a majority won."
+    )
 
 
 def _row_name(tower: str, block: int, group: int, towers: bool) -> str:
@@ -175,9 +204,7 @@ def _row_name(tower: str, block: int, group: int, towers: bool) -> str:
     return f"{tower or 'shared'} {place}" if towers else place if block < 0 else f"layer {place}"
 
 
-def _hover(row: str, kind: str, sums: Sums | None) -> str:
-    if sums is None or not sums.nonzero:
-        return ""
+def _hover(row: str, kind: str, sums: Sums, voters: int) -> str:
     lines = [
         f"<b>{label(row)} · {label(kind)}</b>",
         f"kept {percent(sums.kept / sums.nonzero)} of {sums.nonzero:,} coordinates",
@@ -185,7 +212,7 @@ def _hover(row: str, kind: str, sums: Sums | None) -> str:
     ]
     if sums.voted:
         lines.append(f"ties {percent(sums.tied / sums.voted)}")
-        lines.append(f"vote margin {percent(sums.margin / sums.voted)}")
+        lines.append(f"vote margin {percent(sums.net / sums.voted / voters)}")
     return "<br>".join([*lines, f"{sums.tensors} tensor{'s' * (sums.tensors != 1)}"])
 
 
