@@ -60,12 +60,18 @@ class Tally:
         kept: Of those, where the masked vector is not 0 either.
         square: Σ τ_i².
         kept_square: Σ (m_i τ_i)².
+        voted: Coordinates on which samples voted, τ_i = 0 included; 0 where the mask asked no votes.
+        tied: Of those, where v_i = 0.
+        net: Σ abs(v_i) over them.
     """
 
     coordinates: int = 0
     kept: int = 0
     square: float = 0.0
     kept_square: float = 0.0
+    voted: int = 0
+    tied: int = 0
+    net: int = 0
 
     def add(self, before: Tensor, after: Tensor) -> None:
         """Count one block.
@@ -82,6 +88,19 @@ class Tally:
             self.kept += kept
             self.square += square
             self.kept_square += kept_square
+
+    def add_votes(self, votes: Tensor) -> None:
+        """Count the votes of one block.
+
+        Args:
+            votes: v, integers; never the lowest number of their type, whose absolute value has no room in it.
+        """
+        counts = votes.numpy()
+        decided, net = int(np.count_nonzero(counts)), int(np.abs(counts).sum(dtype=np.int64))
+        with _COUNTING:
+            self.voted += counts.size
+            self.tied += counts.size - decided
+            self.net += net
 
 
 _COUNTING = Lock()
