@@ -29,12 +29,7 @@ def cost_section(record: Mapping[str, Any]) -> Section | None:
     Returns:
         The section; None where no time was taken.
     """
-    seconds = {
-        name: value for name, value in (record.get("seconds") or {}).items() if isinstance(value, int | float)
-    }
-    applied = record.get("applied") or {}
-    if "write" not in seconds and isinstance(applied.get("seconds"), int | float):
-        seconds["write"] = applied["seconds"]
+    seconds = seconds_of(record)
     if not seconds:
         return None
     total, longest = sum(seconds.values()), max(seconds.values()) or 1.0
@@ -58,6 +53,23 @@ def cost_section(record: Mapping[str, Any]) -> Section | None:
         class_="bars",
     )
     return Section("cost", "What it cost", lead + (f" Device: {device}." if device else ""), [bars])
+
+
+def seconds_of(record: Mapping[str, Any]) -> dict[str, float]:
+    """Give the wall time of each stage; that of writing is not over when the record is made, so its own is taken.
+
+    Args:
+        record: What ``gradfix.json`` holds.
+
+    Returns:
+        Seconds by stage.
+    """
+    found = record.get("seconds") or {}
+    seconds = {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
+    writing = (record.get("applied") or {}).get("seconds")
+    if "write" not in seconds and isinstance(writing, int | float):
+        seconds["write"] = float(writing)
+    return seconds
 
 
 def inputs_section(record: Mapping[str, Any]) -> Section | None:

@@ -128,10 +128,10 @@ def _heat_map(masked: Mapping[str, Mapping[str, Any]], share: float, record: Map
     spread = max(4.0, *(abs(over(sums)) for sums in cells.values()))
     short = {"query/key/value": "query/<br>key/<br>value"}
 
-    def grid(value: Callable[[str, str, Sums], Any]) -> list[list[Any]]:
+    def grid(value: Callable[[str, str, Sums], Any], absent: Any = "") -> list[list[Any]]:
         return [
             [
-                None if (found := cells.get((row, kind))) is None else value(names[row], kind, found)
+                absent if (found := cells.get((row, kind))) is None else value(names[row], kind, found)
                 for kind in kinds
             ]
             for row in rows
@@ -142,7 +142,7 @@ def _heat_map(masked: Mapping[str, Mapping[str, Any]], share: float, record: Map
         "type": "heatmap",
         "x": [short.get(kind, kind.replace(" ", "<br>")) for kind in kinds],
         "y": list(names.values()),
-        "z": grid(lambda row, kind, sums: over(sums)),
+        "z": grid(lambda row, kind, sums: over(sums), None),
         "text": grid(lambda row, kind, sums: f"{sums.kept / sums.nonzero * 100:.0f}"),
         "customdata": grid(lambda row, kind, sums: _hover(row, kind, sums, voters)),
         "texttemplate": "%{text}" if few else "",

@@ -6,7 +6,7 @@ from typing import Any
 from gradfix.report.advice import advice_section
 from gradfix.report.blocks import Section
 from gradfix.report.choice import alpha_section, method_section, steps_section
-from gradfix.report.costs import cost_section, inputs_section, short
+from gradfix.report.costs import cost_section, inputs_section, seconds_of, short
 from gradfix.report.coverage import coverage_section, format_section
 from gradfix.report.evidence import alignment_section, votes_section
 from gradfix.report.examples import examples_section
@@ -103,7 +103,7 @@ def _tiles(record: Record) -> list[Tile]:
     kept = (record.get("applied") or {}).get("kept_share")
     if kept is not None:
         tiles.append(Tile("kept", percent(kept, 0), "of the task vector"))
-    seconds = [value for value in (record.get("seconds") or {}).values() if isinstance(value, int | float)]
+    seconds = seconds_of(record).values()
     if seconds:
         samples = votes.get("samples")
         tiles.append(Tile("cost", duration(sum(seconds)), f"{samples:,} labelled samples" if samples else ""))

@@ -60,6 +60,6 @@ def _input(role: str, value: Any) -> Content:
         source = value.get("image")
         # Only what the tool itself made: another address would be a request to somewhere.
         if isinstance(source, str) and source.startswith(_IMAGE):
-            return tag("img", src=source, alt=f"the {role}", loading="lazy")
+            return tag("img", src=source, alt=f"the {role}")
         return None
     return tag("p", str(value), class_="text")

@@ -29,7 +29,8 @@ class Stability:
             the sign seen. The share seen is also what chose the sign, so this overstates.
         coordinates: How many coordinates entered: those with v ≠ 0.
         settling: How the majorities settle as samples are added: a number n of samples, and the probability that
-            two separate draws of n out of the N agree, exact like ``split_half``; up to N/2.
+            two separate draws of n out of the N agree, a tie being a disagreement; exact, averaged over all
+            coordinates, those with v = 0 included, so that noise alone gives one half at most; n up to N/2.
     """
 
     split_half: float
@@ -159,11 +160,10 @@ def stability_from_histogram(histogram: np.ndarray, samples: int) -> Stability:
     # Between neighbours the agreement hardly differs: with thousands of samples, a hundred of them stand for all.
     merged: dict[int, int] = {}
     step = -(-(samples + 1) // NETS)
-    for net, count in decided.items():
+    for net, count in enumerate(histogram.tolist()):
         near = net if step == 1 else min(samples, net // step * step + step // 2)
         merged[near] = merged.get(near, 0) + count
     for net, count in merged.items():
-        for size in drawn:
-            agreeing[size] += count / total * agreement_of_draws(net, samples, size)
-    settling = (*agreeing.items(), *([(half, split)] if half > 2 * SETTLING[-1] else []))
-    return Stability(split, redraw, total, settling)
+        for size in drawn if count else ():
+            agreeing[size] += count / int(histogram.sum()) * agreement_of_draws(net, samples, size)
+    return Stability(split, redraw, total, tuple(agreeing.items()))

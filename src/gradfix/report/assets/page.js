@@ -29,7 +29,8 @@
           if (trace.type !== "heatmap") continue;
           trace.showscale = false;
           trace.textfont.size = 9;
-          trace.x = trace.x.map((name) => name.replace("embedding", "embed-<br>ding").replace("attention", "attn"));
+          trace.x = trace.x.map((name) => name.replaceAll("/<br>", "/").replaceAll("<br>", " "));
+          layout.xaxis.tickangle = -50;
         }
         if (narrow && layout.yaxis && layout.yaxis.type === "category") layout.yaxis.title = { text: "" };
         return Plotly.react(place, data, layout, config);
