@@ -64,8 +64,8 @@ def model_card(record: Mapping[str, Any], figures: Collection[str] = ()) -> str:
         "",
         f"The loss on these samples changes at first by {record['certificate']['slope']:.4g} per unit of α, "
         "as the gradient predicts; `report.html` shows every measured step and what was kept of each layer on one "
-        "page, and `gradfix.json` has the numbers and the hashes of all inputs. `gradfix run recipe.yaml` makes this model "
-        "again.",
+        "page, and `gradfix.json` has the numbers and the hashes of all inputs. `gradfix run recipe.yaml` makes this "
+        "model again.",
         "",
     ]
     return "\n".join(lines)

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tests.report.browser import CHROMIUM, check_page, launched, needs_browser
 from tests.test_cli import gradfix
 from transformers import CLIPModel
 
 from gradfix.errors import GradfixError
 from gradfix.lab import demo as module
+from gradfix.report import report_of
 
 
 @pytest.fixture
@@ -38,6 +40,13 @@ def test_the_demos_json_has_every_row_and_its_folder_what_it_says(quick: None, t
     assert "█" in result.stderr
     assert found["command"].split()[0] == "gradfix"
     assert len(list((tmp_path / "demo" / "support").rglob("*.png"))) == 20
+    page = (tmp_path / "demo" / "report.html").read_text()
+    assert page == report_of(tmp_path / "demo")
+    assert (tmp_path / "demo" / "model" / "report.html").read_text() == report_of(tmp_path / "demo" / "model")
+    if CHROMIUM is None:
+        pytest.skip(f"all but the browser was tested: {needs_browser.kwargs['reason']}")
+    with launched() as browser:
+        check_page(browser, tmp_path / "demo" / "report.html", "report")
 
 
 def test_only_a_demos_folder_is_replaced(tmp_path: Path) -> None:

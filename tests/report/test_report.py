@@ -1,0 +1,243 @@
+"""The page of a record: nothing from a file runs, nothing is asked of anybody, nothing empty is drawn."""
+
+import copy
+import html
+import html.parser
+import json
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gradfix.errors import GradfixError
+from gradfix.report import report, report_of
+from gradfix.report.documents import comparison_verdict
+from gradfix.report.markup import Html, embedded_json, tag
+from gradfix.report.static import card_figures
+from gradfix.report.verdict import share_from_source, transport_verdict
+from gradfix.report.writing import PAGES
+from tests.report.records import EVIL, RECORDS, comparison_record, demo_record, interval, transport_record
+from tests.test_cli import gradfix
+
+
+class Reader(html.parser.HTMLParser):
+    """What a browser would make of a page: its elements, the text of each script, and all addresses."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.scripts: list[str] = []
+        self.figures: list[Any] = []
+        self.addresses: list[str] = []
+        self.handlers: list[str] = []
+        self.sections: list[str] = []
+        self.words = ""
+        self._within: dict[str, str | None] | None = None
+        self.feed(text)
+
+    def handle_starttag(self, name: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(name)
+        given = dict(attributes)
+        self.addresses += [
+            given[key] or "" for key in ("src", "href", "srcset", "action", "data") if key in given
+        ]
+        self.handlers += [key for key in given if key.startswith("on")]
+        if name == "section":
+            self.sections.append(given["id"] or "")
+        if name == "script":
+            self._within = given
+            self.scripts.append("")
+
+    def handle_endtag(self, name: str) -> None:
+        if name == "script" and self._within is not None:
+            if "data-figure" in self._within:
+                self.figures.append(json.loads(self.scripts[-1]))
+            self._within = None
+
+    def handle_data(self, text: str) -> None:
+        if self._within is not None:
+            self.scripts[-1] += text
+        else:
+            self.words += text
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+def test_names_and_texts_are_shown_and_never_run(kind: str) -> None:
+    plain, evil = Reader(report(RECORDS[kind]())), Reader(report(RECORDS[kind](EVIL)))
+    assert evil.tags == plain.tags  # the text made no element
+    assert evil.handlers == []
+    assert EVIL in evil.words
+    for figure in evil.figures:
+        for text in re.findall(r'"((?:[^"\\]|\\.)*)"', json.dumps(figure)):
+            assert "<script" not in text
+            assert "<img" not in text
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+def test_a_page_asks_for_nothing(kind: str) -> None:
+    page = Reader(report(RECORDS[kind]()))
+    assert [a for a in page.addresses if not a.startswith(("#", "data:"))] == []
+    assert "default-src 'none'" in html.unescape(report(RECORDS[kind]())[:2000])
+
+
+def test_a_picture_from_elsewhere_is_not_loaded() -> None:
+    record = transport_record()
+    record["examples"]["shown"][0]["input"] = {"image": {"image": "https://example.org/track.png"}}
+    assert "example.org" not in report(record)
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+def test_the_same_record_gives_the_same_bytes_and_under_six_megabytes(kind: str) -> None:
+    page = report(RECORDS[kind]())
+    assert page == report(json.loads(json.dumps(RECORDS[kind]())))
+    assert len(page.encode()) < 6_000_000
+    assert page.count("plotly.js v") == 1  # once, however many figures
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+def test_figures_are_what_plotly_takes(kind: str) -> None:
+    import plotly.graph_objects as go
+
+    figures = Reader(report(RECORDS[kind]())).figures
+    assert len(figures) >= 2
+    for figure in figures:
+        assert go.Figure(figure).data  # raises for an unknown or wrong property
+        for trace in figure["data"]:
+            assert len(trace["x"]) > 0
+
+
+def test_a_record_of_another_version_or_kind_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "gradfix.json").write_text(json.dumps({**transport_record(), "version": 2}))
+    with pytest.raises(
+        GradfixError, match=r"gradfix\.json: gradfix-transport of version 2, this gradfix reads 1"
+    ):
+        report_of(tmp_path)
+    (tmp_path / "gradfix.json").write_text(json.dumps({"gradfix": "0.1.0", "applied": {}}))
+    with pytest.raises(GradfixError, match=r"expected a record of gradfix .*, found format None"):
+        report_of(tmp_path)
+    (tmp_path / "gradfix.json").write_text('{"format": ')
+    with pytest.raises(GradfixError, match="not readable as JSON"):
+        report_of(tmp_path)
+    (tmp_path / "gradfix.json").write_text(
+        json.dumps({**transport_record(), "judgement": {"gain": 3, "base": 1}})
+    )
+    with pytest.raises(GradfixError, match=r"gradfix\.json: damaged"):
+        report_of(tmp_path)
+    (tmp_path / "gradfix.json").unlink()
+    with pytest.raises(GradfixError, match=r"expected one of demo\.json, .*found none"):
+        report_of(tmp_path)
+
+
+def test_every_section_is_there_once() -> None:
+    sections = Reader(report(transport_record())).sections
+    assert sections == [
+        "results", "advice", "method", "alpha", "steps", "examples", "coverage", "votes", "alignment", "format",
+        "cost", "inputs",
+    ]  # fmt: skip
+    assert {"comparison", "close"} < set(Reader(report(demo_record())).sections)
+    assert Reader(report(comparison_record())).sections == ["comparison", "retention", "cost", "inputs"]
+
+
+SECTIONS = sorted(set(transport_record()) - {"format", "version"})
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sets(st.sampled_from(SECTIONS)))
+def test_what_is_missing_is_left_out(absent: set[str]) -> None:
+    record = {key: value for key, value in transport_record().items() if key not in absent}
+    page = PAGES["gradfix-transport"](record)
+    names = {section.name for section in page.sections}
+    for key, section in (("examples", "examples"), ("alignment", "alignment"), ("method", "method")):
+        assert (section in names) == (key not in absent)
+    assert all(section.lead or section.parts for section in page.sections)
+    assert page.verdict.headline
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32))
+def test_a_record_with_holes_gives_a_page_or_a_refusal(seed: int) -> None:
+    record = copy.deepcopy(transport_record())
+    draw = random.Random(seed)
+    where: Any = record
+    for _ in range(draw.randint(1, 4)):
+        keys = [key for key, value in where.items() if isinstance(value, dict) and value and key != "tensors"]
+        if not keys:
+            break
+        where = where[draw.choice(keys)]
+    key = draw.choice([key for key in where if key not in {"format", "version"}])
+    where[key] = draw.choice([None, 3, "text", [], {}])
+    try:
+        assert report(record).startswith("<!doctype html>")
+    except GradfixError as error:
+        assert "damaged" in str(error)  # noqa: PT017 - either is right
+
+
+@pytest.mark.parametrize(
+    ("gain", "over", "says"),
+    [
+        (
+            interval(0.1, 0.03),
+            interval(0.05, 0.02),
+            "About 50 % of the gain comes from the source fine-tune; the rest",
+        ),
+        (
+            interval(0.1, 0.03),
+            interval(0.01, 0.02),
+            "About 10 % of the gain comes from the source fine-tune, within",
+        ),
+        (interval(0.1, 0.03), interval(0.12, 0.02), "About 100 % of the gain"),
+        (interval(0.01, 0.03), interval(0.01, 0.02), "can't be told apart"),
+        (interval(-0.1, 0.03), interval(-0.01, 0.02), "10.0 points worse"),
+        (interval(0.1, None), interval(0.1, None), "can be chance"),
+    ],
+)
+def test_the_verdict_says_how_much_how_sure_and_from_where(gain: Any, over: Any, says: str) -> None:
+    record = transport_record()
+    record["judgement"] = {**record["judgement"], "gain": gain, "over_control": over}
+    verdict = transport_verdict(record)
+    assert says in " ".join((verdict.headline, *verdict.beside)).replace("\N{NARROW NO-BREAK SPACE}", " ")
+    assert verdict.headline.count(". ") == 0  # one sentence, to be quoted
+    share = share_from_source(record["judgement"])
+    assert share is None or 0 <= share <= 1
+
+
+def test_the_verdict_without_test_data_is_the_records_own() -> None:
+    record = {**transport_record(), "judgement": None, "verdict": "On 8 samples it fell; give --test data."}
+    assert transport_verdict(record).headline == "On 8 samples it fell."
+    assert transport_verdict(record).beside == ("Give --test data.",)
+
+
+def test_the_verdict_of_a_comparison_is_at_the_largest_budget() -> None:
+    verdict = comparison_verdict(comparison_record()["rows"], "accuracy")
+    assert verdict.headline.startswith("With 5 labelled samples a class")
+    assert any("Few-shot fine-tuning" in sentence for sentence in verdict.beside)
+    assert comparison_verdict([], "accuracy").headline == "How the methods compare."
+
+
+def test_report_writes_what_the_output_already_has(tmp_path: Path) -> None:
+    (tmp_path / "comparison.json").write_text(json.dumps(comparison_record()))
+    result = gradfix("report", tmp_path, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert (tmp_path / "report.html").read_text() == report(comparison_record())
+    assert json.loads(result.stdout)["output"] == str(tmp_path / "report.html")
+    assert gradfix("report", tmp_path / "nowhere").exit_code == 1
+
+
+def test_json_in_a_script_reads_back() -> None:
+    value = {"text": "</script><!-- & \u2028", "n": [1.5, float("nan"), None]}
+    written = embedded_json(value)
+    assert not set("<>&") & set(written)
+    assert json.loads(written) == {"text": "</script><!-- & \u2028", "n": [1.5, None, None]}
+    assert tag("p", "<b>", Html("<i>"), title='"><x') == '<p title="&quot;&gt;&lt;x">&lt;b&gt;<i></p>'
+
+
+def test_card_figures_are_small_and_the_same_every_time() -> None:
+    first, again = card_figures(transport_record()), card_figures(transport_record())
+    assert sorted(first) == ["gradfix-alpha.png", "gradfix-results.png"]
+    assert first == again
+    assert all(len(content) < 60_000 for content in first.values())
+    assert card_figures({"judgement": None, "alpha": {"curve": []}}) == {}
