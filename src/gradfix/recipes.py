@@ -417,6 +417,15 @@ class CompareRecipe(TaskRecipe):
     overwrite: Overwrite = False
 
 
+class InspectRecipe(Recipe):
+    """Tell what is in a file: votes, a task vector, a transport's output or any checkpoint."""
+
+    command: ClassVar[str] = "inspect"
+    file: Annotated[
+        Path, Field(description="votes, task vector, output folder", json_schema_extra={"argument": True})
+    ]
+
+
 class ReportRecipe(Recipe):
     """Make the report of a result again: one page that opens offline."""
 
