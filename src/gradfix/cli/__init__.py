@@ -11,6 +11,7 @@ for _name in (
     "demo",
     "diff",
     "evaluate",
+    "inspect",
     "lab",
     "report",
     "run",

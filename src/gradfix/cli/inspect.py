@@ -1,0 +1,60 @@
+"""``gradfix inspect``: what is in a file."""
+
+from typing import Any
+
+from gradfix.cli.command import command
+from gradfix.cli.console import Console
+from gradfix.recipes import InspectRecipe
+
+
+@command(InspectRecipe)
+def inspect(recipe: InspectRecipe, console: Console) -> None:
+    """Print facts of the whole, and a line a block of the network; `--json` has each tensor."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from gradfix.inspection import by_block
+    from gradfix.inspection import inspect as look
+
+    found = look(recipe.file)
+    console.say(f"{found.path}: {found.kind}")
+    for name, fact in found.facts.items():
+        shown = _fact(fact)
+        if shown:
+            console.say(f"  {name}: {shown}")
+    blocks = by_block(found.tensors)
+    keys = [key for key in _COLUMNS if any(block.value(key) is not None for block in blocks)]
+    table = Table("layer", "tensors", "elements", *(_COLUMNS[key] for key in keys))
+    for block in blocks:
+        cells = [_number(key, block.value(key)) for key in keys]
+        table.add_row(Text(block.name), str(block.tensors), f"{block.elements:,}", *cells)
+    console.show(table)
+    if found.advice:
+        console.say(found.advice)
+    console.result(found.to_json())
+
+
+_COLUMNS = {"norm": "norm", "kept": "kept", "norm_kept": "norm kept", "ties": "ties", "margin": "margin"}
+
+
+def _number(key: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if key.startswith("norm") else f"{value:.1%}"
+
+
+def _fact(fact: Any) -> str:
+    """Say a fact in a line: the many of a list or an object by their number and the first few."""
+    if fact is None or fact in ([], {}, ""):
+        return ""
+    if isinstance(fact, bool | int):
+        return f"{fact:,}"
+    if isinstance(fact, float):
+        return f"{fact:.4g}"
+    if isinstance(fact, dict):
+        shown = ", ".join(f"{key} {_fact(value) or '–'}" for key, value in list(fact.items())[:6])
+        return shown + (f" and {len(fact) - 6} more" if len(fact) > 6 else "")
+    if isinstance(fact, list):
+        shown = ", ".join(_fact(value) for value in fact[:4])
+        return shown + (f" and {len(fact) - 4} more" if len(fact) > 4 else "")
+    return str(fact)
