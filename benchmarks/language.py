@@ -31,7 +31,7 @@ LABELS = (
     "networkx.algorithms", "sympy.physics", "sympy.geometry", "pandas.io",
 )  # fmt: skip
 SENTENCES_A_CLASS = 300
-TEST_SENTENCES = 600  # each of the dozen methods is measured on them for every draw
+TEST_SENTENCES = 300  # each of the dozen methods is measured on them for every draw
 RELEASE_STEPS = 700
 BUDGETS, SEEDS = (1, 2, 5, 10), 3
 QUICK_BUDGETS, QUICK_SEEDS = (1, 5), 1

@@ -82,6 +82,56 @@ def test_fine_tuning_lowers_the_loss_and_its_settings_are_chosen_on_held_out_sam
     assert model.evaluate(work.rows).loss == pytest.approx(start, rel=1e-6)
 
 
+def test_steps_of_few_shot_fine_tuning_take_few_samples_and_all_in_turn(
+    work: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, rows = loaded(work), [{**row, "place": place} for place, row in enumerate(tiny.texts(20, seed=5))]
+    seen: list[list[int]] = []
+    encode = model.encode
+    monkeypatch.setattr(
+        model, "encode", lambda part: (seen.append([row["place"] for row in part]), encode(part))[1]
+    )
+
+    def tuned(seed: int) -> dict[str, torch.Tensor]:
+        for _ in finetune(model, rows, learning_rate=1e-3, stops=[4], seed=seed):
+            pass
+        found = state(model)
+        model.restore()
+        return found
+
+    first = tuned(0)
+    assert [len(part) for part in seen] == [10, 10, 10, 10]
+    rounds = [seen[0] + seen[1], seen[2] + seen[3]]
+    assert all(sorted(places) == list(range(20)) for places in rounds)
+    assert rounds[0] != rounds[1]
+    assert same(first, tuned(0))
+    assert not same(first, tuned(1))
+    seen.clear()
+    del rows[16:]
+    tuned(0)
+    assert seen == [list(range(16))]  # one batch, encoded once
+
+
+def test_a_step_moves_along_the_mean_loss_of_its_samples(work: Job) -> None:
+    model = loaded(work)
+    plain = torch.optim.AdamW(model.trainable(), lr=1e-3, weight_decay=0.0)
+    for _ in range(2):
+        plain.zero_grad()
+        encoded = model.encode(work.rows)
+        losses = torch.cat([model.task.loss(model.model, batch) for batch in encoded.batches])
+        losses.mean().backward()  # type: ignore[no-untyped-call]
+        plain.step()
+    plain.zero_grad()
+    expected = state(model)
+    model.restore()
+    for _ in finetune(model, work.rows, learning_rate=1e-3, stops=[2]):
+        for name, tensor in state(model).items():
+            if not name.endswith(
+                "key.bias"
+            ):  # no loss depends on it: its steps have the signs of rounding errors
+                torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=2e-5)
+
+
 def test_a_shuffled_vector_has_the_same_values_in_other_places_whatever_rows_are_read() -> None:
     tau = vector(w=torch.randn(40, 7), v=torch.randn(5))
     control = shuffled(tau, seed=1)

@@ -1,20 +1,27 @@
 """What a transport is measured against: naive addition, a shuffled control, few-shot fine-tuning, and oracles."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import repeat
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gradfix.checkpoints import TensorSpec
+from gradfix.evaluation import EncodedRows
 from gradfix.masks import mask
 from gradfix.sources import Expression
 from gradfix.target_model import TargetModel
 from gradfix.vectors import TaskVector
 from gradfix.votes import Votes
+
+TRAINING_BATCH = 16
+FUSED_DEVICES = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -37,11 +44,14 @@ class Shuffled(Expression):
         """Read rows of the permuted tensor."""
         if name not in self._last:
             digest = hashlib.sha256(f"{self.seed}\0{name}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-            whole = self.of.read(name)
-            order = torch.randperm(whole.numel(), generator=generator)
-            self._last.clear()
-            self._last[name] = whole.flatten()[order].view(whole.shape)
+            self._last.clear()  # before the next one is made: no two are held
+            spec = self.specs[name]
+            values = torch.empty(spec.shape)
+            for block in spec.row_blocks():
+                (values if block is None else values[block]).copy_(self.of.read(name, block))
+            # In place: positions to gather from would take twice the tensor's memory, or four times in 64 bits.
+            np.random.default_rng(int.from_bytes(digest[:8], "little")).shuffle(values.view(-1).numpy())
+            self._last[name] = values
         return self._last[name] if rows is None else self._last[name][rows]
 
 
@@ -100,12 +110,12 @@ class FewShot:
     Attributes:
         folds: Each trains anew with every learning rate, so fewer are faster.
         learning_rates: Of AdamW.
-        steps: Full-batch steps; not training at all is always a candidate, too.
+        steps: Steps of at most 16 samples; not training at all is always a candidate, too.
     """
 
     folds: int = 2
     learning_rates: tuple[float, ...] = (1e-4, 3e-4)
-    steps: tuple[int, ...] = (5, 15, 40)
+    steps: tuple[int, ...] = (5, 15, 40, 100)
 
 
 @dataclass(frozen=True)
@@ -114,7 +124,7 @@ class FineTuning:
 
     Attributes:
         learning_rate: Of AdamW.
-        steps: Full-batch steps; 0 where not training at all was best.
+        steps: Steps of at most 16 samples; 0 where not training at all was best.
         loss: Mean held-out loss with them.
     """
 
@@ -126,31 +136,35 @@ class FineTuning:
 def finetune(
     target: TargetModel, rows: Sequence[Any], *, learning_rate: float, stops: Sequence[int], seed: int = 0
 ) -> Iterator[int]:
-    """Fine-tune the model in place with AdamW on full batches, and pause at the given step counts.
+    """Fine-tune the model in place with AdamW on batches of at most 16 samples, and pause at the given step counts.
 
     Args:
         target: The model, wherever it stands; the caller restores it.
-        rows: The samples to train on.
+        rows: The samples to train on; up to 16 are one batch, more are dealt anew each time round.
         learning_rate: Of AdamW, without decay of weights: a few steps are no place for it.
         stops: Step counts at which to pause.
-        seed: For models that draw at random; dropout is off, as for votes.
+        seed: Of the order of samples, and for models that draw at random; dropout is off, as for votes.
 
     Yields:
         The number of steps done, at each stop.
     """
     torch.manual_seed(seed)
-    encoded = target.encode(rows)
+    batches = _batches(target, rows, seed)
     parameters = target.trainable()
     needed = {id(parameter): parameter.requires_grad for parameter in target.model.parameters()}
     trained = {id(parameter) for parameter in parameters}
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
+    # One pass over weights, gradients and moments; step by step it takes as long as the gradients of a small batch.
+    fused = all(parameter.device.type in FUSED_DEVICES for parameter in parameters)
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0, fused=fused)
     try:
         for parameter in target.model.parameters():
             parameter.requires_grad_(id(parameter) in trained)
         for step in range(1, max(stops) + 1):
             optimizer.zero_grad()
-            for batch in encoded.batches:
-                (target.task.loss(target.model, batch).sum() / len(rows)).backward()  # type: ignore[no-untyped-call]
+            encoded = next(batches)
+            samples = sum(map(len, encoded.positions))
+            for part in encoded.batches:
+                (target.task.loss(target.model, part).sum() / samples).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             if step in stops:
                 yield step
@@ -158,6 +172,17 @@ def finetune(
         optimizer.zero_grad()
         for parameter in target.model.parameters():
             parameter.requires_grad_(needed[id(parameter)])
+
+
+def _batches(target: TargetModel, rows: Sequence[Any], seed: int) -> Iterator[EncodedRows]:
+    """Deal rows into batches of even sizes without end, in a new order each time round."""
+    count = math.ceil(len(rows) / TRAINING_BATCH)
+    if count == 1:
+        yield from repeat(target.encode(rows))
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        for places in torch.randperm(len(rows), generator=generator).tensor_split(count):
+            yield target.encode([rows[place] for place in places.tolist()])
 
 
 def choose_finetuning(

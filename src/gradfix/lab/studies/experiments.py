@@ -24,7 +24,7 @@ VOTERS = (1, 3, 9, 27, 81, 243)
 """Odd, so that few coordinates tie."""
 
 FEW_SHOT_RATES = (1e-4, 3e-4)
-FEW_SHOT_STEPS = (5, 15, 40)
+FEW_SHOT_STEPS = (5, 15, 40, 100)
 MANY = 50
 """From more samples than this, few-shot fine-tuning chooses its settings on two folds instead of four."""
 
