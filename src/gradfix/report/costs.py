@@ -11,8 +11,10 @@ from gradfix.report.numbers import duration, size
 STAGES = {
     "check": "check the inputs",
     "read data": "read the data",
+    "observe the source": "look at the tuned source",
     "load": "load the new base",
     "choose samples": "choose samples",
+    "align": "align the source",
     "vote and choose α": "vote and choose α",
     "certify": "certify the first-order change",
     "judge": "judge beside the control",

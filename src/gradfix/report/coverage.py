@@ -97,7 +97,8 @@ def _chance(record: Mapping[str, Any]) -> float | None:
     """Tell what a mask of agreeing signs would keep of a vector that has nothing to do with the votes."""
     ties = (record.get("votes") or {}).get("tie_rate")
     strategy = (record.get("recipe") or {}).get("mask")
-    if ties is None or strategy not in {"agreement", "soft"} or record.get("method") is not None:
+    method = (record.get("method") or {}).get("name", "gradfix")
+    if ties is None or strategy not in {"agreement", "soft"} or method != "gradfix" or record.get("steps"):
         return None
     return float((1 - ties) / 2)
 
