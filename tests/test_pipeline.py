@@ -39,6 +39,7 @@ class Job:
 
     def run(self, output: Path, **options: Any) -> Transported:
         places = {f"{kind}": str(path) for kind, path in self.models.items()}
+        options = {"method": "gradfix", **options}
         return transport(**{**places, "task": self.task, "support": self.rows, "output": output, **options})
 
 

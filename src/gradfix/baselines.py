@@ -134,7 +134,13 @@ class FineTuning:
 
 
 def finetune(
-    target: TargetModel, rows: Sequence[Any], *, learning_rate: float, stops: Sequence[int], seed: int = 0
+    target: TargetModel,
+    rows: Sequence[Any],
+    *,
+    learning_rate: float,
+    stops: Sequence[int],
+    seed: int = 0,
+    head: bool = True,
 ) -> Iterator[int]:
     """Fine-tune the model in place with AdamW on batches of at most 16 samples, and pause at the given step counts.
 
@@ -144,13 +150,14 @@ def finetune(
         learning_rate: Of AdamW, without decay of weights: a few steps are no place for it.
         stops: Step counts at which to pause.
         seed: Of the order of samples, and for models that draw at random; dropout is off, as for votes.
+        head: Train a head that τ does not cover, too.
 
     Yields:
         The number of steps done, at each stop.
     """
     torch.manual_seed(seed)
     batches = _batches(target, rows, seed)
-    parameters = target.trainable()
+    parameters = target.trainable(head=head)
     needed = {id(parameter): parameter.requires_grad for parameter in target.model.parameters()}
     trained = {id(parameter) for parameter in parameters}
     # One pass over weights, gradients and moments; step by step it takes as long as the gradients of a small batch.

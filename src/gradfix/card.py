@@ -27,7 +27,7 @@ def model_card(record: Mapping[str, Any], figures: Collection[str] = ()) -> str:
     Returns:
         Markdown with the Hub's metadata on top. ``base_model`` is left out for a model that is only on a disk.
     """
-    inputs, recipe, alpha = record["inputs"], record["recipe"], record["alpha"]
+    inputs, recipe, _alpha = record["inputs"], record["recipe"], record["alpha"]
     metadata: dict[str, Any] = {
         "library_name": "transformers",
         "tags": ["gradfix", "task-arithmetic", "model-merging"],
@@ -54,13 +54,7 @@ def model_card(record: Mapping[str, Any], figures: Collection[str] = ()) -> str:
         *_picture(figures, ALPHA_FILE, "Loss along the scale of the update, with the chosen point"),
         "## How it was made",
         "",
-        f"With [GradFix](https://arxiv.org/abs/2510.09658) as implemented by gradfix {record['versions']['gradfix']}: "
-        f"the task vector between `{_name(inputs['source_base']['location'])}` and "
-        f"`{_name(inputs['source_tuned']['location'])}` was masked by the gradient signs of "
-        f"{record['votes']['samples']} labelled samples at `{_name(inputs['target_base']['location'])}` "
-        f"(`{record['votes']['vote']}` vote, `{recipe['mask']}` mask"
-        + ("" if kept is None else f", {kept:.1%} of the coordinates kept")
-        + f") and added with α = {alpha['alpha']:g} ({alpha['chosen_on']}).",
+        _how(record, kept),
         "",
         f"The loss on these samples changes at first by {record['certificate']['slope']:.4g} per unit of α, "
         "as the gradient predicts; `report.html` shows every measured step and what was kept of each layer on one "
@@ -101,3 +95,24 @@ def _is_hub_id(location: str) -> bool:
 def _name(location: str) -> str:
     """What to call a model: a Hub id whole, a path by its last part, so that no machine's folders get into a card."""
     return location if _is_hub_id(location) else os.path.basename(location.rstrip("/")) or location
+
+
+def _how(record: Mapping[str, Any], kept: float | None) -> str:
+    """Tell in a paragraph how the model was made: what was added to the target, and what chose it."""
+    inputs, alpha, votes = record["inputs"], record["alpha"], record["votes"]
+    source = f"`{_name(inputs['source_base']['location'])}` and `{_name(inputs['source_tuned']['location'])}`"
+    target = f"`{_name(inputs['target_base']['location'])}`"
+    text = (
+        f"With [GradFix](https://arxiv.org/abs/2510.09658) as implemented by gradfix {record['versions']['gradfix']}: "
+        f"the task vector between {source} was "
+    )
+    if record.get("alignment"):
+        text += f"carried over by {record['alignment']['method']} of activations on {record['alignment']['inputs']} inputs, "
+    if votes is not None:
+        text += f"masked by the gradient signs of {votes['samples']} labelled samples at {target} ("
+        text += f", `{record['recipe']['mask']}` mask" if record["recipe"].get("method") != "auto" else ""
+        text += "" if kept is None else f", {kept:.1%} of the coordinates kept"
+        text += ") and "
+    text += f"added with α = {alpha['alpha']:g} ({alpha['chosen_on']})."
+    method = record.get("method")
+    return text + (f" Of {len(method['candidates'])} methods tried, {method['why']}" if method else "")

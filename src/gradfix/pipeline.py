@@ -6,25 +6,25 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import gradfix
-from gradfix.baselines import shuffled
 from gradfix.card import model_card
 from gradfix.checkpoints import Checkpoint
 from gradfix.compatibility import Compatibility, check
 from gradfix.data import origin, row_hash
+from gradfix.decision import Decision, decide, standing_ground
 from gradfix.descent import Certificate, certify
 from gradfix.errors import GradfixError
 from gradfix.evaluation import Evaluation
 from gradfix.examples import changed_examples
 from gradfix.judgement import Judgement, judge, verdict
-from gradfix.masks import mask
+from gradfix.observation import look_at_source
 from gradfix.placement import own_weights, place
 from gradfix.preparation import (
     Rows,
@@ -45,8 +45,7 @@ from gradfix.recipes import (
 )
 from gradfix.report import REPORT_FILE, report
 from gradfix.report.static import card_figures
-from gradfix.scaling import FOLDS, GRID, AlphaChoice, FoldedVotes, choose_alpha, cross_fit, split_folds
-from gradfix.scratch import Scratch
+from gradfix.scaling import AlphaChoice
 from gradfix.target_model import TargetModel
 from gradfix.tasks import ModelTask, get_task
 from gradfix.update import Applied, apply
@@ -93,6 +92,8 @@ def transport(
     support: str | Path | Rows | None = None,
     validation: str | Path | Rows | None = None,
     test: str | Path | Rows | None = None,
+    unlabelled: str | Path | Rows | None = None,
+    align_data: str | Path | Rows | None = None,
     progress: Progress = silent,
     **options: Any,
 ) -> Transported:
@@ -101,6 +102,8 @@ def transport(
     Args:
         task: A task's name, or a task of your own.
         support: The labelled samples, as a location or as rows; or give ``data`` and ``samples_per_class``.
+        unlabelled: Inputs that the tuned source labels, likewise.
+        align_data: Inputs to align on, likewise.
         validation: Labelled data to choose α on; without it the support set is cross-fitted.
         test: Labelled data to judge the result on; nothing is chosen there.
         progress: Told what is being done.
@@ -110,7 +113,13 @@ def transport(
     Returns:
         What was written and measured.
     """
-    given: dict[str, Any] = {"support": support, "validation": validation, "test": test}
+    given: dict[str, Any] = {
+        "support": support,
+        "validation": validation,
+        "test": test,
+        "unlabelled": unlabelled,
+        "align_data": align_data,
+    }
     rows = {
         name: value
         for name, value in given.items()
@@ -172,89 +181,106 @@ def run_transport(
         for held in judged.values():
             if held is not None:
                 task.check(held)
-    with clock.stage("load"):
-        model = TargetModel.load(
-            task,
-            target,
-            placement,
-            device=recipe.device,
-            dtype=getattr(torch, recipe.dtype) if recipe.dtype else None,
-            batch_size=recipe.batch_size,
-            strict=recipe.strict,
-            trust_remote_code=recipe.trust_remote_code,
-        )
-        describe_head(placement.vector, model)
-    with clock.stage("choose samples"):
-        support = choose_support(model, pool, **recipe.drawing())
-    with clock.stage("vote and choose α"):
-        use_head(model, recipe.head, support)
-        model.require_weights()
-        choice, votes = _choose(model, recipe, support, judged["validation"], progress)
-        delta = mask(model.vector, votes, strategy=recipe.mask, seed=recipe.seed)
-    with Scratch() as scratch:
-        # From a mask of its own: `delta` counts what it keeps while it is read, so only writing may read it.
-        with clock.stage("certify"):
-            tried = scratch.keep(mask(model.vector, votes, strategy=recipe.mask, seed=recipe.seed))
-            certificate = certify(model, tried, support, choice.alpha)
-        with clock.stage("judge"):
-            judgement = _judged(model, tried, votes, choice.alpha, judged, recipe, progress)
-    record: dict[str, Any] = {
-        "format": "gradfix-transport",
-        "version": FORMAT_VERSION,
-        "versions": versions(),
-        "verdict": verdict(choice, judgement),
-        "recipe": recipe.model_dump(mode="json"),
-        "inputs": {
-            name: {"location": checkpoint.location, "sha256": checkpoint.digest()}
-            for name, checkpoint in (("source_base", base), ("source_tuned", tuned), ("target_base", target))
-        },
-        "check": found.to_json(),
-        "support": [
-            {"row": origin(row, number), "sha256": row_hash(row, used_columns(task, row))}
-            for number, row in enumerate(support)
-        ],
-        "votes": votes_facts(votes),
-        "silent_parameters": model.silent_parameters,
-        "alpha": choice.to_json(),
-        "certificate": certificate.to_json(),
-        "judgement": judgement.to_json() if judgement else None,
+    loading: dict[str, Any] = {
+        "device": recipe.device,
+        "batch_size": recipe.batch_size,
+        "strict": recipe.strict,
+        "trust_remote_code": recipe.trust_remote_code,
     }
-    if judgement is not None:
-        rows_judged = judged[judgement.data]
-        assert rows_judged is not None
-        record["examples"] = changed_examples(
-            task, rows_judged, judgement.base, judgement.transported, limit=recipe.examples
-        )
-
-    def companions(applied: Applied) -> dict[str, bytes]:
-        record["applied"] = applied.to_json()
-        record["seconds"] = clock.seconds
-        record["peak_memory_bytes"] = peak_memory()
-        written = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-        figures = card_figures(record)
-        return {
-            **figures,
-            RECORD_FILE: written.encode(),
-            # From the text, so that `gradfix report` makes the same page of the file.
-            REPORT_FILE: report(json.loads(written)).encode(),
-            "recipe.yaml": recipe.dump().encode(),
-            "README.md": model_card(record, figures).encode(),
+    with ExitStack() as stack:
+        sight = None
+        if recipe.align != "none" or recipe.unlabelled is not None:
+            with clock.stage("observe the source"):
+                sight = look_at_source(recipe, base, tau, target, task, pool, rows, stack, loading, progress)
+        with clock.stage("load"):
+            dtype = getattr(torch, recipe.dtype) if recipe.dtype else None
+            model = TargetModel.load(task, target, placement, dtype=dtype, **loading)
+            describe_head(placement.vector, model)
+        with clock.stage("choose samples"):
+            support = choose_support(model, pool, **recipe.drawing())
+        with clock.stage("align"):
+            use_head(model, recipe.head, support)
+            model.require_weights()
+            wanted = any(held is not None for held in judged.values())
+            aligned = sight.align(model, control=wanted) if sight is not None else None
+        more = sight.labelled(task) if sight is not None else ()
+        ground = stack.enter_context(standing_ground(model, support, recipe, more=more, progress=progress))
+        with clock.stage("vote and choose α"):
+            decision = decide(
+                ground, recipe, validation=judged["validation"], aligned=aligned, progress=progress
+            )
+        # From a copy: `delta` counts what its mask keeps while it is read, so only writing may read it.
+        delta, choice = decision.delta, decision.alpha
+        with clock.stage("certify"):
+            tried = replace(decision, delta=ground.scratch.keep(decision.again(ground)))
+            certificate = certify(model, tried.delta, support, choice.alpha)
+        with clock.stage("judge"):
+            judgement = _judged(model, tried, judged, progress)
+        record: dict[str, Any] = {
+            "format": "gradfix-transport",
+            "version": FORMAT_VERSION,
+            "versions": versions(),
+            "verdict": verdict(choice, judgement),
+            "recipe": recipe.model_dump(mode="json"),
+            "inputs": {
+                name: {"location": checkpoint.location, "sha256": checkpoint.digest()}
+                for name, checkpoint in (
+                    ("source_base", base),
+                    ("source_tuned", tuned),
+                    ("target_base", target),
+                )
+            },
+            "check": found.to_json(),
+            "support": [
+                {"row": origin(row, number), "sha256": row_hash(row, used_columns(task, row))}
+                for number, row in enumerate(support)
+            ],
+            "votes": votes_facts(decision.votes) if decision.votes is not None else None,
+            "silent_parameters": model.silent_parameters,
+            "method": decision.method,
+            "alignment": aligned.to_json() if aligned is not None else None,
+            "observation": sight.to_json(task) if sight is not None else None,
+            "steps": decision.steps,
+            "alpha": choice.to_json(),
+            "certificate": certificate.to_json(),
+            "judgement": judgement.to_json() if judgement else None,
         }
+        if judgement is not None:
+            rows_judged = judged[judgement.data]
+            assert rows_judged is not None
+            record["examples"] = changed_examples(
+                task, rows_judged, judgement.base, judgement.transported, limit=recipe.examples
+            )
 
-    with clock.stage("write"):
-        applied = apply(
-            delta,
-            target,
-            alpha=choice.alpha,
-            output=recipe.output,
-            **recipe.writing(),
-            heads=model.head_tensors(),
-            companions=companions,
-            progress=progress,
+        def companions(applied: Applied) -> dict[str, bytes]:
+            record["applied"] = applied.to_json()
+            record["seconds"] = clock.seconds
+            record["peak_memory_bytes"] = peak_memory()
+            written = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+            figures = card_figures(record)
+            return {
+                **figures,
+                RECORD_FILE: written.encode(),
+                # From the text, so that `gradfix report` makes the same page of the file.
+                REPORT_FILE: report(json.loads(written)).encode(),
+                "recipe.yaml": recipe.dump().encode(),
+                "README.md": model_card(record, figures).encode(),
+            }
+
+        with clock.stage("write"):
+            applied = apply(
+                delta,
+                target,
+                alpha=choice.alpha,
+                output=recipe.output,
+                **recipe.writing(),
+                heads=model.head_tensors(),
+                companions=companions,
+                progress=progress,
+            )
+        return Transported(
+            str(recipe.output), choice, certificate, judgement, applied, found, clock.seconds, record
         )
-    return Transported(
-        str(recipe.output), choice, certificate, judgement, applied, found, clock.seconds, record
-    )
 
 
 def count(recipe: VotesRecipe, *, progress: Progress = silent) -> tuple[Votes, dict[str, Any]]:
@@ -330,70 +356,24 @@ def measure(recipe: EvaluateRecipe, *, progress: Progress = silent) -> Evaluatio
     return model.evaluate(rows, progress=progress)
 
 
-def _choose(
-    model: TargetModel, recipe: TransportRecipe, support: Rows, validation: Rows | None, progress: Progress
-) -> tuple[AlphaChoice, Votes]:
-    candidates = recipe.alphas()
-    fixed = candidates[0] if candidates is not None and len(candidates) == 1 else None
-    crossing = fixed is None and validation is None
-    folds = (
-        split_folds(model.task.classes(support), FOLDS, recipe.seed)
-        if crossing
-        else [list(range(len(support)))]
-    )
-    if crossing and len(folds) < 2:
-        raise GradfixError(
-            "one sample is too few to choose α on; give --validation, more samples, or --alpha NUMBER"
-        )
-
-    def direction(votes: Votes) -> TaskVector:
-        return mask(model.vector, votes, strategy=recipe.mask, seed=recipe.seed)
-
-    with FoldedVotes(
-        model, support, folds, vote=recipe.vote, seed=recipe.seed, dtype=recipe.votes_dtype, progress=progress
-    ) as folded:
-        votes = folded.all()
-        if fixed is not None:
-            return AlphaChoice(fixed, "given"), votes
-        grid = candidates if candidates is not None else GRID
-        if validation is not None:
-            return (
-                choose_alpha(
-                    model,
-                    [(direction(votes), validation)],
-                    grid=grid,
-                    chosen_on="validation",
-                    progress=progress,
-                ),
-                votes,
-            )
-        choice = cross_fit(
-            model, support, folds, lambda fold: direction(folded.without(fold)), grid=grid, progress=progress
-        )
-        return choice, votes
-
-
 def _judged(
     model: TargetModel,
-    transported: TaskVector,
-    votes: Votes,
-    alpha: float,
+    decision: Decision,
     held: Mapping[str, Rows | None],
-    recipe: TransportRecipe,
     progress: Progress,
 ) -> Judgement | None:
     """Judge on test data, else on validation data, else not at all."""
-    control = mask(shuffled(model.vector, recipe.seed), votes, strategy=recipe.mask, seed=recipe.seed)
     for data in ("test", "validation"):
         rows = held[data]
         if rows is not None:
             return judge(
                 model,
                 rows,
-                transported=transported,
-                control=control,
-                alpha=alpha,
+                transported=decision.delta,
+                control=decision.control,
+                alpha=decision.alpha.alpha,
                 data=data,
+                known=decision.known if data == "validation" else None,
                 progress=progress,
             )
     return None

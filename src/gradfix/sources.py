@@ -202,6 +202,32 @@ class Given(Expression):
 
 
 @dataclass(frozen=True)
+class Padded(Expression):
+    """A source with zeros for the tensors that it lacks of another one."""
+
+    of: TensorSource
+    like: TensorSource
+
+    @cached_property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """The other's tensors."""
+        return self.like.specs
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """Read one range of rows, or make zeros of its shape."""
+        if name in self.of.specs:
+            return self.of.read(name, rows)
+        spec = self.specs[name]
+        # Expanded, not filled: as many zeros as one takes no memory.
+        whole = torch.zeros((), dtype=spec.dtype).expand(spec.shape)
+        return whole if rows is None else whole[rows]
+
+    def tally(self, name: str) -> Tally | None:
+        """Tell what the mask below kept."""
+        return tally_of(self.of, name) if name in self.of.specs else None
+
+
+@dataclass(frozen=True)
 class Checked(Expression):
     """A source of which every block is looked at for NaN and infinity; ``owner`` names it in messages."""
 
@@ -274,7 +300,7 @@ class Sum(Expression):
     def read(self, name: str, rows: slice | None = None) -> Tensor:
         """Add one range of rows of every term."""
         (coefficient, source), *others = self.terms
-        total = source.read(name, rows) * coefficient
+        total = source.read(name, rows) * coefficient  # a copy, whatever the source
         for coefficient, source in others:
             total.add_(source.read(name, rows).mul(coefficient))
         return total

@@ -20,7 +20,7 @@ from gradfix.evaluation import EncodedRows, Evaluation, encode_rows, evaluate
 from gradfix.modules import checkpoint_names
 from gradfix.placement import Placement
 from gradfix.progress import Progress, silent
-from gradfix.sources import Selection, require_finite
+from gradfix.sources import Difference, Given, Selection, require_finite
 from gradfix.tasks import ModelTask
 from gradfix.tasks.running import evaluating
 from gradfix.update import add_scaled
@@ -299,6 +299,19 @@ class TargetModel:
         self._homeless -= values.keys()
         self.restore()
 
+    def displacement(self) -> TaskVector:
+        """Tell how far the model stands from θ_B, as a vector over the parameters that vote.
+
+        Returns:
+            Lazy, and true only as long as the model stays where it is: keep it before moving on.
+        """
+        here = Given(
+            {theirs: self._parameters[name].detach().cpu() for name, theirs in self._covered.items()}
+        )
+        base = Selection(self._target, {theirs: theirs for theirs in self._covered.values()})
+        owners = ("the moved model", self._target.location)
+        return self.vector.derive(Difference(here, base, owners), operation="displacement")
+
     def require_weights(self) -> None:
         """Refuse a model of which some weights are nowhere stored, so that they are still random.
 
@@ -320,13 +333,16 @@ class TargetModel:
         stored = checkpoint_names(self.model)
         return {stored[name]: value for name, value in self._heads.items()}
 
-    def trainable(self) -> list[nn.Parameter]:
+    def trainable(self, *, head: bool = True) -> list[nn.Parameter]:
         """Give what few-shot fine-tuning trains: the parameters that vote, and the head.
+
+        Args:
+            head: Train the head, too; otherwise nothing but what τ covers.
 
         Returns:
             Parameters of the model.
         """
-        names = {*self.task.voters(self.model), *self.task.head(self.model)}
+        names = {*self.task.voters(self.model), *self.task.head(self.model)} if head else self._covered.keys()
         return [parameter for name, parameter in self._parameters.items() if name in names]
 
     def slope(self, delta: TaskVector, rows: Sequence[Any]) -> float:

@@ -10,7 +10,8 @@ DOUBLE_BELOW = 2048
 def procrustes(source: Tensor, target: Tensor) -> Tensor:
     """Find the rotation of centred rows that brings them nearest.
 
-    R = argmin ‖X_A R − X_B‖ over orthogonal R; it is U Vᵀ, where X_Aᵀ X_B = U S Vᵀ. Source: Schönemann, "A generalized solution of the orthogonal Procrustes problem", 1966.
+    R = argmin ‖X_A R − X_B‖ over orthogonal R; it is U Vᵀ, where X_Aᵀ X_B = U S Vᵀ.
+    Source: Schönemann, "A generalized solution of the orthogonal Procrustes problem", 1966.
 
     Args:
         source: X_A, ``[rows, width]``.

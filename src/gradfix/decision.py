@@ -1,0 +1,238 @@
+"""What a transport adds to θ_B: as a recipe says it, or as `methods` chooses it; and the control of the same make."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gradfix.alignment import Aligned
+from gradfix.baselines import shuffled
+from gradfix.errors import GradfixError
+from gradfix.evaluation import Evaluation
+from gradfix.masks import STRATEGIES, mask
+from gradfix.methods import FINETUNE_RATES, Candidate, Choice, choose, measure
+from gradfix.preparation import Rows
+from gradfix.progress import Progress, silent
+from gradfix.recipes import TransportRecipe
+from gradfix.scaling import FOLDS, GRID, AlphaChoice, split_folds
+from gradfix.target_model import TargetModel
+from gradfix.vectors import TaskVector
+from gradfix.votes import Votes
+from gradfix.ways import Along, FineTuned, Ground, Masked, Revoted, Setting, Start, Way
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A direction, how far to go, and what is known of how they were found.
+
+    Attributes:
+        way: How it was made.
+        setting: The candidate of it.
+        delta: δ.
+        control: δ made in the same way from a shuffled τ.
+        alpha: α and its curve.
+        votes: The votes that masked; None where none did.
+        method: What was chosen among what, and why; None where the recipe said it all.
+        steps: Losses of re-voting, step by step; None without it.
+        known: What α·δ gave on the validation data, by α, as far as it was measured.
+    """
+
+    way: Way
+    setting: Setting
+    delta: TaskVector
+    control: TaskVector
+    alpha: AlphaChoice
+    votes: Votes | None
+    method: dict[str, Any] | None
+    steps: list[dict[str, Any]] | None
+    known: Mapping[float, Evaluation]
+
+    def again(self, ground: Ground) -> TaskVector:
+        """Give δ once more, for reading that must not count as what was written.
+
+        Args:
+            ground: On which it was decided.
+
+        Returns:
+            A mask of its own where a mask makes δ, else δ.
+        """
+        return self.delta if self.votes is None else self.way.arrive(ground, self.setting)[0]
+
+
+def standing_ground(
+    model: TargetModel,
+    support: Rows,
+    recipe: TransportRecipe,
+    *,
+    more: Sequence[Any] = (),
+    progress: Progress = silent,
+) -> Ground:
+    """Deal the support set into folds.
+
+    Args:
+        model: The target, at θ_B.
+        support: The labelled samples.
+        recipe: The options.
+        more: Samples that the tuned source labelled.
+        progress: Told the samples counted.
+
+    Returns:
+        The ground to decide on, to be entered.
+
+    Raises:
+        GradfixError: if settings must be chosen on one sample.
+    """
+    crossing = recipe.fixed_alpha() is None and recipe.validation is None
+    folds = split_folds(model.task.classes(support), FOLDS, recipe.seed)
+    if crossing and len(folds) < 2:
+        raise GradfixError(
+            "one sample is too few to choose α on; give --validation, more samples, or --alpha NUMBER"
+        )
+    return Ground(
+        model,
+        support,
+        folds if crossing or recipe.steps > 1 else [list(range(len(support)))],
+        seed=recipe.seed,
+        vote=recipe.vote,
+        dtype=recipe.votes_dtype,
+        more=more,
+        progress=progress,
+    )
+
+
+def decide(
+    ground: Ground,
+    recipe: TransportRecipe,
+    *,
+    validation: Rows | None = None,
+    aligned: Aligned | None = None,
+    progress: Progress = silent,
+) -> Decision:
+    """Find δ and α.
+
+    Args:
+        ground: The model and its samples.
+        recipe: The options.
+        validation: Labelled data to choose on; without it the support set is cross-fitted.
+        aligned: τ in the target's coordinates, where it was aligned.
+        progress: Told what is being tried.
+
+    Returns:
+        The decision; nothing of it was chosen on test data.
+    """
+    tau = ground.model.vector
+    other = shuffled(tau, recipe.seed)
+    swaps = {id(tau): other}
+    if aligned is not None:
+        swaps[id(aligned.vector)] = aligned.control or other
+    encoded = None if validation is None else ground.model.encode(validation)
+    if recipe.method == "auto":
+        choice = choose(
+            ground,
+            aligned.vector if aligned else None,
+            steps=recipe.steps,
+            finetune=recipe.finetune_steps is not None,
+            validation=encoded,
+            progress=progress,
+        )
+    else:
+        choice = _as_told(ground, recipe, aligned, encoded, progress)
+    way, setting = choice.way, choice.candidate.setting
+    delta, alpha = way.arrive(ground, setting)
+    control, _ = way.swapped(lambda vector: swaps.get(id(vector), vector)).arrive(ground, setting)
+    return Decision(
+        way,
+        setting,
+        delta,
+        control,
+        choice.alpha(alpha),
+        way.votes(ground),
+        choice.to_json() if recipe.method == "auto" else None,
+        choice.steps(),
+        choice.candidate.measured,
+    )
+
+
+def _as_told(
+    ground: Ground,
+    recipe: TransportRecipe,
+    aligned: Aligned | None,
+    validation: Any,
+    progress: Progress,
+) -> Choice:
+    """Build the way that the options name; what they leave open is chosen."""
+    vector = aligned.vector if aligned else ground.model.vector
+    grid = recipe.alphas() or GRID
+    way: Way
+    if STRATEGIES[recipe.mask].needs == "nothing":
+        # Drawn or kept without asking anybody, so no vote is counted.
+        way = Along(recipe.mask, _label(recipe), vector=vector, grid=grid)
+        if recipe.mask != "none":
+            way = Along(
+                recipe.mask,
+                _label(recipe),
+                vector=mask(vector, strategy=recipe.mask, seed=recipe.seed),
+                grid=grid,
+            )
+    else:
+        naive = Along("naive", "naive addition", vector=vector, grid=(1.0,))
+        at = Start(naive, {"alpha": 1.0}) if recipe.vote_at == "naive" else Start()
+        way = Masked(
+            recipe.mask,
+            _label(recipe),
+            vector=vector,
+            grid=grid,
+            at=at,
+            strategy=recipe.mask,
+            levels=(recipe.confidence,),
+        )
+    chosen = _settled(ground, way, recipe.fixed_alpha(), validation, progress)
+    if recipe.steps > 1 and isinstance(way, Masked):
+        alpha = chosen.candidate.setting["alpha"]
+        way = Revoted(
+            "re-voted",
+            f"{way.label} in {recipe.steps} steps",
+            vector=vector,
+            step=alpha / recipe.steps,
+            count=recipe.steps,
+            strategy=recipe.mask,
+            level=recipe.confidence,
+        )
+        told = {"alpha": alpha, "steps": float(recipe.steps)} if recipe.fixed_alpha() is not None else None
+        chosen = _settled(ground, way, told, validation, progress)
+    if recipe.finetune_steps:
+        way = FineTuned(
+            "fine-tuned",
+            f"{chosen.way.label}, then {recipe.finetune_steps} steps of fine-tuning",
+            start=Start(chosen.way, chosen.candidate.setting),
+            rates=FINETUNE_RATES,
+            stops=(recipe.finetune_steps,),
+        )
+        told = (
+            {"learning_rate": FINETUNE_RATES[-1], "finetune_steps": float(recipe.finetune_steps)}
+            if recipe.fixed_alpha() is not None
+            else None
+        )
+        chosen = _settled(ground, way, told, validation, progress)
+    return chosen
+
+
+def _settled(
+    ground: Ground,
+    way: Way,
+    told: float | dict[str, float] | None,
+    validation: Any,
+    progress: Progress,
+) -> Choice:
+    """Take the setting that was given, or choose it."""
+    if told is not None:
+        setting = told if isinstance(told, dict) else {"alpha": told}
+        if isinstance(way, Masked) and way.strategy == "confident":
+            setting = {**setting, "level": way.levels[0]}
+        return Choice(way, Candidate.given(way, setting), (), "given", "given")
+    candidate = measure(ground, way, validation=validation, progress=progress)
+    chosen_on = "cross-fit" if validation is None else "validation"
+    return Choice(way, candidate, (candidate,), "the smallest loss", chosen_on)
+
+
+def _label(recipe: TransportRecipe) -> str:
+    return {"none": "naive addition", "agreement": "GradFix"}.get(recipe.mask, f"{recipe.mask} mask")

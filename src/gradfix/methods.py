@@ -1,0 +1,293 @@
+"""Which way to go: every candidate is judged on labelled samples that had no part in it, the simplest one winning.
+
+Ways that no label shaped (nothing, naive addition, an aligned τ) come first: they have one number to choose and hardly
+overfit, so the smallest loss decides. A way that labels shaped (masks, re-votes, training) must then beat the best of
+these by more than the standard error of the paired difference: with few samples, luck is as large as what it gains.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gradfix.evaluation import EncodedRows, Evaluation
+from gradfix.progress import Progress, silent
+from gradfix.scaling import GRID, PATIENCE, AlphaChoice, AlphaPoint
+from gradfix.vectors import TaskVector
+from gradfix.ways import Along, FineTuned, Ground, Masked, Revoted, Setting, Start, Way
+
+ALIGNED_GRID = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+LEVELS = (0.02, 0.1, 0.3)
+"""Of confidence, κ, that are tried."""
+
+STEP_FROM_BASE, STEP_FROM_START = 0.25, 0.1
+"""α of one re-vote: from θ_B the whole way is to go, from a transported model the rest of it."""
+
+FINETUNE_RATES, FINETUNE_STOPS = (3e-5, 1e-4), (5, 15, 40)
+NOTHING = "nothing"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way with its best setting, as held-out samples judged it.
+
+    Attributes:
+        name: The way's.
+        label: What people read.
+        setting: The best setting.
+        losses: Each sample's loss there.
+        score: Mean score there.
+        curve: Every setting tried, with mean loss and score.
+        measured: By α, what validation data gave where α is all there is to set.
+    """
+
+    name: str
+    label: str
+    setting: Setting
+    losses: npt.NDArray[np.float64]
+    score: float
+    curve: tuple[tuple[Setting, float, float], ...]
+    measured: Mapping[float, Evaluation] = field(default_factory=dict)
+
+    @classmethod
+    def given(cls, way: Way, setting: Setting) -> "Candidate":
+        """Stand for a setting that nobody chose and nothing measured.
+
+        Args:
+            way: The way.
+            setting: What was given.
+
+        Returns:
+            A candidate without losses.
+        """
+        return cls(way.name, way.label, setting, np.empty(0), math.nan, ())
+
+    @property
+    def loss(self) -> float:
+        """Mean loss at the best setting."""
+        return float(self.losses.mean())
+
+    def gain(self, other: "Candidate") -> tuple[float, float]:
+        """Compare with another candidate on the same samples.
+
+        Args:
+            other: The one that should be worse.
+
+        Returns:
+            Mean of its losses minus ours, and the standard error of that.
+        """
+        difference = other.losses - self.losses
+        spread = float(difference.std(ddof=1)) if len(difference) > 1 else math.inf
+        return float(difference.mean()), spread / math.sqrt(len(difference))
+
+    def to_json(self) -> dict[str, Any]:
+        """Give what a report shows.
+
+        Returns:
+            Name, setting, loss and score.
+        """
+        return {
+            "name": self.name,
+            "label": self.label,
+            "alpha": self.setting.get("alpha", 1.0),
+            "setting": dict(self.setting),
+            "loss": self.loss,
+            "score": self.score,
+        }
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The way that was chosen, and why.
+
+    Attributes:
+        way: It.
+        candidate: Its measurement.
+        candidates: All that were tried, in the order tried.
+        why: One sentence.
+        chosen_on: ``"validation"`` or ``"cross-fit"``.
+    """
+
+    way: Way
+    candidate: Candidate
+    candidates: tuple[Candidate, ...]
+    why: str
+    chosen_on: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Give what a report shows.
+
+        Returns:
+            Name, reason and candidates.
+        """
+        return {
+            "name": self.candidate.name,
+            "why": self.why,
+            "chosen_on": self.chosen_on,
+            "candidates": [candidate.to_json() for candidate in self.candidates],
+        }
+
+    def alpha(self, alpha: float) -> AlphaChoice:
+        """Give the curve of the chosen way as a choice of α.
+
+        Args:
+            alpha: With which its vector is added.
+
+        Returns:
+            The choice; its curve holds the best point of each α.
+        """
+        best: dict[float, AlphaPoint] = {}
+        for setting, loss, score in self.candidate.curve:
+            value = setting.get("alpha", alpha)
+            if value not in best or loss < best[value].loss:
+                best[value] = AlphaPoint(value, loss, score)
+        curve = tuple(best[value] for value in sorted(best))
+        return AlphaChoice(alpha, self.chosen_on, len(self.candidate.losses), curve)
+
+    def steps(self) -> list[dict[str, Any]] | None:
+        """Give the losses step by step, where the chosen way has steps.
+
+        Returns:
+            JSON, a mapping a step; None for a way without.
+        """
+        found = [
+            {"step": int(setting["steps"]), "loss": loss, "score": score, "kept": None}
+            for setting, loss, score in self.candidate.curve
+            if "steps" in setting
+        ]
+        return found or None
+
+
+def measure(
+    ground: Ground, way: Way, *, validation: EncodedRows | None = None, progress: Progress = silent
+) -> Candidate:
+    """Walk a way and judge every candidate on samples that had no part in it.
+
+    Args:
+        ground: The model, at θ_B before and after, also after an error, and its samples.
+        way: The way.
+        validation: Samples to judge on; without them each fold of the support set judges what the others made.
+        progress: Told the walks done.
+
+    Returns:
+        The way with its best setting: the smallest mean loss, the first of equals.
+    """
+    everything = list(range(len(ground.support)))
+    parts: Sequence[Sequence[int]] = ground.folds if way.labelled and validation is None else [everything]
+    count = len(ground.support) if validation is None else sum(map(len, validation.positions))
+    losses: dict[tuple[tuple[str, float], ...], npt.NDArray[np.float64]] = {}
+    scores: dict[tuple[tuple[str, float], ...], float] = {}
+    measured: dict[float, Evaluation] = {}
+    for number, part in enumerate(parts):
+        held = validation or ground.model.encode([ground.support[index] for index in part])
+        places = np.asarray(part if validation is None else range(count))
+        recent: list[float] = []
+        try:
+            for setting in way.walk(ground, number if len(parts) > 1 else None):
+                found = ground.model.evaluate(held)
+                key = tuple(setting.items())
+                losses.setdefault(key, np.full(count, np.nan))[places] = found.losses
+                scores[key] = scores.get(key, 0.0) + found.score * len(places) / count
+                if validation is not None and setting.keys() == {"alpha"}:
+                    measured[setting["alpha"]] = found
+                recent = [*recent[-PATIENCE:], found.loss]
+                if len(parts) == 1 and len(recent) > PATIENCE and recent == sorted(set(recent)):
+                    break
+        finally:
+            ground.model.restore()
+        progress(f"trying {way.label}", number + 1, len(parts), "walks")
+    complete = [key for key, values in losses.items() if not np.isnan(values).any()]
+    best = min(complete, key=lambda key: float(losses[key].mean()))
+    curve = tuple((dict(key), float(losses[key].mean()), scores[key]) for key in complete)
+    return Candidate(way.name, way.label, dict(best), losses[best], scores[best], curve, measured)
+
+
+def choose(
+    ground: Ground,
+    aligned: TaskVector | None = None,
+    *,
+    steps: int = 4,
+    finetune: bool = False,
+    validation: EncodedRows | None = None,
+    progress: Progress = silent,
+) -> Choice:
+    """Choose between nothing, naive addition, GradFix, confident, aligned, re-voting and, where asked, a warm start.
+
+    Args:
+        ground: The model and its samples; at least two folds unless ``validation`` is given.
+        aligned: τ' of an alignment, a task vector; None without one.
+        steps: Most re-votes to try; 0 for none.
+        finetune: Also try a few steps of training from the best way.
+        validation: See :func:`measure`.
+        progress: Told what is being tried.
+
+    Returns:
+        The choice.
+    """
+    tau = ground.model.vector
+    found: list[tuple[Way, Candidate]] = []
+
+    def attempt(way: Way) -> Candidate:
+        candidate = measure(ground, way, validation=validation, progress=progress)
+        found.append((way, candidate))
+        return candidate
+
+    attempt(Along(NOTHING, "the new base as it is", vector=tau, grid=(0.0,)))
+    attempt(Along("naive", "naive addition", vector=tau, grid=GRID))
+    if aligned is not None:
+        attempt(Along("aligned", "aligned addition", vector=aligned, grid=ALIGNED_GRID))
+    best = min(found, key=lambda pair: pair[1].loss)  # the first of equals: less is done
+    start = Start() if best[1].name == NOTHING else Start(best[0], best[1].setting)
+    here = best
+    attempt(Masked("gradfix", "GradFix", vector=tau, grid=GRID))
+    here = _better(here, found[-1])
+    if best[1].name == "naive" and ground.vote == "majority":
+        # Votes where the model will be, rather than where it was.
+        attempt(
+            Masked(
+                "confident",
+                "confident mask, votes at θ_B + τ",
+                vector=tau,
+                grid=(best[1].setting["alpha"],),
+                at=start,
+                strategy="confident",
+                levels=LEVELS,
+            )
+        )
+        here = _better(here, found[-1])
+    if steps:
+        length = STEP_FROM_BASE if start.way is None else STEP_FROM_START
+        label = "re-voting" if start.way is None else f"{best[1].label}, then re-voting"
+        attempt(Revoted("re-voted", label, vector=tau, step=length, count=steps, start=start))
+        here = _better(here, found[-1])
+    if finetune:
+        way, candidate = here
+        there = Start() if candidate.name == NOTHING else Start(way, candidate.setting)
+        label = f"{candidate.label}, then fine-tuning"
+        attempt(FineTuned("fine-tuned", label, start=there, rates=FINETUNE_RATES, stops=FINETUNE_STOPS))
+        here = _better(here, found[-1])
+    candidates = tuple(one for _, one in found)
+    chosen_on = "cross-fit" if validation is None else "validation"
+    return Choice(*here, candidates, _why(here[1], candidates, chosen_on), chosen_on)
+
+
+def _better(best: tuple[Way, Candidate], new: tuple[Way, Candidate]) -> tuple[Way, Candidate]:
+    """Take the new one only where it gains more than luck would."""
+    gain, error = new[1].gain(best[1])
+    return new if gain > error else best
+
+
+def _why(chosen: Candidate, candidates: Sequence[Candidate], chosen_on: str) -> str:
+    """Say in one sentence what decided."""
+    judged = (
+        f"{len(chosen.losses)} {'validation' if chosen_on == 'validation' else 'held-out support'} samples"
+    )
+    others = ", ".join(f"{one.label} {one.loss:.3f}" for one in candidates if one is not chosen)
+    smaller = [one for one in candidates if one.loss < chosen.loss]
+    beaten = (
+        f"; {smaller[0].label} had {smaller[0].loss:.3f}, a difference that can be luck" if smaller else ""
+    )
+    return f"{chosen.label} was chosen: its mean loss on {judged} is {chosen.loss:.3f} ({others}){beaten}."

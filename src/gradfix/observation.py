@@ -1,0 +1,193 @@
+"""What a transport takes from the source models before the target is loaded: activations, and labels for inputs."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+from gradfix.alignment import (
+    CLOSE,
+    Activations,
+    Aligned,
+    Observed,
+    align_by_regression,
+    observe,
+    same_tokens,
+    similarity,
+)
+from gradfix.checkpoints import Checkpoint
+from gradfix.data import Row, load_rows, origin
+from gradfix.errors import GradfixError
+from gradfix.preparation import Rows, bind
+from gradfix.progress import Progress
+from gradfix.recipes import TransportRecipe
+from gradfix.target_model import TargetModel
+from gradfix.tasks import Classification, ModelTask
+from gradfix.vectors import TaskVector
+
+MOST_INPUTS = 256
+"""Inputs that are aligned on: all of them pass through the target in one batch."""
+
+SURE = 0.5
+"""Confidence, from 0 at chance to 1 at certainty, from which the source's label of an input counts as a vote."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What was seen of the source.
+
+    Attributes:
+        inputs: The samples it was run on.
+        observed: What was found.
+        activations: Where its activations are; None where nothing is to be aligned.
+        similarity: Cosine of the two bases' weights; None where nobody asked.
+        unlabelled: How many of the first inputs are to be labelled by the source.
+    """
+
+    inputs: Rows
+    observed: Observed
+    activations: Activations | None
+    similarity: float | None
+    unlabelled: int
+
+    def align(self, model: TargetModel, *, control: bool) -> Aligned | None:
+        """Carry τ over to the target.
+
+        Args:
+            model: The target at θ_B.
+            control: Also make the control.
+
+        Returns:
+            The alignment; None where none was wanted.
+        """
+        if self.activations is None:
+            return None
+        return align_by_regression(model, self.inputs, self.observed, self.activations, control=control)
+
+    def labelled(self, task: ModelTask) -> list[Row]:
+        """Label the unlabelled inputs with what the tuned source is sure of.
+
+        Args:
+            task: The target's, whose class names are used.
+
+        Returns:
+            Rows with a label; those of which the source is not sure are left out.
+        """
+        if not self.unlabelled or self.observed.probabilities is None or not isinstance(task, Classification):
+            return []
+        chance = 1 / self.observed.probabilities.shape[1]
+        top = self.observed.probabilities[: self.unlabelled].max(dim=1)
+        column, names = task.columns["label"], task.labels.names
+        return [
+            Row({**row, column: names[label]}, origin(row, number))
+            for number, (row, label, sure) in enumerate(
+                zip(self.inputs, top.indices.tolist(), top.values.tolist(), strict=False)
+            )
+            if (sure - chance) / (1 - chance) >= SURE
+        ]
+
+    def to_json(self, task: ModelTask) -> dict[str, Any]:
+        """Give what a report shows.
+
+        Args:
+            task: The target's.
+
+        Returns:
+            Inputs, similarity, and how good a labeller the source is on the labelled samples.
+        """
+        support = self.observed.support
+        return {
+            "inputs": len(self.inputs),
+            "similarity": self.similarity,
+            "source_on_support": support.to_json() if support is not None else None,
+            "unlabelled": self.unlabelled,
+            "labelled_by_source": len(self.labelled(task)),
+        }
+
+
+def look_at_source(
+    recipe: TransportRecipe,
+    base: Checkpoint,
+    tau: TaskVector,
+    target: Checkpoint,
+    task: ModelTask,
+    pool: Rows,
+    rows: Mapping[str, Rows],
+    stack: ExitStack,
+    loading: Mapping[str, Any],
+    progress: Progress,
+) -> Observation | None:
+    """Run the source models over inputs, as far as the recipe needs it.
+
+    Args:
+        recipe: The options.
+        base: θ_A.
+        tau: θ_A^ft − θ_A.
+        target: θ_B, for its weights' similarity.
+        task: Bound to the target.
+        pool: The labelled rows: inputs to align on where no others were given, and a test of the source.
+        rows: Rows in memory, in place of the recipe's locations.
+        stack: What is recorded goes with it.
+        loading: How to load a model.
+        progress: Told the passes done.
+
+    Returns:
+        What was seen; None where the two bases are alike and nothing is to be labelled.
+
+    Raises:
+        GradfixError: if the source has no directory to be run from, or inputs can't be labelled.
+    """
+    alike = similarity(base, target) if recipe.align == "auto" else None
+    aligning = recipe.align == "regression" or (alike is not None and alike < CLOSE)
+    if not aligning and recipe.unlabelled is None:
+        return None
+    if recipe.unlabelled is not None and not isinstance(task, Classification):
+        raise GradfixError(
+            f"--unlabelled: {task.name} has no classes, and the source can label only with classes; leave it out"
+        )
+    if base.directory is None:
+        raise GradfixError(
+            f"{base.location}: the source must be run, and weights alone can't be; give its directory, "
+            "or --align none"
+        )
+    if recipe.align == "auto" and not isinstance(task, ModelTask):
+        return None
+    unlabelled = rows.get("unlabelled") or (load_rows(recipe.unlabelled) if recipe.unlabelled else [])
+    others = rows.get("align_data") or (load_rows(recipe.align_data) if recipe.align_data else [])
+    inputs = without_labels(task, [*unlabelled, *others] or list(pool)[:MOST_INPUTS])
+    ours = deepcopy(task)
+    bind(ours, base, tau, pool, trust_remote_code=recipe.trust_remote_code)
+    pooled = not same_tokens(ours, task, inputs)
+    activations = stack.enter_context(Activations(len(inputs), pooled=pooled))
+    observed = observe(
+        base,
+        tau,
+        ours,
+        inputs,
+        list(pool)[:MOST_INPUTS],
+        activations,
+        control_seed=recipe.seed if recipe.test or recipe.validation or "test" in rows else None,
+        progress=progress,
+        **loading,
+    )
+    return Observation(inputs, observed, activations if aligning else None, alike, len(unlabelled))
+
+
+def without_labels(task: ModelTask, rows: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Make rows that a task can encode though nobody labelled them, and hide the labels of those that have one.
+
+    Args:
+        task: The task.
+        rows: Inputs.
+
+    Returns:
+        Rows with the first class as a stand-in, which nothing reads; as they are for a task without classes, whose
+        targets are part of what the model reads.
+    """
+    if not isinstance(task, Classification):
+        return [Row(dict(row), origin(row, number)) for number, row in enumerate(rows)]
+    column = task.columns["label"]
+    return [
+        Row({**row, column: task.labels.names[0]}, origin(row, number)) for number, row in enumerate(rows)
+    ]
