@@ -22,6 +22,7 @@ from gradfix.lab.studies.tables import Table, by_draw, method_table, paired, raw
 from gradfix.lab.studies.units import Unit, collect, read_unit, write_unit
 from gradfix.recipes import STUDIES as NAMES
 from gradfix.recipes import LabTablesRecipe
+from gradfix.report import report_of
 
 METHODS = ("zero-shot", "naive", "random", "mean", "force", "soft", "gradfix", "control", "oracle", "full")
 
@@ -99,6 +100,7 @@ def test_a_miniature_study_through_the_command_line(tmp_path: Path, monkeypatch:
     assert "the rest will take about" in result.stderr
     text = (tmp_path / "docs" / "results.md").read_text()
     assert text == (tmp_path / "out" / "results.md").read_text()
+    assert (tmp_path / "out" / "report.html").read_text() == report_of(tmp_path / "out")
     command = "gradfix lab tables --output tables --quick --draws 2 --test-samples 20 --study signs"
     assert f"`{command} --write-docs docs/results.md`" in text
     assert "*2 draws, 20 test images a task. " in text

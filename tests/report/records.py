@@ -211,4 +211,56 @@ def demo_record(text: str = "seven") -> dict[str, Any]:
     }
 
 
-RECORDS = {"transport": transport_record, "comparison": comparison_record, "demo": demo_record}
+def tables_record(text: str = "seven") -> dict[str, Any]:
+    series = {
+        f"GradFix {text}": [[1, interval(0.6)], [5, interval(0.7)]],
+        "naive": [[1, interval(0.5, None)]],
+    }
+    curves = {
+        "kind": "curves",
+        "panels": [{"title": f"digits {text}", "series": series, "levels": {"full": 0.9}}],
+        "x": "samples a class",
+        "y": f"accuracy {text}",
+        "logarithmic": True,
+    }
+    dots = {
+        "kind": "dots",
+        "values": {f"digits {text}": {f"random {text}": interval(0.6)}},
+        "x": "accuracy, %",
+    }
+    table = {
+        "title": f"digits {text}",
+        "corner": f"method {text}",
+        "columns": [f"1 {text}", "5"],
+        "rows": {
+            name: [interval(0.1 + number / 10, 0.02), None if number else interval(-0.01, 0.02)]
+            for number, name in enumerate((text, "naive", "oracle"))
+        },
+        "points": True,
+    }
+    return {
+        "format": "gradfix-lab-tables",
+        "version": 1,
+        "draws": 3,
+        "test_samples": 200,
+        "recipe": {"study": [text]},
+        "findings": [f"- **GradFix > {text}: holds** (in 3 of 3). digits 1: +0.3.", "plain"],
+        "studies": [
+            {
+                "name": "main",
+                "title": f"Main {text}",
+                "note": f"note {text}",
+                "figure": curves,
+                "tables": [table],
+            },
+            {"name": "votes", "title": "Votes", "note": "", "figure": dots, "tables": []},
+        ],
+    }
+
+
+RECORDS = {
+    "transport": transport_record,
+    "comparison": comparison_record,
+    "demo": demo_record,
+    "tables": tables_record,
+}

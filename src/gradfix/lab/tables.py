@@ -1,5 +1,6 @@
 """`gradfix lab tables`: the paper's studies on the embedded pair, as tables, raw CSV and figures in one folder."""
 
+import json
 import os
 import platform
 import shlex
@@ -14,6 +15,7 @@ from gradfix.lab.figures import draw
 from gradfix.lab.store import provenance
 from gradfix.lab.studies.findings import MARGIN, findings
 from gradfix.lab.studies.plan import CELLS, QUICK, Scale, plan, units_of
+from gradfix.lab.studies.record import FORMAT, VERSION, studies_json
 from gradfix.lab.studies.reports import STUDIES
 from gradfix.lab.studies.run import run
 from gradfix.lab.studies.tables import raw_csv
@@ -21,6 +23,7 @@ from gradfix.lab.studies.units import Record, Unit, collect, identity, read_unit
 from gradfix.pipeline import versions
 from gradfix.progress import Progress, silent
 from gradfix.recipes import LabTablesRecipe
+from gradfix.report import REPORT_FILE, report
 
 UNITS = "units"
 
@@ -82,6 +85,25 @@ def tables(
     files: dict[str, bytes] = {"recipe.yaml": recipe.dump().encode()}
     text, counts = page(recipe, studies, scale, folder, files)
     files["results.md"] = text.encode()
+    lines = findings(collect(plan(studies, scale), folder, scale.draws))
+    reports = {
+        name: (STUDIES[name].title, STUDIES[name].report(collect(units_of(name, scale), folder, scale.draws)))
+        for name in studies
+    }
+    record = {
+        "format": FORMAT,
+        "version": VERSION,
+        "command": command_of(recipe),
+        "versions": versions(),
+        "recipe": recipe.model_dump(mode="json"),
+        "draws": scale.draws,
+        "test_samples": scale.test,
+        "findings": lines,
+        "studies": studies_json(reports),
+    }
+    written = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    files["tables.json"] = written.encode()
+    files[REPORT_FILE] = report(json.loads(written)).encode()
     recipe.output.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         replace_file(recipe.output / name, content)
@@ -91,7 +113,7 @@ def tables(
         "output": str(recipe.output),
         "command": command_of(recipe),
         "units": counts,
-        "findings": findings(collect(plan(studies, scale), folder, scale.draws)),
+        "findings": lines,
     }
 
 

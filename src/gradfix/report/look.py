@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from gradfix.report.blocks import label
+
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8a8a8a")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "star")
@@ -47,7 +49,8 @@ def layout(**changes: Any) -> dict[str, Any]:
     """Give the layout that all plotly figures start from.
 
     Args:
-        **changes: Entries of plotly's layout; ``xaxis`` and ``yaxis`` are merged with the shared style of axes.
+        **changes: Entries of plotly's layout; ``xaxis`` and ``yaxis`` are merged with the shared style of axes,
+            and their titles made safe.
 
     Returns:
         A layout.
@@ -83,7 +86,7 @@ def layout(**changes: Any) -> dict[str, Any]:
             title = value.get("title")
             styled = {**axis, **value}
             if isinstance(title, str):
-                styled["title"] = {**axis["title"], "text": title}  # type: ignore[dict-item]
+                styled["title"] = {**axis["title"], "text": label(title)}  # type: ignore[dict-item]
             made[name] = styled
         else:
             made[name] = value

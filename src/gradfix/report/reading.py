@@ -7,7 +7,7 @@ from typing import Any
 from gradfix.errors import GradfixError
 from gradfix.report.writing import report
 
-FORMATS = ("demo.json", "comparison.json", "gradfix.json")
+FORMATS = ("demo.json", "comparison.json", "tables.json", "gradfix.json")
 """Names of records, the one that tells most first."""
 
 

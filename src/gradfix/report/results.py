@@ -79,6 +79,7 @@ def dots(
     metric: str,
     *,
     reference: float | None = None,
+    unit: str = ", %",
 ) -> Figure:
     """Draw a dot with its interval a row: unlike bars, dots need no axis from 0.
 
@@ -87,6 +88,7 @@ def dots(
         values: Name, interval of the score, and whether it is set off, from top to bottom.
         metric: What the score is.
         reference: A score to compare with, as a vertical line.
+        unit: What follows the score's name on the axis.
 
     Returns:
         The figure.
@@ -137,7 +139,7 @@ def dots(
         )
     made = layout(
         height=70 + 38 * len(names),
-        xaxis={"title": f"{metric}, %", "ticksuffix": ""},
+        xaxis={"title": f"{metric}{unit}"},
         yaxis={
             "type": "category",
             "categoryorder": "array",

@@ -6,6 +6,7 @@ from typing import Any
 from gradfix.errors import GradfixError
 from gradfix.report.documents import comparison_page, demo_page, transport_page
 from gradfix.report.page import Page, page_html
+from gradfix.report.studies import tables_page
 
 REPORT_FILE = "report.html"
 VERSION = 1
@@ -14,6 +15,7 @@ PAGES: dict[str, Callable[[Mapping[str, Any]], Page]] = {
     "gradfix-transport": transport_page,
     "gradfix-comparison": comparison_page,
     "gradfix-demo": demo_page,
+    "gradfix-lab-tables": tables_page,
 }
 """How each kind of record is laid out, by its ``format``."""
 
@@ -22,7 +24,7 @@ def report(record: Mapping[str, Any], where: str = "the record") -> str:
     """Write the page of a record.
 
     Args:
-        record: JSON of a transport, a comparison or a demo.
+        record: JSON of a transport, a comparison, a demo or studies.
         where: What it is from, for messages.
 
     Returns:
