@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from scipy.optimize import linear_sum_assignment
+from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 from torch import Tensor
 
 from gradfix.alignment.procrustes import DOUBLE_BELOW
@@ -89,7 +89,7 @@ class HeadMap:
 
     def apply(self, values: Tensor) -> Tensor:
         """Map the last axis, ``[..., h d]``."""
-        heads = values.unflatten(-1, (len(self.order), -1))[..., self.order, :]
+        heads = values.reshape(*values.shape[:-1], len(self.order), -1)[..., self.order, :]
         return torch.einsum("...hd,hde->...he", heads, self.within).flatten(-2)
 
     def gains(self, values: Tensor) -> Tensor:
@@ -133,10 +133,12 @@ def procrustes_matrix(covariance: Tensor) -> Tensor:
     u, sigma, v = torch.linalg.svd(covariance, full_matrices=False)
     rank = int((sigma > _RANK * sigma[0]).sum()) if len(sigma) and sigma[0] > 0 else 0
     if rank == len(sigma) or covariance.shape[0] != covariance.shape[1]:
-        return (u @ v).float()
+        rotation: Tensor = u @ v
+        return rotation.float()
     free_source, free_target = u[:, rank:], v[rank:]
     inner, _, outer = torch.linalg.svd(free_source.T @ free_target.T)
-    return (u[:, :rank] @ v[:rank] + free_source @ inner @ outer @ free_target).float()
+    rotation = u[:, :rank] @ v[:rank] + free_source @ inner @ outer @ free_target
+    return rotation.float()
 
 
 def assignment(score: Tensor) -> Tensor:
