@@ -245,6 +245,12 @@ def document(work: Path, budgets: tuple[int, ...], seeds: int) -> str:
     spent_stages = ", ".join(f"{name} {value:.1f} s" for name, value in spent.items())
     caption = found[0]["caption"][0].upper() + found[0]["caption"][1:]
     options = " ".join(map(str, budgets))
+    missing = [str(budget) for budget in BUDGETS if budget not in budgets]
+    unfinished = (
+        f"\n**Not measured yet**: {', '.join(missing)} samples a class. `make bench-language` adds what is missing.\n"
+        if missing
+        else ""
+    )
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     return f"""<!-- Written by benchmarks/language.py: change that, not this. -->
 # A real encoder and its next release
@@ -261,6 +267,9 @@ everything a transport could be mistaken for beside it. Nothing is downloaded bu
 - **Data**: {sizes["train"]} sentences to fine-tune on, {sizes["pool"]} to draw support samples from,
   {sizes["test"]} to test on; no docstring is in two parts.
 - **Source**: on the old base, the fine-tune has an accuracy of {source["score"]:.3f} on the test sentences.
+
+{unfinished}
+{seen(rows, budgets, sizes["test"])}
 
 {tables}
 
@@ -288,6 +297,68 @@ Wall time on {os.cpu_count()} cores shared with other work: {per_stage}.
 Versions: Python {sys.version.split()[0]}, {versions}.
 The sentences depend on these versions, so the figures move a little with others.
 """
+
+
+def seen(rows: Mapping[tuple[str, int], Any], budgets: tuple[int, ...], tested: int) -> str:
+    """Say in words what the figures show.
+
+    Args:
+        rows: Of the comparison, by method and budget.
+        budgets: The columns.
+        tested: Test samples.
+
+    Returns:
+        A Markdown list, an item a budget, and what to keep in mind.
+    """
+    lines = ["What is seen:", ""]
+    bounds = {"zero-shot", "oracle", "full"}
+    for budget in budgets:
+        found = {method: row for (method, of), row in rows.items() if of == budget}
+        scores = {method: row["score"]["value"] for method, row in found.items()}
+        best = max((method for method in found if method not in bounds), key=lambda method: scores[method])
+        beside = ", ".join(
+            f"{found[method]['label']} {scores[method]:.3f}"
+            for method in dict.fromkeys(("zero-shot", "naive", "gradfix", "control", "few-shot"))
+            if method != best
+        )
+        text = (
+            f"- {budget} a class: {found[best]['label']} has the highest mean, {scores[best]:.3f} ({beside}; "
+        )
+        text += f"full fine-tuning has {scores['full']:.3f}). "
+        over = found["gradfix"]["over_control"]
+        if over["low"] is not None and over["low"] > 0:
+            text += "GradFix beats the shuffled control"
+        elif over["low"] is not None and over["high"] < 0:
+            text += "The shuffled control beats GradFix"
+        else:
+            text += "GradFix and the shuffled control differ by no more than chance"
+        text += f" ({cell(over, signed=True)} over it)"
+        still = [
+            row["label"]
+            for row in found.values()
+            if row["outcomes"][0]["setting"] and not any(map(_moved, row["outcomes"]))
+        ]
+        text += f"; α = 0 or no step was chosen in every draw for: {'; '.join(still)}." if still else "."
+        if budget == 1 and still:
+            text += (
+                " With one sample a class, the class that a fold judges has no sample outside the fold, so what is "
+                "made of labels is judged on classes it never saw."
+            )
+        lines.append(text)
+    naive = rows["naive", budgets[0]]["score"]["value"]
+    error = 1.96 * (naive * (1 - naive) / tested) ** 0.5
+    lines += [
+        "",
+        f"Intervals are over draws of support samples; that only {tested} sentences are tested on adds about "
+        f"±{error:.3f} to each accuracy, mostly the same for all rows.",
+    ]
+    return "\n".join(lines)
+
+
+def _moved(outcome: Mapping[str, Any]) -> bool:
+    """Tell whether anything but the new base as it is was chosen."""
+    setting = outcome["setting"]
+    return bool(setting.get("alpha", setting.get("steps")))
 
 
 def table(rows: Mapping[tuple[str, int], Any], budgets: tuple[int, ...], key: str) -> str:
