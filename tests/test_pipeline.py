@@ -11,6 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from gradfix import decision
 from gradfix.checkpoints import Checkpoint
 from gradfix.errors import GradfixError
 from gradfix.pipeline import Transported, transport
@@ -311,26 +312,95 @@ def _jsonl(root: Path, rows: Rows) -> Path:
     return root / "rows.jsonl"
 
 
+@dataclass
+class Walks:
+    """Which samples shaped each candidate that was tried, and which judged it, by ids of samples."""
+
+    seen: list[tuple[str, set[str], set[str]]]
+    shaped: set[str]
+    encoded: dict[int, tuple[Any, set[str]]]
+
+
+def watched(monkeypatch: pytest.MonkeyPatch) -> Walks:
+    """Look over the shoulder of whatever walks through candidates."""
+    from gradfix import methods, ways
+    from gradfix.target_model import TargetModel, _sample_ids
+
+    walks = Walks([], set(), {})
+    measure, mask, finetune = methods.measure, ways.mask, ways.finetune
+    encode, evaluate = TargetModel.encode, TargetModel.evaluate
+    walking: list[str] = []
+
+    def measuring(ground: Any, way: Any, **options: Any) -> Any:
+        walk = way.walk
+
+        def fresh(*where: Any) -> Any:
+            walks.shaped = set()
+            return walk(*where)
+
+        monkeypatch.setattr(way, "walk", fresh)
+        walking.append(way.name)
+        try:
+            return measure(ground, way, **options)
+        finally:
+            walking.pop()
+
+    def masking(vector: Any, votes: Any, **options: Any) -> Any:
+        walks.shaped |= set(votes.sample_ids)
+        return mask(vector, votes, **options)
+
+    def training(model: TargetModel, rows: Rows, **options: Any) -> Any:
+        walks.shaped |= set(_sample_ids(model.task, rows))
+        return finetune(model, rows, **options)
+
+    def encoding(model: TargetModel, rows: Rows, **options: Any) -> Any:
+        found = encode(model, rows, **options)
+        walks.encoded[id(found)] = found, set(_sample_ids(model.task, rows))
+        return found
+
+    def evaluating(model: TargetModel, rows: Any, **options: Any) -> Any:
+        if walking:
+            walks.seen.append((walking[-1], set(walks.shaped), walks.encoded[id(rows)][1]))
+        return evaluate(model, rows, **options)
+
+    for module in (methods, decision):
+        monkeypatch.setattr(module, "measure", measuring)
+    monkeypatch.setattr(ways, "mask", masking)
+    monkeypatch.setattr(ways, "finetune", training)
+    monkeypatch.setattr(TargetModel, "encode", encoding)
+    monkeypatch.setattr(TargetModel, "evaluate", evaluating)
+    return walks
+
+
 def test_alpha_is_judged_by_samples_that_did_not_vote(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import gradfix.pipeline as pipeline
-
     work = job("text-classification", tmp_path)
-    seen: list[tuple[set[str], set[str]]] = []
-    cross_fit = pipeline.cross_fit
-
-    def spy(model: Any, rows: Rows, folds: Sequence[Sequence[int]], direction: Any, **options: Any) -> Any:
-        assert sorted(index for fold in folds for index in fold) == list(range(len(rows)))
-        for number, fold in enumerate(folds):
-            samples = direction(number).origin["signal"]["samples"]
-            seen.append((set(map(str, fold)), {str(samples)}))
-            assert samples == len(rows) - len(fold)
-        return cross_fit(model, rows, folds, direction, **options)
-
-    monkeypatch.setattr(pipeline, "cross_fit", spy)
+    walks = watched(monkeypatch)
     work.run(tmp_path / "out")
-    assert len(seen) == 4
+    assert {name for name, _, _ in walks.seen} == {"agreement"}
+    everybody = set().union(*(judges for _, _, judges in walks.seen))
+    assert len(everybody) == 9
+    assert len({frozenset(judges) for _, _, judges in walks.seen}) == 4
+    for _, shaped, judges in walks.seen:
+        assert shaped == everybody - judges
+
+
+def test_no_candidate_of_auto_is_judged_by_samples_that_had_a_part_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = job("text-classification", tmp_path)
+    walks = watched(monkeypatch)
+    work.run(tmp_path / "out", method="auto", align="none", steps=2, finetune_steps=1)
+    names = {name for name, _, _ in walks.seen}
+    assert {"nothing", "naive", "gradfix", "re-voted", "fine-tuned"} <= names
+    everybody = set().union(*(judges for _, _, judges in walks.seen))
+    for name, shaped, judges in walks.seen:
+        if name in {"nothing", "naive"}:
+            assert (shaped, judges) == (set(), everybody)
+        else:
+            assert shaped == everybody - judges, name
+            assert shaped
 
 
 def test_validation_data_choose_alpha_and_the_verdict_says_so(tmp_path: Path) -> None:
@@ -436,4 +506,5 @@ def test_the_command_prints_the_verdict_for_people_and_json_for_programs(tmp_pat
     assert result.exit_code == 0, result.stderr
     record = json.loads(result.stdout)
     assert record["verdict"] in result.stderr.replace("\n", " ")
-    assert record["votes"]["samples"] == 9
+    assert record["method"]["name"] in {one["name"] for one in record["method"]["candidates"]}
+    assert record["votes"] is None or record["votes"]["samples"] == 9
