@@ -107,9 +107,11 @@ def _how(record: Mapping[str, Any], kept: float | None) -> str:
         f"the task vector between {source} was "
     )
     if record.get("alignment"):
-        text += f"carried over by {record['alignment']['method']} of activations on {record['alignment']['inputs']} inputs, "
+        facts = record["alignment"]
+        text += f"carried over by {facts['method']} of activations on {facts['inputs']} inputs, "
     if votes is not None:
-        text += f"masked by the gradient signs of {votes['samples']} labelled samples at {target} ("
+        text += f"masked by the gradient signs of {votes['samples']} labelled samples at {target} "
+        text += f"(`{votes['vote']}` vote"
         text += f", `{record['recipe']['mask']}` mask" if record["recipe"].get("method") != "auto" else ""
         text += "" if kept is None else f", {kept:.1%} of the coordinates kept"
         text += ") and "

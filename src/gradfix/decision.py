@@ -228,10 +228,10 @@ def _settled(
         setting = told if isinstance(told, dict) else {"alpha": told}
         if isinstance(way, Masked) and way.strategy == "confident":
             setting = {**setting, "level": way.levels[0]}
-        return Choice(way, Candidate.given(way, setting), (), "given", "given")
+        return Choice(way, Candidate.given(way, setting), (), (), "given", "given")
     candidate = measure(ground, way, validation=validation, progress=progress)
     chosen_on = "cross-fit" if validation is None else "validation"
-    return Choice(way, candidate, (candidate,), "the smallest loss", chosen_on)
+    return Choice(way, candidate, (candidate,), (way,), "the smallest loss", chosen_on)
 
 
 def _label(recipe: TransportRecipe) -> str:

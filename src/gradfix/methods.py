@@ -26,7 +26,7 @@ LEVELS = (0.02, 0.1, 0.3)
 STEP_FROM_BASE, STEP_FROM_START = 0.25, 0.1
 """α of one re-vote: from θ_B the whole way is to go, from a transported model the rest of it."""
 
-FINETUNE_RATES, FINETUNE_STOPS = (3e-5, 1e-4), (5, 15, 40)
+FINETUNE_RATES, FINETUNE_STOPS = (5e-5,), (5, 15, 40)
 NOTHING = "nothing"
 
 
@@ -107,6 +107,7 @@ class Choice:
         way: It.
         candidate: Its measurement.
         candidates: All that were tried, in the order tried.
+        ways: Their ways, in the same order.
         why: One sentence.
         chosen_on: ``"validation"`` or ``"cross-fit"``.
     """
@@ -114,6 +115,7 @@ class Choice:
     way: Way
     candidate: Candidate
     candidates: tuple[Candidate, ...]
+    ways: tuple[Way, ...]
     why: str
     chosen_on: str
 
@@ -271,7 +273,8 @@ def choose(
         here = _better(here, found[-1])
     candidates = tuple(one for _, one in found)
     chosen_on = "cross-fit" if validation is None else "validation"
-    return Choice(*here, candidates, _why(here[1], candidates, chosen_on), chosen_on)
+    ways = tuple(way for way, _ in found)
+    return Choice(*here, candidates, ways, _why(here[1], candidates, chosen_on), chosen_on)
 
 
 def _better(best: tuple[Way, Candidate], new: tuple[Way, Candidate]) -> tuple[Way, Candidate]:

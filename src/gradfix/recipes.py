@@ -516,7 +516,7 @@ class DemoRecipe(Recipe):
     overwrite: Annotated[bool, Field(description="replace an earlier demo's folder")] = False
 
 
-STUDIES = ("main", "masks", "votes", "sampling", "merging", "signs", "pairs", "retention")
+STUDIES = ("main", "beyond", "masks", "votes", "sampling", "merging", "signs", "pairs", "retention")
 
 
 class LabTablesRecipe(Recipe):

@@ -58,7 +58,7 @@ def bench(pair: str, task: str, test: int) -> Bench:
     tau = TaskVector.between(load(source), load(f"{source}-{task}"))
     lab_task = load_task(task)
     pool = lab_task.rows("train")
-    zero_shot = _task(task)
+    zero_shot = task_of(task)
     bind(zero_shot, target, tau, pool)
     model = TargetModel.load(zero_shot, target, place(tau, target), batch_size=BATCH)
     oracle = None
@@ -86,7 +86,7 @@ def others(pair: str, task: str, test: int) -> dict[str, tuple[ModelTask, Encode
     found = {}
     for name in available_tasks():
         if name != task:
-            other = _task(name)
+            other = task_of(name)
             other.bind(directory)
             other.prepare(here.model.model)  # the text tower is θ_B's: no experiment changes it
             rows = load_task(name).rows("test")[:test]
@@ -94,7 +94,15 @@ def others(pair: str, task: str, test: int) -> dict[str, tuple[ModelTask, Encode
     return found
 
 
-def _task(name: str) -> ModelTask:
+def task_of(name: str) -> ModelTask:
+    """Make a lab task as users would.
+
+    Args:
+        name: A task of the lab.
+
+    Returns:
+        The task, bound to no model yet.
+    """
     lab_task = load_task(name)
     return get_task(
         "zero-shot-image-classification", labels=lab_task.class_names, templates=lab_task.templates

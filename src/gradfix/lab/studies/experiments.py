@@ -10,6 +10,7 @@ import numpy as np
 from gradfix.baselines import METHODS, FewShot, Method, choose_finetuning, finetune, shuffled
 from gradfix.comparison import CONTROL, FEW_SHOT, ZERO_SHOT, Judge, Outcome, draw
 from gradfix.lab.studies.bench import Bench, bench, others
+from gradfix.lab.studies.beyond import beyond
 from gradfix.lab.studies.merges import merge_sources, merge_tasks
 from gradfix.lab.studies.units import Record, Unit
 from gradfix.masks import mask
@@ -267,6 +268,7 @@ def _right_of(votes: Votes, here: Bench) -> Record:
 EXPERIMENTS: dict[str, Callable[[Unit], list[Record]]] = {
     "baselines": baselines,
     "few-shot": few_shot,
+    "beyond": beyond,
     "retention": retention,
     "masks": masks,
     "alphas": alphas,

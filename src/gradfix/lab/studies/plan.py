@@ -97,8 +97,19 @@ def _retention(scale: Scale) -> Iterable[Cell]:
             yield "few-shot", INDEPENDENT, "digits", budget
 
 
+def _beyond(scale: Scale) -> Iterable[Cell]:
+    for budget in scale.budgets((0, 1, 2, 5, 10), (0, 2)):
+        for task in scale.tasks:
+            yield "beyond", INDEPENDENT, task, budget
+            if budget:
+                yield "few-shot", INDEPENDENT, task, budget
+        if budget:
+            yield "beyond", CLOSE, "digits", budget
+
+
 CELLS: dict[str, Callable[[Scale], Iterable[Cell]]] = {
     "main": _main,
+    "beyond": _beyond,
     "masks": _masks,
     "votes": _votes,
     "sampling": _sampling,
@@ -158,6 +169,7 @@ def cost(unit: Unit) -> float:
     fixed, each = {
         "baselines": (3.0 + 4.0 * evaluation, 0.1),
         "few-shot": (4.0 + 3.0 * evaluation, 1.0),
+        "beyond": (12.0 + 2.0 * evaluation, 0.5),
         "retention": (2.0 + 8.0 * evaluation, 0.06),
         "masks": (2.0 + 4.0 * evaluation, 0.1),
         "alphas": (2.0 + 20.0 * evaluation, 0.02),

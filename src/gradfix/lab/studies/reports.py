@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from gradfix.lab.studies import report_choices as choices
 from gradfix.lab.studies import report_transports as transports
 from gradfix.lab.studies.report import Records, Report
+from gradfix.lab.studies.report_beyond import beyond
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Study:
 
 STUDIES: dict[str, Study] = {
     "main": Study("Main results: all baselines", transports.main),
+    "beyond": Study("Past the paper: aligned, re-voted, labelled by the source", beyond),
     "masks": Study("Mask strategies, under noisy and under oracle signs", choices.masks),
     "votes": Study("Majority against mean, over α", choices.votes),
     "sampling": Study("How the support set is chosen", transports.sampling),

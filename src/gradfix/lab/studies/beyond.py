@@ -1,0 +1,177 @@
+"""What is measured of the methods past the paper: aligned, re-voted, warm-started, labelled by the source, chosen."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from gradfix.alignment import CLOSE, Activations, Aligned, observe, similarity
+from gradfix.baselines import shuffled
+from gradfix.checkpoints import Checkpoint
+from gradfix.comparison import ORACLE, ZERO_SHOT, Judge
+from gradfix.data import Row
+from gradfix.lab.datasets import load_task
+from gradfix.lab.store import load
+from gradfix.lab.studies.bench import BATCH, PAIRS, Bench, bench, task_of
+from gradfix.lab.studies.units import Record, Unit
+from gradfix.masks import mask
+from gradfix.methods import ALIGNED_GRID, FINETUNE_RATES, FINETUNE_STOPS, Candidate, Choice, choose, measure
+from gradfix.observation import Observation, without_labels
+from gradfix.preparation import bind, choose_support
+from gradfix.scaling import FOLDS, GRID, split_folds
+from gradfix.vectors import TaskVector
+from gradfix.ways import Along, FineTuned, Ground, Setting, Start, Way
+
+INPUTS = 200
+"""Unlabelled inputs that are aligned on: none of them was trained on, and none is judged on."""
+
+STEPS = 4
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What one draw of unlabelled inputs gave.
+
+    Attributes:
+        aligned: τ in the target's coordinates, and its control; None for bases that are alike.
+        labelled: The inputs that the tuned source is sure of, with its labels.
+        stack: Keeps the files that the alignment lies in.
+    """
+
+    aligned: Aligned | None
+    labelled: Sequence[Row]
+    stack: ExitStack
+
+
+@lru_cache(maxsize=64)
+def sight(pair: str, task: str, test: int, seed: int) -> Sight:
+    """Observe a pair's source on unlabelled inputs, and align.
+
+    Args:
+        pair: A key of :data:`gradfix.lab.studies.bench.PAIRS`.
+        task: The task.
+        test: How many of the first test images are judged on: inputs are drawn behind them.
+        seed: Of the draw.
+
+    Returns:
+        What was seen.
+    """
+    here = bench(pair, task, test)
+    source, target = PAIRS[pair]
+    base = Checkpoint.open(load(source))
+    tau = TaskVector.between(base, load(f"{source}-{task}"))
+    lab_task = load_task(task)
+    images = [*lab_task.rows("validation"), *lab_task.rows("test")[test:]]
+    drawn = np.random.default_rng(seed).permutation(len(images))[:INPUTS].tolist()
+    inputs = without_labels(here.model.task, [images[index] for index in drawn])
+    ours = task_of(task)
+    bind(ours, base, tau, inputs)
+    stack = ExitStack()
+    activations = stack.enter_context(Activations(len(inputs)))
+    observed = observe(base, tau, ours, inputs, None, activations, control_seed=seed, batch_size=BATCH)
+    alike = similarity(base, Checkpoint.open(load(target)))
+    seen = Observation(inputs, observed, activations if alike < CLOSE else None, alike, len(inputs))
+    aligned = seen.align(here.model, control=True)
+    return Sight(aligned, seen.labelled(here.model.task), stack)
+
+
+def beyond(unit: Unit) -> list[Record]:
+    """Measure the methods past the paper, each with what its shuffled control gives.
+
+    Args:
+        unit: The draw; with 0 samples a class there are unlabelled inputs only.
+
+    Returns:
+        A record a method.
+    """
+    here = bench(unit.pair, unit.task, unit.test)
+    seen = sight(unit.pair, unit.task, unit.test, unit.draw)
+    judge = Judge(here.model, here.test)
+    records: list[Record] = [_record(ZERO_SHOT, judge, {})]
+    # With no labelled sample at all, those that the source labelled choose, each fold held out in turn.
+    support: Sequence[Any] = (
+        choose_support(
+            here.model, here.pool, samples_per_class=unit.budget, sampling="random", seed=unit.draw
+        )
+        if unit.budget
+        else seen.labelled
+    )
+    folds = split_folds(here.model.task.classes(support), FOLDS, unit.draw)
+    swap = _swap(here, seen, unit.draw)
+    aligned = seen.aligned.vector if seen.aligned else None
+
+    def report(name: str, ground: Ground, way: Way, setting: Setting) -> None:
+        for label, one in ((name, way), (f"{name} control", way.swapped(swap))):
+            delta, alpha = one.arrive(ground, setting)
+            try:
+                here.model.move(delta, alpha)
+                records.append(_record(label, judge, setting))
+            finally:
+                here.model.restore()
+
+    with Ground(here.model, support, folds, seed=unit.draw) as ground:
+        naive = Along("naive", "naive addition", vector=here.model.vector, grid=(1.0,))
+        report("naive", ground, naive, {"alpha": 1.0})
+        if here.oracle is not None:
+            # At the best of the grid by the samples at hand, as in the other studies.
+            exact = Along(ORACLE, "oracle mask", vector=mask(here.model.vector, here.oracle), grid=GRID)
+            delta, alpha = exact.arrive(ground, measure(ground, exact).setting)
+            here.model.move(delta, alpha)
+            records.append(_record(ORACLE, judge, {"alpha": alpha}))
+            here.model.restore()
+        if not unit.budget:
+            if aligned is not None:
+                straight = Along("aligned", "aligned addition", vector=aligned, grid=(1.0,))
+                report("aligned", ground, straight, {"alpha": 1.0})
+            chosen = choose(ground, aligned, steps=STEPS, finetune=True)
+            report("labelled", ground, chosen.way, chosen.candidate.setting)
+            return records
+        chosen = choose(ground, aligned, steps=STEPS, finetune=True)
+        for name in ("gradfix", "confident", "aligned", "re-voted"):
+            for way, candidate in zip(chosen.ways, chosen.candidates, strict=True):
+                if candidate.name == name:
+                    report(name, ground, way, candidate.setting)
+        report("auto", ground, *_untrained(chosen))
+        report("auto, fine-tuned", ground, chosen.way, chosen.candidate.setting)
+    with Ground(here.model, support, folds, seed=unit.draw, more=seen.labelled) as ground:
+        report("labelled", ground, *_with_labels_of_the_source(ground, aligned))
+    return records
+
+
+def _untrained(chosen: Choice) -> tuple[Way, Setting]:
+    """What would have been chosen without training: where the last candidate, the trained one, set out from."""
+    last = chosen.ways[-1]
+    assert isinstance(last, FineTuned)
+    if last.start.way is None:
+        return chosen.ways[0], chosen.candidates[0].setting
+    return last.start.way, last.start.setting
+
+
+def _with_labels_of_the_source(ground: Ground, aligned: TaskVector | None) -> tuple[Way, Setting]:
+    """Train on samples and source-labelled inputs from the best way without labels; samples judge."""
+    first = [Along("naive", "naive addition", vector=ground.model.vector, grid=GRID)]
+    if aligned is not None:
+        first.append(Along("aligned", "aligned addition", vector=aligned, grid=ALIGNED_GRID))
+    best: tuple[Way, Candidate] = min(
+        ((way, measure(ground, way)) for way in first), key=lambda pair: pair[1].loss
+    )
+    start = Start(best[0], best[1].setting)
+    trained = FineTuned("labelled", "fine-tuned", start=start, rates=FINETUNE_RATES, stops=FINETUNE_STOPS)
+    candidate = measure(ground, trained)
+    return (trained, candidate.setting) if candidate.loss < best[1].loss else (best[0], best[1].setting)
+
+
+def _swap(here: Bench, seen: Sight, seed: int) -> Callable[[TaskVector], TaskVector]:
+    """Give each vector's control."""
+    controls: Mapping[int, TaskVector] = {id(here.model.vector): shuffled(here.model.vector, seed)}
+    if seen.aligned is not None and seen.aligned.control is not None:
+        controls = {**controls, id(seen.aligned.vector): seen.aligned.control}
+    return lambda vector: controls.get(id(vector), vector)
+
+
+def _record(method: str, judge: Judge, setting: Setting) -> Record:
+    return {"method": method, **asdict(judge.measure(setting, time.perf_counter()))}
