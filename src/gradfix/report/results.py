@@ -1,6 +1,7 @@
 """How the new model does beside what it could be mistaken for: the table and its picture."""
 
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import Any
 
 from gradfix.report.blocks import Cell, Figure, Section, Table, label
@@ -93,7 +94,8 @@ def dots(
     Returns:
         The figure.
     """
-    names = [label(name, 34) for name, _, _ in values]
+    # Two short lines leave a phone more room for the figure than a long one.
+    names = ["<br>".join(wrap(label(name, 44), 22, break_long_words=False)) for name, _, _ in values]
     traces = []
     for strong in (False, True):
         chosen = [
@@ -173,26 +175,12 @@ def comparison_results(rows: Sequence[Mapping[str, Any]], caption: str, metric: 
     if not rows:
         return None
     budgets = sorted({row["budget"] for row in rows})
+    retained = any(row.get("retained") for row in rows)
+    columns = ["method", metric, "95 % interval", "points over base", "points over the control"]
+    several = len(budgets) > 1
     table = Table(
-        [
-            "samples a class",
-            "method",
-            metric,
-            "95 % interval",
-            "points over base",
-            "points over the control",
-            "retained",
-        ]
-        if any(row.get("retained") for row in rows)
-        else [
-            "samples a class",
-            "method",
-            metric,
-            "95 % interval",
-            "points over base",
-            "points over the control",
-        ],
-        [_line(row, any(other.get("retained") for other in rows)) for row in rows],
+        [*(["samples a class"] if several else []), *columns, *(["retained"] if retained else [])],
+        [_line(row, several=several, retention=retained) for row in rows],
         strong=[number for number, row in enumerate(rows) if row["method"] == "gradfix"],
         caption=caption[:1].upper() + caption[1:] + ("" if caption.endswith(".") else "."),
     )
@@ -222,7 +210,7 @@ def _best(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
     return f"With {largest} samples a class, {best['label']} does best: {percent(best['score']['value'])} {metric}"
 
 
-def _line(row: Mapping[str, Any], retention: bool) -> list[Cell]:
+def _line(row: Mapping[str, Any], *, several: bool, retention: bool) -> list[Cell]:
     score, gain, over, kept = row["score"], row["gain"], row.get("over_control"), row.get("retained")
 
     def difference(interval: Mapping[str, Any] | None) -> Cell:
@@ -232,7 +220,7 @@ def _line(row: Mapping[str, Any], retention: bool) -> list[Cell]:
         return Cell(points(interval["value"]) + (f" ({bounds})" if bounds else ""), interval["value"])
 
     cells = [
-        Cell(str(row["budget"]), row["budget"]),
+        *([Cell(str(row["budget"]), row["budget"])] if several else []),
         Cell(row["label"]),
         Cell(percent(score["value"]), score["value"]),
         Cell(between(score, signed=False), score["low"]),
