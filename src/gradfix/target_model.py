@@ -357,6 +357,10 @@ class TargetModel:
         Returns:
             The directional derivative of the mean loss; negative where moving along δ helps.
         """
+        # An aligned δ has fewer tensors than τ: the others do not move.
+        moved = {name: theirs for name, theirs in self._covered.items() if theirs in delta.specs}
+        if not moved:
+            return 0.0
         encoded = self.encode(rows)
         total = 0.0
 
@@ -377,9 +381,9 @@ class TargetModel:
         handles = []
         try:
             for name, parameter in self._parameters.items():
-                parameter.requires_grad_(name in self._covered)
-                if name in self._covered:
-                    hook = meet(self._covered[name])
+                parameter.requires_grad_(name in moved)
+                if name in moved:
+                    hook = meet(moved[name])
                     handles.append(parameter.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
             for batch in encoded.batches:
                 self.task.loss(self.model, batch).sum().backward()  # type: ignore[no-untyped-call]
