@@ -66,8 +66,13 @@ def example(before: str, after: str, label: str, **given: Any) -> dict[str, Any]
     }
 
 
-def transport_record(text: str = "seven", layers: int = 4) -> dict[str, Any]:
+def transport_record(text: str = "seven", layers: int = 4, stepwise: bool = False) -> dict[str, Any]:
     """A record in which every string that comes from outside holds ``text``."""
+    steps = [
+        {"step": 1, "loss": 1.0, "score": 0.6, "kept": 0.5},
+        {"step": 2, "loss": 0.9, "score": 0.7, "kept": 0.45},
+    ]
+    steps = steps if stepwise else []
     facts = tensors(layers)
     facts[f"other.{text}"] = facts["mystery"]
     return {
@@ -126,10 +131,7 @@ def transport_record(text: str = "seven", layers: int = 4) -> dict[str, Any]:
                 {"alpha": 0.6, "predicted": -0.66, "measured": -0.4},
             ],
         },
-        "steps": [
-            {"step": 1, "loss": 1.0, "score": 0.6, "kept": 0.5},
-            {"step": 2, "loss": 0.9, "score": 0.7, "kept": 0.45},
-        ],
+        "steps": steps,
         "alignment": {
             "method": f"procrustes {text}",
             "held_out": True,

@@ -133,13 +133,21 @@ def test_a_record_of_another_version_or_kind_is_refused_by_name(tmp_path: Path) 
 
 
 def test_every_section_is_there_once() -> None:
-    sections = Reader(report(transport_record())).sections
+    sections = Reader(report(transport_record(stepwise=True))).sections
     assert sections == [
         "results", "advice", "method", "alpha", "steps", "examples", "coverage", "votes", "alignment", "format",
         "cost", "inputs",
     ]  # fmt: skip
     assert {"comparison", "close"} < set(Reader(report(demo_record())).sections)
     assert Reader(report(comparison_record())).sections == ["comparison", "retention", "cost", "inputs"]
+
+
+def test_a_way_in_steps_has_its_curve_among_the_steps_alone() -> None:
+    alone, stepwise = (report(transport_record(stepwise=stepwise)) for stepwise in (False, True))
+    assert "held-out loss" in " ".join(Reader(alone).scripts[:-2])
+    names = [trace.get("name") for figure in Reader(stepwise).figures for trace in figure["data"]]
+    assert "held-out loss" not in names
+    assert "predicted by the gradient" in names
 
 
 SECTIONS = sorted(set(transport_record()) - {"format", "version"})

@@ -24,11 +24,17 @@ def alpha_section(record: Mapping[str, Any]) -> Section | None:
         The section; None where neither was measured.
     """
     choice, certificate = record.get("alpha") or {}, record.get("certificate") or {}
-    curve = [point for point in choice.get("curve") or () if point.get("loss") is not None]
+    stepwise = bool(record.get("steps"))
+    # A way in steps has a curve over its steps, which stands in a section of its own.
+    tried = () if stepwise else choice.get("curve") or ()
+    curve = [point for point in tried if point.get("loss") is not None]
     figures = [figure for figure in (_loss(choice, curve, certificate), _score(choice, curve)) if figure]
     if not figures:
         return None
     on = CHOSEN_ON.get(choice.get("chosen_on", ""), str(choice.get("chosen_on", "")))
+    if stepwise:
+        lead = f"α scales the whole update, all steps together; it was added with α = {choice.get('alpha', 0):g}."
+        return Section("alpha", "How far to go", lead, figures)
     lead = f"α scales the update; 0 is the new base itself. α = {choice.get('alpha', 0):g} was chosen on {on}"
     lead += f" ({choice['samples']:,} samples)." if choice.get("samples") else "."
     return Section("alpha", "How far to go", lead, [figures])
@@ -168,7 +174,12 @@ def method_section(record: Mapping[str, Any]) -> Section | None:
         strong = [i for i, entry in enumerate(candidates) if entry["name"] == method.get("name")]
         parts.append(Table(["method", "best α", "held-out loss", "held-out score"], rows, strong))
     why = str(method.get("why") or "")
-    return Section("method", "Which method, and why", f"Chosen: {name}. {why}".strip(), parts)
+    told = (
+        why[:1].upper() + why[1:]
+        if why.lower().startswith(name.lower())
+        else f"Chosen: {name}. {why}".strip()
+    )
+    return Section("method", "Which method, and why", told, parts)
 
 
 def steps_section(record: Mapping[str, Any]) -> Section | None:
@@ -192,9 +203,11 @@ def steps_section(record: Mapping[str, Any]) -> Section | None:
         values = [(float(step["step"]), step[key] * scale) for step in steps if step.get(key) is not None]
         if len(values) < 2:
             continue
-        first, last = values[0][1], values[-1][1]
-        unit = "" if scale == 1.0 else " %"
-        shown = f"{title} goes from {number(first)}{unit} to {number(last)}{unit}"
+        if len({value for _, value in values}) == 1:
+            continue
+        best = (min if key == "loss" else max)(values, key=lambda value: value[1])
+        extreme, unit = ("lowest", "") if key == "loss" else ("highest", " %")
+        shown = f"{title} is {extreme} after step {best[0]:.0f}: {number(best[1])}{unit}"
         made = layout(
             height=280, xaxis={"title": "step", "dtick": max(1, len(values) // 8)}, yaxis={"title": axis}
         )
@@ -205,6 +218,6 @@ def steps_section(record: Mapping[str, Any]) -> Section | None:
     return Section(
         "steps",
         "Voting anew on the way",
-        f"The samples voted {len(steps)} times, each time where the model had got to.",
+        f"The samples voted anew at up to {len(steps)} points, each time where the model had got to.",
         [figures],
     )

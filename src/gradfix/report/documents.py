@@ -105,7 +105,7 @@ def _tiles(record: Record) -> list[Tile]:
         tiles.append(Tile("kept", percent(kept, 0), "of the task vector"))
     seconds = seconds_of(record).values()
     if seconds:
-        samples = votes.get("samples")
+        samples = votes.get("samples") or len(record.get("support") or ())
         tiles.append(Tile("cost", duration(sum(seconds)), f"{samples:,} labelled samples" if samples else ""))
     return tiles
 

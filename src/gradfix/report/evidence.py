@@ -6,7 +6,7 @@ from typing import Any
 from gradfix.layers import layer_of
 from gradfix.report.blocks import Figure, Section
 from gradfix.report.look import ACCENT, COLOURS, MUTED, SYMBOLS, layout
-from gradfix.report.numbers import number, percent
+from gradfix.report.numbers import percent
 
 
 def votes_section(record: Mapping[str, Any]) -> Section | None:
@@ -84,6 +84,15 @@ def _settling(curve: Any, samples: int, stability: Mapping[str, Any]) -> Figure:
     return Figure(title, [trace, bracket], made, note)
 
 
+_SIDES = (
+    ("residual_in", "inputs"),
+    ("residual_out", "outputs"),
+    ("residual", "activations unexplained"),
+    ("unexplained", "change not carried over"),
+)
+"""What is known of an aligned tensor, and what the figure calls it."""
+
+
 def alignment_section(record: Mapping[str, Any]) -> Section | None:
     """Show what alignment left of the difference between the two bases, layer by layer.
 
@@ -101,17 +110,18 @@ def alignment_section(record: Mapping[str, Any]) -> Section | None:
         place = layer_of(name)
         if place.depth is None:
             continue
-        for key, side in (("residual_in", "inputs"), ("residual_out", "outputs")):
+        for key, side in _SIDES:
             if residuals.get(key) is not None:
                 lines.setdefault((place.tower, side), {}).setdefault(place.depth, []).append(residuals[key])
     held = " on inputs that did not shape the alignment" if alignment.get("held_out") else ""
     lead = (
-        f"The task vector was turned into the new base's coordinates ({alignment.get('method', 'unknown method')}) "
-        "before it was masked. The residual is the part of each layer's activations that the turn leaves unexplained"
-        f"{held}: 0 is a perfect match, 1 none."
+        "The task vector was carried over to the new base by what its layers do to activations (method: "
+        f"{alignment.get('method', 'unknown')}). The figure shows the share of each layer's part that this leaves "
+        f"unexplained{held}: 0 is a perfect match, 1 none."
     )
     if not lines:
         return Section("alignment", "How well the source was aligned", lead)
+    deepest = max(depth for depths in lines.values() for depth in depths)
     traces = []
     means = []
     for index, ((tower, side), depths) in enumerate(sorted(lines.items())):
@@ -136,8 +146,8 @@ def alignment_section(record: Mapping[str, Any]) -> Section | None:
     made = layout(
         height=320,
         showlegend=True,
-        xaxis={"title": "layer", "tickformat": "d"},
-        yaxis={"title": "residual (0 to 1)", "rangemode": "tozero"},
+        xaxis={"title": "layer", "tickformat": "d", "dtick": max(1, deepest // 8)},
+        yaxis={"title": "left unexplained (0 to 1)", "rangemode": "tozero"},
     )
-    title = f"On average {number(sum(means) / len(means))} of the activations is left unexplained"
+    title = f"On average {percent(sum(means) / len(means), 0)} of a layer's part is left unexplained"
     return Section("alignment", "How well the source was aligned", lead, [Figure(title, traces, made)])
