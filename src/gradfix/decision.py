@@ -8,7 +8,7 @@ from gradfix.alignment import Aligned
 from gradfix.baselines import shuffled
 from gradfix.errors import GradfixError
 from gradfix.evaluation import Evaluation
-from gradfix.masks import STRATEGIES, mask
+from gradfix.masks import STRATEGIES
 from gradfix.methods import FINETUNE_RATES, Candidate, Choice, choose, measure
 from gradfix.preparation import Rows
 from gradfix.progress import Progress, silent
@@ -55,7 +55,8 @@ class Decision:
         Returns:
             A mask of its own where a mask makes δ, else δ.
         """
-        return self.delta if self.votes is None else self.way.arrive(ground, self.setting)[0]
+        lazy = isinstance(self.way, Along | Masked)
+        return self.way.arrive(ground, self.setting)[0] if lazy else self.delta
 
 
 def standing_ground(
@@ -165,14 +166,7 @@ def _as_told(
     way: Way
     if STRATEGIES[recipe.mask].needs == "nothing":
         # Drawn or kept without asking anybody, so no vote is counted.
-        way = Along(recipe.mask, _label(recipe), vector=vector, grid=grid)
-        if recipe.mask != "none":
-            way = Along(
-                recipe.mask,
-                _label(recipe),
-                vector=mask(vector, strategy=recipe.mask, seed=recipe.seed),
-                grid=grid,
-            )
+        way = Along(recipe.mask, _label(recipe), vector=vector, grid=grid, strategy=recipe.mask)
     else:
         naive = Along("naive", "naive addition", vector=vector, grid=(1.0,))
         at = Start(naive, {"alpha": 1.0}) if recipe.vote_at == "naive" else Start()

@@ -270,25 +270,32 @@ class Way(ABC):
 
 @dataclass
 class Along(Way):
-    """Straight along a vector that no label shaped: naive addition of τ, or of τ'."""
+    """Straight along a vector that no label shaped: naive addition of τ, or of τ', or of what a lot draws of it."""
 
     vector: TaskVector = field(kw_only=True)
     grid: Sequence[float] = field(kw_only=True)
+    strategy: str = field(kw_only=True, default="none")
     labelled = False
 
     def walk(self, ground: Ground, fold: int | None) -> Iterator[Setting]:
         """Try every α."""
+        delta = self._drawn(ground)
         for alpha in sorted(set(self.grid)):
-            ground.model.move(self.vector, alpha)
+            ground.model.move(delta, alpha)
             yield {"alpha": alpha}
 
     def arrive(self, ground: Ground, setting: Setting, fold: int | None = None) -> tuple[TaskVector, float]:
-        """Give the vector itself."""
-        return self.vector, setting["alpha"]
+        """Give the vector itself, or what was drawn of it."""
+        return self._drawn(ground), setting["alpha"]
 
     def swapped(self, swap: Swap) -> Way:
         """Go along the control's vector."""
         return replace(self, vector=swap(self.vector))
+
+    def _drawn(self, ground: Ground) -> TaskVector:
+        if self.strategy == "none":
+            return self.vector
+        return mask(self.vector, strategy=self.strategy, seed=ground.seed)
 
 
 @dataclass
@@ -367,8 +374,7 @@ class Revoted(Way):
         for _ in range(count):
             votes = ground.count(rows)
             masked = mask(self.vector, votes, strategy=self.strategy, seed=ground.seed, level=self.level)
-            # A single step stays lazy, so that writing it counts what the mask kept.
-            steps.append(masked if count == 1 else ground.scratch.keep(masked))
+            steps.append(ground.scratch.keep(masked))
             ground.model.move(*self.start.plus(ground, self.step, steps, fold))
             yield steps
 
