@@ -190,7 +190,7 @@ def test_a_record_with_holes_gives_a_page_or_a_refusal(seed: int) -> None:
         (
             interval(0.1, 0.03),
             interval(0.05, 0.02),
-            "About 50 % of the gain comes from the source fine-tune; the rest",
+            "About 50 % of the gain comes from the source fine-tune: a shuffled",
         ),
         (
             interval(0.1, 0.03),

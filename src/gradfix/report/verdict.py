@@ -113,12 +113,12 @@ def _control(judgement: Mapping[str, Any]) -> list[str]:
         return [f"The control, the same transport of a shuffled task vector: {measured}."]
     if excludes_zero(over) and over["value"] > 0:
         return [
-            f"About {percent(share, 0)} of the gain comes from the source fine-tune; the rest comes from the labelled "
-            f"samples, which alone bring a shuffled task vector that far ({measured})."
+            f"About {percent(share, 0)} of the gain comes from the source fine-tune: a shuffled copy of it, moved with the "
+            f"same labelled samples, gains only the rest ({measured})."
         ]
     return [
         f"About {percent(share, 0)} of the gain comes from the source fine-tune, within chance: a shuffled copy of it, "
-        f"masked by the same labelled samples, does as well ({measured}). The samples made the difference."
+        f"moved with the same labelled samples, does as well ({measured}). The samples made the difference."
     ]
 
 
