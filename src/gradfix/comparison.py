@@ -10,28 +10,35 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
-from gradfix.baselines import METHODS, FewShot, FineTuning, Method, choose_finetuning, finetune
+from gradfix.alignment import Aligned
+from gradfix.baselines import METHODS, FewShot, FineTuning, Method, choose_finetuning, finetune, shuffled
 from gradfix.checkpoints import Checkpoint
 from gradfix.compatibility import check
 from gradfix.data import load_rows
 from gradfix.errors import GradfixError
 from gradfix.evaluation import EncodedRows, Interval, mean_interval, paired_difference
 from gradfix.masks import mask
+from gradfix.methods import choose
+from gradfix.observation import look_at_source
 from gradfix.placement import place
 from gradfix.preparation import bind, choose_support, refuse
 from gradfix.progress import Progress, silent
-from gradfix.recipes import CompareRecipe
+from gradfix.recipes import AUTO_STEPS, CompareRecipe
 from gradfix.report import REPORT_FILE, report
 from gradfix.scaling import FOLDS, GRID, FoldedVotes, cross_fit, split_folds
 from gradfix.target_model import TargetModel
 from gradfix.tasks import ModelTask, get_task
 from gradfix.vectors import TaskVector
+from gradfix.ways import Ground
 
 ZERO_SHOT, CONTROL, FEW_SHOT, ORACLE, FULL = "zero-shot", "control", "few-shot", "oracle", "full"
+AUTO, AUTO_CONTROL = "auto", "auto-control"
 
 LABELS = {
     ZERO_SHOT: "new base as it is",
     **{name: method.label for name, method in METHODS.items()},
+    AUTO: "auto: the method chosen on the samples",
+    AUTO_CONTROL: "control of auto: τ shuffled first",
     FEW_SHOT: "few-shot fine-tuning",
     ORACLE: "oracle mask",
     FULL: "full fine-tuning",
@@ -99,6 +106,8 @@ def draw(
     oracle: TaskVector | None = None,
     few_shot: FewShot | None = FewShot(),  # noqa: B008 - frozen
     grid: Sequence[float] = GRID,
+    aligned: Aligned | None = None,
+    auto: bool = False,
 ) -> Iterator[tuple[str, Outcome]]:
     """Run every method on one support set: each chooses its settings by cross-fitting there, then is measured.
 
@@ -110,6 +119,8 @@ def draw(
         oracle: τ_B, restricted like the target's vector, for the oracle mask and full fine-tuning.
         few_shot: What fine-tuning on the samples may choose among; None for no such row.
         grid: Candidates for α.
+        aligned: τ in the target's coordinates, with its control, for ``auto`` to choose.
+        auto: Also choose the method itself, as a transport does by default, and measure its control.
 
     Yields:
         Method name and outcome.
@@ -135,6 +146,8 @@ def draw(
                 name,
                 _directed(judge, support, folds, method, ballots.get(method.vote), seed, grid, started),
             )
+    if auto:
+        yield from _chosen(judge, support, folds, aligned, seed)
     if few_shot is not None:
         yield FEW_SHOT, _finetuned(judge, support, few_shot, seed)
     if oracle is not None:
@@ -176,6 +189,27 @@ def _directed(
         return judge.measure({"alpha": choice.alpha}, started)
     finally:
         model.restore()
+
+
+def _chosen(
+    judge: Judge, support: Sequence[Any], folds: Sequence[Sequence[int]], aligned: Aligned | None, seed: int
+) -> Iterator[tuple[str, Outcome]]:
+    started = time.perf_counter()
+    tau = judge.model.vector
+    controls = {id(tau): shuffled(tau, seed)}
+    if aligned is not None:
+        controls[id(aligned.vector)] = aligned.control or controls[id(tau)]
+    with Ground(judge.model, support, folds, seed=seed) as ground:
+        found = choose(ground, aligned.vector if aligned else None, steps=AUTO_STEPS)
+        setting = found.candidate.setting
+        control = found.way.swapped(lambda vector: controls.get(id(vector), vector))
+        for name, way in ((AUTO, found.way), (AUTO_CONTROL, control)):
+            try:
+                judge.model.move(*way.arrive(ground, setting))
+                yield name, judge.measure(setting, started)
+            finally:
+                judge.model.restore()
+            started = time.perf_counter()
 
 
 def _finetuned(judge: Judge, support: Sequence[Any], candidates: FewShot, seed: int) -> Outcome:
@@ -390,32 +424,45 @@ def compare(recipe: CompareRecipe, *, progress: Progress = silent) -> Comparison
     bind(task, target, tau, pool, trust_remote_code=recipe.trust_remote_code)
     task.check(pool, support=True)
     task.check(test)
-    model = TargetModel.load(
-        task,
-        target,
-        place(tau, target),
-        device=recipe.device,
-        batch_size=recipe.batch_size,
-        strict=recipe.strict,
-        trust_remote_code=recipe.trust_remote_code,
-    )
-    model.require_weights()
-    oracle = None
-    if recipe.target_tuned is not None:
-        oracle = model.restricted(place(TaskVector.between(target, recipe.target_tuned), target).vector)
-    judge = Judge(model, model.encode(test), _retention(recipe, model, target))
-    lines: list[Line] = []
-    done, total = 0, len(recipe.samples_per_class) * recipe.seeds
-    for budget in recipe.samples_per_class:
-        draws = []
-        for seed in range(recipe.seeds):
-            support = choose_support(
-                model, pool, samples_per_class=budget, sampling=recipe.sampling, seed=seed
-            )
-            draws.append(dict(draw(judge, support, seed=seed, oracle=oracle)))
-            done += 1
-            progress("comparing", done, total, "draws")
-        lines += summarise(draws, budget)
+    with ExitStack() as stack:
+        loading: dict[str, Any] = {
+            "device": recipe.device,
+            "batch_size": recipe.batch_size,
+            "strict": recipe.strict,
+            "trust_remote_code": recipe.trust_remote_code,
+        }
+        sight = look_at_source(
+            base,
+            tau,
+            target,
+            task,
+            pool,
+            stack,
+            align=recipe.align,
+            align_data=load_rows(recipe.align_data) if recipe.align_data else (),
+            control_seed=0,
+            loading=loading,
+            progress=progress,
+        )
+        model = TargetModel.load(task, target, place(tau, target), **loading)
+        model.require_weights()
+        aligned = sight.align(model, control=True) if sight is not None else None
+        oracle = None
+        if recipe.target_tuned is not None:
+            oracle = model.restricted(place(TaskVector.between(target, recipe.target_tuned), target).vector)
+        judge = Judge(model, model.encode(test), _retention(recipe, model, target))
+        lines: list[Line] = []
+        done, total = 0, len(recipe.samples_per_class) * recipe.seeds
+        for budget in recipe.samples_per_class:
+            draws = []
+            for seed in range(recipe.seeds):
+                support = choose_support(
+                    model, pool, samples_per_class=budget, sampling=recipe.sampling, seed=seed
+                )
+                draws.append(dict(draw(judge, support, seed=seed, oracle=oracle, aligned=aligned, auto=True)))
+                done += 1
+                progress("comparing", done, total, "draws")
+            lines += summarise(draws, budget)
     caption = (
         f"{task.metric.replace('_', ' ')} on {len(test)} test samples; mean over {recipe.seeds} draws of the support "
         f"set ({recipe.sampling}) with the 95 % interval of Student's t; every setting chosen by cross-fitting on the "

@@ -17,11 +17,10 @@ from gradfix.alignment import (
     similarity,
 )
 from gradfix.checkpoints import Checkpoint
-from gradfix.data import Row, load_rows, origin
+from gradfix.data import Row, origin
 from gradfix.errors import GradfixError
 from gradfix.preparation import Rows, bind
-from gradfix.progress import Progress
-from gradfix.recipes import TransportRecipe
+from gradfix.progress import Progress, silent
 from gradfix.target_model import TargetModel
 from gradfix.tasks import Classification, ModelTask
 from gradfix.vectors import TaskVector
@@ -107,29 +106,34 @@ class Observation:
 
 
 def look_at_source(
-    recipe: TransportRecipe,
     base: Checkpoint,
     tau: TaskVector,
     target: Checkpoint,
     task: ModelTask,
     pool: Rows,
-    rows: Mapping[str, Rows],
     stack: ExitStack,
+    *,
+    align: str,
+    align_data: Rows = (),
+    unlabelled: Rows = (),
+    control_seed: int | None = None,
     loading: Mapping[str, Any],
-    progress: Progress,
+    progress: Progress = silent,
 ) -> Observation | None:
-    """Run the source models over inputs, as far as the recipe needs it.
+    """Run the source models over inputs, as far as there is something to align or to label.
 
     Args:
-        recipe: The options.
         base: θ_A.
         tau: θ_A^ft − θ_A.
         target: θ_B, for its weights' similarity.
         task: Bound to the target.
         pool: The labelled rows: inputs to align on where no others were given, and a test of the source.
-        rows: Rows in memory, in place of the recipe's locations.
         stack: What is recorded goes with it.
-        loading: How to load a model.
+        align: ``regression``, ``none``, or ``auto``: where the two bases are not alike.
+        align_data: Inputs to align on; their labels are not used.
+        unlabelled: Inputs that the source is to label; they are aligned on, too.
+        control_seed: Of the control's shuffle; None for no control.
+        loading: How to load a model, as :meth:`gradfix.target_model.TargetModel.load` takes it.
         progress: Told the passes done.
 
     Returns:
@@ -138,26 +142,23 @@ def look_at_source(
     Raises:
         GradfixError: if the source has no directory to be run from, or inputs can't be labelled.
     """
-    alike = similarity(base, target) if recipe.align == "auto" else None
-    aligning = recipe.align == "regression" or (alike is not None and alike < CLOSE)
-    if not aligning and recipe.unlabelled is None:
-        return None
-    if recipe.unlabelled is not None and not isinstance(task, Classification):
+    if unlabelled and not isinstance(task, Classification):
         raise GradfixError(
             f"--unlabelled: {task.name} has no classes, and the source can label only with classes; leave it out"
         )
+    alike = similarity(base, target) if align == "auto" else None
+    aligning = align == "regression" or (alike is not None and alike < CLOSE)
+    if not aligning and not unlabelled:
+        return None
     if base.directory is None:
         raise GradfixError(
             f"{base.location}: the source must be run, and weights alone can't be; give its directory, "
             "or --align none"
         )
-    if recipe.align == "auto" and not isinstance(task, ModelTask):
-        return None
-    unlabelled = rows.get("unlabelled") or (load_rows(recipe.unlabelled) if recipe.unlabelled else [])
-    others = rows.get("align_data") or (load_rows(recipe.align_data) if recipe.align_data else [])
-    inputs = without_labels(task, [*unlabelled, *others] or list(pool)[:MOST_INPUTS])
+    inputs = without_labels(task, [*unlabelled, *align_data] or list(pool)[:MOST_INPUTS])
     ours = deepcopy(task)
-    bind(ours, base, tau, pool, trust_remote_code=recipe.trust_remote_code)
+    trusted = bool(loading.get("trust_remote_code"))
+    bind(ours, base, tau, pool, trust_remote_code=trusted)
     pooled = not same_tokens(ours, task, inputs)
     activations = stack.enter_context(Activations(len(inputs), pooled=pooled))
     observed = observe(
@@ -167,7 +168,7 @@ def look_at_source(
         inputs,
         list(pool)[:MOST_INPUTS],
         activations,
-        control_seed=recipe.seed if recipe.test or recipe.validation or "test" in rows else None,
+        control_seed=control_seed,
         progress=progress,
         **loading,
     )

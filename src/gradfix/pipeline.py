@@ -17,7 +17,7 @@ import gradfix
 from gradfix.card import model_card
 from gradfix.checkpoints import Checkpoint
 from gradfix.compatibility import Compatibility, check
-from gradfix.data import origin, row_hash
+from gradfix.data import load_rows, origin, row_hash
 from gradfix.decision import Decision, decide, standing_ground
 from gradfix.descent import Certificate, certify
 from gradfix.errors import GradfixError
@@ -187,11 +187,28 @@ def run_transport(
         "strict": recipe.strict,
         "trust_remote_code": recipe.trust_remote_code,
     }
+    wanted = any(held is not None for held in judged.values())
     with ExitStack() as stack:
         sight = None
-        if recipe.align != "none" or recipe.unlabelled is not None:
+        if recipe.align != "none" or recipe.unlabelled is not None or "unlabelled" in rows:
             with clock.stage("observe the source"):
-                sight = look_at_source(recipe, base, tau, target, task, pool, rows, stack, loading, progress)
+                given = {
+                    name: rows.get(name) or (load_rows(place) if place else ())
+                    for name, place in (("align_data", recipe.align_data), ("unlabelled", recipe.unlabelled))
+                }
+                sight = look_at_source(
+                    base,
+                    tau,
+                    target,
+                    task,
+                    pool,
+                    stack,
+                    align=recipe.align or "none",
+                    control_seed=recipe.seed if wanted else None,
+                    loading=loading,
+                    progress=progress,
+                    **given,
+                )
         with clock.stage("load"):
             dtype = getattr(torch, recipe.dtype) if recipe.dtype else None
             model = TargetModel.load(task, target, placement, dtype=dtype, **loading)
@@ -201,7 +218,6 @@ def run_transport(
         with clock.stage("align"):
             use_head(model, recipe.head, support)
             model.require_weights()
-            wanted = any(held is not None for held in judged.values())
             aligned = sight.align(model, control=wanted) if sight is not None else None
         more = sight.labelled(task) if sight is not None else ()
         ground = stack.enter_context(standing_ground(model, support, recipe, more=more, progress=progress))

@@ -47,6 +47,14 @@ Resume = Annotated[bool, Field(description="go on with an interrupted run of the
 Restart = Annotated[bool, Field(description="discard an interrupted run")]
 
 
+AUTO_STEPS = 4
+"""Re-votes that ``--method auto`` tries at most."""
+
+Align = Literal["auto", "none", "regression"]
+AlignData = Annotated[
+    str | None, Field(description="inputs to align on, labels not needed; else the labelled data's own")
+]
+
 R = TypeVar("R", bound="Recipe")
 
 
@@ -324,9 +332,6 @@ class VotesRecipe(SupportRecipe):
         return self
 
 
-AUTO_STEPS = 4
-
-
 class TransportRecipe(SupportRecipe, WritingRecipe):
     """Move a fine-tune to a new base model: from three models and a few samples to a model directory."""
 
@@ -350,12 +355,10 @@ class TransportRecipe(SupportRecipe, WritingRecipe):
         ),
     ] = None
     align: Annotated[
-        Literal["auto", "none", "regression"] | None,
+        Align | None,
         Field(description="carry τ over by activations first; auto: where the two bases are not alike"),
     ] = None
-    align_data: Annotated[
-        str | None, Field(description="inputs to align on, labels not needed; else the samples' own")
-    ] = None
+    align_data: AlignData = None
     steps: Annotated[
         int, Field(ge=1, description="re-votes at most; 1 is the paper's method, auto tries up to 4")
     ] = 1
@@ -470,6 +473,10 @@ class CompareRecipe(TaskRecipe):
     data: Annotated[str, Field(description="labelled data to draw samples from")]
     split: Annotated[str | None, Field(description="of the data, where it has several")] = None
     test: Annotated[str, Field(description="labelled data to judge on; nothing is chosen there")]
+    align: Annotated[
+        Align, Field(description="for auto: carry τ over by activations first, where the bases are not alike")
+    ] = "auto"
+    align_data: AlignData = None
     retain: Annotated[str | None, Field(description="labelled data of what the model could do before")] = None
     samples_per_class: Annotated[list[int], Field(description="budgets to compare, repeatable")] = [
         1,
