@@ -113,8 +113,8 @@ def _control(judgement: Mapping[str, Any]) -> list[str]:
         return [f"The control, the same transport of a shuffled task vector: {measured}."]
     if excludes_zero(over) and over["value"] > 0:
         return [
-            f"About {percent(share, 0)} of the gain comes from the source fine-tune: a shuffled copy of it, moved with the "
-            f"same labelled samples, gains only the rest ({measured})."
+            f"About {percent(share, 0)} of the gain comes from the source fine-tune: a shuffled copy of it, moved with "
+            f"the same labelled samples, gains only the rest ({measured})."
         ]
     return [
         f"About {percent(share, 0)} of the gain comes from the source fine-tune, within chance: a shuffled copy of it, "
