@@ -173,6 +173,7 @@ def transport(work: Path) -> tuple[Clocks, int, dict]:
         "transport", "--source-base", work / "old", "--source-tuned", work / "tuned", "--target-base", work / "new",
         "--task", "text-classification", "--support", work / "support.jsonl",
         "--validation", work / "validation.jsonl", "--output", work / "output", "--overwrite",
+        "--method", "gradfix",
     ]  # fmt: skip
     with AnonymousMemory() as memory, contextlib.redirect_stderr(io.StringIO()), Timed() as timed:
         app([str(argument) for argument in arguments], standalone_mode=False)

@@ -446,7 +446,7 @@ def compare(recipe: CompareRecipe, *, progress: Progress = silent) -> Comparison
         )
         model = TargetModel.load(task, target, place(tau, target), **loading)
         model.require_weights()
-        aligned = sight.align(model, control=True) if sight is not None else None
+        aligned = sight.align(model, control_seed=0) if sight is not None else None
         oracle = None
         if recipe.target_tuned is not None:
             oracle = model.restricted(place(TaskVector.between(target, recipe.target_tuned), target).vector)

@@ -12,6 +12,7 @@ from gradfix.alignment import (
     Aligned,
     Observed,
     align_by_regression,
+    align_by_rotation,
     observe,
     same_tokens,
     similarity,
@@ -39,30 +40,35 @@ class Observation:
     Attributes:
         inputs: The samples it was run on.
         observed: What was found.
-        activations: Where its activations are; None where nothing is to be aligned.
+        activations: Where its activations are.
+        method: How the target is aligned; ``none`` where it is not.
         similarity: Cosine of the two bases' weights; None where nobody asked.
         unlabelled: How many of the first inputs are to be labelled by the source.
     """
 
     inputs: Rows
     observed: Observed
-    activations: Activations | None
+    activations: Activations
+    method: str
     similarity: float | None
     unlabelled: int
 
-    def align(self, model: TargetModel, *, control: bool) -> Aligned | None:
+    def align(self, model: TargetModel, *, control_seed: int | None) -> Aligned | None:
         """Carry τ over to the target.
 
         Args:
             model: The target at θ_B.
-            control: Also make the control.
+            control_seed: Of the control's shuffle; None for no control.
 
         Returns:
             The alignment; None where none was wanted.
         """
-        if self.activations is None:
+        seen = model, self.inputs, self.observed, self.activations
+        if self.method == "none":
             return None
-        return align_by_regression(model, self.inputs, self.observed, self.activations, control=control)
+        if self.method == "regression":
+            return align_by_regression(*seen, control=control_seed is not None)
+        return align_by_rotation(*seen, self.method, control_seed=control_seed)
 
     def labelled(self, task: ModelTask) -> list[Row]:
         """Label the unlabelled inputs with what the tuned source is sure of.
@@ -129,7 +135,7 @@ def look_at_source(
         task: Bound to the target.
         pool: The labelled rows: inputs to align on where no others were given, and a test of the source.
         stack: What is recorded goes with it.
-        align: ``regression``, ``none``, or ``auto``: where the two bases are not alike.
+        align: How; ``none``, or ``auto``: by regression where the two bases are not alike.
         align_data: Inputs to align on; their labels are not used.
         unlabelled: Inputs that the source is to label; they are aligned on, too.
         control_seed: Of the control's shuffle; None for no control.
@@ -147,8 +153,9 @@ def look_at_source(
             f"--unlabelled: {task.name} has no classes, and the source can label only with classes; leave it out"
         )
     alike = similarity(base, target) if align == "auto" else None
-    aligning = align == "regression" or (alike is not None and alike < CLOSE)
-    if not aligning and not unlabelled:
+    if alike is not None:
+        align = "regression" if alike < CLOSE else "none"
+    if align == "none" and not unlabelled:
         return None
     if base.directory is None:
         raise GradfixError(
@@ -168,11 +175,12 @@ def look_at_source(
         inputs,
         list(pool)[:MOST_INPUTS],
         activations,
+        method=align,
         control_seed=control_seed,
         progress=progress,
         **loading,
     )
-    return Observation(inputs, observed, activations if aligning else None, alike, len(unlabelled))
+    return Observation(inputs, observed, activations, align, alike, len(unlabelled))
 
 
 def without_labels(task: ModelTask, rows: Sequence[Mapping[str, Any]]) -> list[Row]:

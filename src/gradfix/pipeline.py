@@ -218,7 +218,11 @@ def run_transport(
         with clock.stage("align"):
             use_head(model, recipe.head, support)
             model.require_weights()
-            aligned = sight.align(model, control=wanted) if sight is not None else None
+            aligned = (
+                sight.align(model, control_seed=recipe.seed if wanted else None)
+                if sight is not None
+                else None
+            )
         more = sight.labelled(task) if sight is not None else ()
         ground = stack.enter_context(standing_ground(model, support, recipe, more=more, progress=progress))
         with clock.stage("vote and choose α"):

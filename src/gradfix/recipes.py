@@ -50,7 +50,7 @@ Restart = Annotated[bool, Field(description="discard an interrupted run")]
 AUTO_STEPS = 4
 """Re-votes that ``--method auto`` tries at most."""
 
-Align = Literal["auto", "none", "regression"]
+Align = Literal["auto", "none", "regression", "procrustes", "permutation"]
 AlignData = Annotated[
     str | None, Field(description="inputs to align on, labels not needed; else the labelled data's own")
 ]

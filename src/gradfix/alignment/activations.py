@@ -21,6 +21,11 @@ from gradfix.tasks.running import evaluating
 ROWS = 4096
 """At most about this many tokens are recorded of all samples together: more change a rotation little."""
 
+CROSS_ATTENTION = {"EncDecAttention", "encoder_attn", "crossattention"}
+"""How T5, BART and BERT's decoders call their attention to the encoder."""
+
+KEYS_AND_VALUES = {"k", "v", "k_proj", "v_proj", "key", "value"}
+
 
 class Point(NamedTuple):
     """A place in a model where values of shape [samples, width] or [samples, tokens, width] pass.
@@ -91,7 +96,7 @@ class Activations:
                 with observed(model, points) as seen, evaluating(model):
                     outputs.append(run(batch))
                 for point in points:
-                    rows = self.rows(one_pass(seen, point, model), batch)
+                    rows = self.rows(one_pass(seen, point, model), batch, point)
                     require_finite(
                         rows, f"{type(model).__name__}: activations", f"{point.module} {point.side}"
                     )
@@ -102,12 +107,13 @@ class Activations:
                 file.close()
         return outputs
 
-    def rows(self, values: Tensor, batch: Any) -> Tensor:
+    def rows(self, values: Tensor, batch: Any, point: Point) -> Tensor:
         """Take the rows of one batch that are recorded.
 
         Args:
             values: ``[samples, width]`` or ``[samples, tokens, width]``.
             batch: The encoded samples; its masks tell which tokens are real.
+            point: Where the values passed.
 
         Returns:
             ``[rows, width]``, float32, contiguous, on the CPU.
@@ -123,7 +129,7 @@ class Activations:
                 f"alignment: expected activations of shape [samples, tokens, width], found {list(values.shape)}; "
                 "this architecture can't be aligned; use --align none"
             )
-        real = real_tokens(batch, values.shape[0], values.shape[1])
+        real = real_tokens(batch, values.shape[0], values.shape[1], decoder=_of_decoder(point))
         if self.pooled:
             weight = real.to(values)[..., None]
             return ((values * weight).sum(1) / weight.sum(1).clamp(min=1)).contiguous()
@@ -243,24 +249,34 @@ def first_output(output: Any) -> Tensor:
     return found
 
 
-def real_tokens(batch: Any, samples: int, tokens: int) -> Tensor:
+def real_tokens(batch: Any, samples: int, tokens: int, *, decoder: bool = False) -> Tensor:
     """Tell real tokens from padding, by whichever mask of the batch has the right shape.
+
+    Where inputs are as long as targets, both masks have it: the shape alone does not tell whose tokens these are.
 
     Args:
         batch: The encoded samples.
         samples: How many.
         tokens: How many each has at the point in question.
+        decoder: They are a decoder's, so that the labels' mask is asked first.
 
     Returns:
         Bool ``[samples, tokens]``: the attention mask for inputs, the labels' for a decoder, all for patches.
     """
     if isinstance(batch, Mapping):
-        for name, padding in (("attention_mask", 0), ("labels", -100)):
+        masks = (("attention_mask", 0), ("labels", -100))
+        for name, padding in reversed(masks) if decoder else masks:
             mask = batch.get(name)
             if isinstance(mask, Tensor) and mask.shape == (samples, tokens):
                 real = (mask != padding).cpu()
                 return real | ~real.any(dim=1, keepdim=True)
     return torch.ones(samples, tokens, dtype=torch.bool)
+
+
+def _of_decoder(point: Point) -> bool:
+    """Whether tokens at a point are a decoder's; keys and values of its attention to the encoder are not."""
+    path = point.module.split(".")
+    return "decoder" in path and not (CROSS_ATTENTION & {*path} and path[-1] in KEYS_AND_VALUES)
 
 
 def _spread(real: Tensor, each: int) -> Tensor:

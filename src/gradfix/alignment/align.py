@@ -8,8 +8,10 @@ from typing import Any
 import torch
 
 from gradfix.alignment.activations import Activations
-from gradfix.alignment.regression import SHUFFLED, TARGET, TUNED, fit_blocks
+from gradfix.alignment.regression import SHUFFLED, SOURCE, TARGET, TUNED, fit_blocks
+from gradfix.alignment.rotate import rotate, rotation
 from gradfix.alignment.source import Observed, runner
+from gradfix.baselines import shuffled
 from gradfix.checkpoints import TensorSource, match_names
 from gradfix.sources import Given
 from gradfix.target_model import TargetModel
@@ -84,6 +86,45 @@ def align_by_regression(
 
     vector, tensors = fitted(TUNED)
     return Aligned(vector, fitted(SHUFFLED)[0] if control else None, "regression", tensors, len(inputs))
+
+
+def align_by_rotation(
+    model: TargetModel,
+    inputs: Sequence[Any],
+    observed: Observed,
+    activations: Activations,
+    method: str,
+    *,
+    control_seed: int | None,
+) -> Aligned:
+    """Rotate τ into the target's coordinates (see :mod:`.rotate`); the control is a shuffled τ, rotated likewise.
+
+    Args:
+        model: The target at θ_B; it is not changed.
+        inputs: The same samples, in the same order, that the source was observed on.
+        observed: What :func:`gradfix.alignment.source.observe` found.
+        activations: Where it recorded.
+        method: ``procrustes`` or ``permutation``.
+        control_seed: Of the control's shuffle; None for no control.
+
+    Returns:
+        τ' over the same tensors as τ.
+    """
+    encoded = model.encode(inputs)
+    activations.record(TARGET, model.model, runner(model.task, model), encoded.batches, observed.points)
+    found = rotation(
+        model.vector,
+        model.model,
+        model.names,
+        activations,
+        source=SOURCE,
+        target=TARGET,
+        method="permutation" if method == "permutation" else "procrustes",
+    )
+    control = None
+    if control_seed is not None:
+        control = rotate(shuffled(model.vector, control_seed), found.places, found.maps)
+    return Aligned(found.vector, control, method, found.residuals, len(inputs))
 
 
 def similarity(first: TensorSource, second: TensorSource) -> float:

@@ -26,22 +26,3 @@ def procrustes(source: Tensor, target: Tensor) -> Tensor:
     left, _, right = torch.linalg.svd(cross)
     rotation: Tensor = left @ right
     return rotation.float()
-
-
-def unexplained(source: Tensor, target: Tensor, rotation: Tensor) -> float:
-    """Measure the share of the target's variance that the rotated source, scaled as fits best, does not explain.
-
-    Args:
-        source: X_A, ``[rows, width]``: rows that the rotation was not estimated on.
-        target: X_B.
-        rotation: R.
-
-    Returns:
-        A number in [0, 1]; 0 for a target without variance.
-    """
-    ours = ((source - source.mean(0)) @ rotation).double()
-    theirs = (target - target.mean(0)).double()
-    size, total = float(ours.square().sum()), float(theirs.square().sum())
-    if not total:
-        return 0.0
-    return 1.0 - float((ours * theirs).sum()) ** 2 / (size * total) if size else 1.0

@@ -30,7 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from gradfix.alignment.activations import Activations, Point, first_input, first_output
-from gradfix.alignment.procrustes import procrustes, unexplained
+from gradfix.alignment.procrustes import procrustes
+from gradfix.alignment.rotations import unexplained
 from gradfix.alignment.streams import Writer
 from gradfix.tasks.running import evaluating
 
@@ -170,11 +171,11 @@ def _fit(
     source, target = activations.read(SOURCE, point), activations.read(TARGET, point)
     held = _held_out(len(source))
     rotation = procrustes(source[~held], target[~held])
-    residual = unexplained(source[held], target[held], rotation)
+    residual = unexplained(source[held] @ rotation, target[held])
     rotation = procrustes(source, target)
     wanted = (activations.read(tuned, point) - source) @ rotation
-    wanted -= activations.rows(stream, batch) - target
-    u = activations.rows(inputs, batch)
+    wanted -= activations.rows(stream, batch, point) - target
+    u = activations.rows(inputs, batch, writer.source)
     scores: Mapping[float, float] = {
         ridge: _left(_ridge(u[~held], wanted[~held], ridge, writer.bias is not None), u[held], wanted[held])
         for ridge in RIDGES

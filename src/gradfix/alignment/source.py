@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gradfix.alignment.activations import Activations, Point
 from gradfix.alignment.regression import SHUFFLED, SOURCE, TUNED
+from gradfix.alignment.rotate import rotation_points
 from gradfix.alignment.streams import Writer, find_writers
 from gradfix.baselines import shuffled
 from gradfix.checkpoints import Checkpoint
@@ -46,7 +47,7 @@ def observe(
     support: Sequence[Any] | None,
     activations: Activations,
     *,
-    more_points: Callable[[Any], Sequence[Point]] = lambda model: (),
+    method: str = "regression",
     control_seed: int | None = None,
     progress: Progress = silent,
     **loading: Any,
@@ -60,7 +61,7 @@ def observe(
         inputs: Samples; their labels are not used.
         support: Labelled samples to measure the tuned source on.
         activations: Where to record.
-        more_points: Further points to record, of the loaded model.
+        method: How the target will be aligned: it tells where to look. ``none`` looks at no activations.
         control_seed: Also record the base with τ's values shuffled, as the control; None for not.
         progress: Told the passes done.
         **loading: Options of :meth:`gradfix.target_model.TargetModel.load`.
@@ -74,9 +75,14 @@ def observe(
     model = TargetModel.load(task, base, place(tau, base), **loading)
     encoded = model.encode(inputs)
     run = runner(task, model)
-    writers = find_writers(model.model, run, encoded.batches[0], set(model.names))
-    points = list(dict.fromkeys([*(writer.stream for writer in writers), *more_points(model.model)]))
-    passes = 2 + (control_seed is not None)
+    writers: Sequence[Writer] = ()
+    points: list[Point] = []
+    if method == "regression":
+        writers = find_writers(model.model, run, encoded.batches[0], set(model.names))
+        points = list(dict.fromkeys(writer.stream for writer in writers))
+    elif method != "none":
+        points = rotation_points(model.model, model.names)
+    passes = 2 + (control_seed is not None and method == "regression")
 
     def record(key: str, number: int) -> list[Any]:
         outputs = activations.record(key, model.model, run, encoded.batches, points)
@@ -84,7 +90,7 @@ def observe(
         return outputs
 
     record(SOURCE, 1)
-    if control_seed is not None:
+    if control_seed is not None and method == "regression":
         model.move(shuffled(model.vector, control_seed), 1.0)
         record(SHUFFLED, 2)
     model.move(model.vector, 1.0)

@@ -7,7 +7,7 @@ output (CLIP, ViT, GPT-2, T5, Llama).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -66,7 +66,7 @@ def find_writers(
         model: The model.
         run: Runs it on a batch.
         batch: Any batch, such as the first.
-        parameters: Those that may change: a writer's weight is one of them.
+        parameters: Those that may change: a writer's weight is one of them; its bias stays where it is not.
 
     Returns:
         At least one writer.
@@ -95,7 +95,11 @@ def find_writers(
         # Projections to a space shared with another tower; pooling layers pass through tanh and are left alone.
         if is_linear(model.get_submodule(name)) and name.endswith("_projection") and order[name] == 1:
             found.append(_writer(model, name, Point(name, "out")))
-    usable = [writer for writer in found if writer.weight in parameters]
+    usable = [
+        writer if writer.bias in parameters else replace(writer, bias=None)
+        for writer in found
+        if writer.weight in parameters
+    ]
     if not usable:
         raise GradfixError(
             f"{type(model).__name__}: has no list of blocks that each end in a linear map of their own, so it can't be "

@@ -74,8 +74,9 @@ def sight(pair: str, task: str, test: int, seed: int) -> Sight:
     activations = stack.enter_context(Activations(len(inputs)))
     observed = observe(base, tau, ours, inputs, None, activations, control_seed=seed, batch_size=BATCH)
     alike = similarity(base, Checkpoint.open(load(target)))
-    seen = Observation(inputs, observed, activations if alike < CLOSE else None, alike, len(inputs))
-    aligned = seen.align(here.model, control=True)
+    method = "regression" if alike < CLOSE else "none"
+    seen = Observation(inputs, observed, activations, method, alike, len(inputs))
+    aligned = seen.align(here.model, control_seed=seed)
     return Sight(aligned, seen.labelled(here.model.task), stack)
 
 
