@@ -1,7 +1,8 @@
 """Which way to go: every candidate is judged on labelled samples that had no part in it, the simplest one winning.
 
 Ways that no label shaped (nothing, naive addition, an aligned τ) come first: they have one number to choose and hardly
-overfit, so the smallest loss decides. A way that labels shaped (masks, re-votes, training) must then beat the best of
+overfit, so the smallest loss decides; that number stays 1, as far as the fine-tune itself went, unless another one is
+better beyond luck. A way that labels shaped (masks, re-votes, training) must then beat the best of
 these by more than the standard error of the paired difference: with few samples, luck is as large as what it gains.
 """
 
@@ -69,19 +70,6 @@ class Candidate:
     def loss(self) -> float:
         """Mean loss at the best setting."""
         return float(self.losses.mean())
-
-    def gain(self, other: "Candidate") -> tuple[float, float]:
-        """Compare with another candidate on the same samples.
-
-        Args:
-            other: The one that should be worse.
-
-        Returns:
-            Mean of its losses minus ours, and the standard error of that.
-        """
-        difference = other.losses - self.losses
-        spread = float(difference.std(ddof=1)) if len(difference) > 1 else math.inf
-        return float(difference.mean()), spread / math.sqrt(len(difference))
 
     def to_json(self) -> dict[str, Any]:
         """Give what a report shows.
@@ -203,6 +191,9 @@ def measure(
         progress(f"trying {way.label}", number + 1, len(parts), "walks")
     complete = [key for key, values in losses.items() if not np.isnan(values).any()]
     best = min(complete, key=lambda key: float(losses[key].mean()))
+    usual = next((key for key in complete if dict(key) == way.usual), None)
+    if usual is not None and not _beats(losses[usual], losses[best]):
+        best = usual
     curve = tuple((dict(key), float(losses[key].mean()), scores[key]) for key in complete)
     return Candidate(way.name, way.label, dict(best), losses[best], scores[best], curve, measured)
 
@@ -238,10 +229,15 @@ def choose(
         return candidate
 
     attempt(Along(NOTHING, "the new base as it is", vector=tau, grid=(0.0,)))
-    attempt(Along("naive", "naive addition", vector=tau, grid=GRID))
-    if aligned is not None:
+    if aligned is None:
+        attempt(Along("naive", "naive addition", vector=tau, grid=GRID))
+    else:
         attempt(Along("aligned", "aligned addition", vector=aligned, grid=ALIGNED_GRID))
     best = min(found, key=lambda pair: pair[1].loss)  # the first of equals: less is done
+    if aligned is not None:
+        # The bases are not alike, so τ's own coordinates mean nothing: that must be shown wrong beyond luck.
+        attempt(Along("naive", "naive addition", vector=tau, grid=GRID))
+        best = _better(best, found[-1])
     start = Start() if best[1].name == NOTHING else Start(best[0], best[1].setting)
     here = best
     attempt(Masked("gradfix", "GradFix", vector=tau, grid=GRID))
@@ -279,8 +275,14 @@ def choose(
 
 def _better(best: tuple[Way, Candidate], new: tuple[Way, Candidate]) -> tuple[Way, Candidate]:
     """Take the new one only where it gains more than luck would."""
-    gain, error = new[1].gain(best[1])
-    return new if gain > error else best
+    return new if _beats(best[1].losses, new[1].losses) else best
+
+
+def _beats(old: npt.NDArray[np.float64], new: npt.NDArray[np.float64]) -> bool:
+    """Whether the same samples' losses fall by more than the standard error of the mean difference."""
+    gain = old - new
+    error = float(gain.std(ddof=1)) / math.sqrt(len(gain)) if len(gain) > 1 else math.inf
+    return float(gain.mean()) > error
 
 
 def _why(chosen: Candidate, candidates: Sequence[Candidate], chosen_on: str) -> str:

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from gradfix.baselines import finetune
 from gradfix.masks import mask
@@ -219,6 +219,8 @@ class Way(ABC):
     label: str
     labelled = True
     """Whether the walk depends on labels, so that it must be cross-fitted."""
+    usual: ClassVar[Setting | None] = None
+    """The setting to keep unless another one is better by more than luck; None for no such one."""
 
     @abstractmethod
     def walk(self, ground: Ground, fold: int | None) -> Iterator[Setting]:
@@ -276,6 +278,7 @@ class Along(Way):
     grid: Sequence[float] = field(kw_only=True)
     strategy: str = field(kw_only=True, default="none")
     labelled = False
+    usual = {"alpha": 1.0}
 
     def walk(self, ground: Ground, fold: int | None) -> Iterator[Setting]:
         """Try every α."""
