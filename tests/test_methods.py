@@ -112,21 +112,26 @@ SURE = [0.9, 0.92, 0.91, 0.95]
 
 
 @pytest.mark.parametrize(
-    ("losses", "chosen"),
+    ("losses", "strangers", "start", "chosen"),
     [
-        ({"gradfix": LUCKY}, "nothing"),
-        ({"gradfix": SURE}, "gradfix"),
-        ({"naive": LUCKY}, "naive"),  # one number was chosen: no luck to speak of
-        ({"naive": LUCKY, "aligned": [0.0, 1.3, 1.2, 1.1]}, "aligned"),
-        ({"naive": SURE, "confident": [0.8, 0.82, 0.81, 0.85]}, "confident"),
-        ({"gradfix": SURE, "re-voted": [0.5, 1.3, 0.9, 0.9]}, "gradfix"),
-        ({"gradfix": SURE, "re-voted": [0.5, 0.51, 0.52, 0.53]}, "re-voted"),
-        ({"re-voted": SURE, "fine-tuned": [0.5, 0.51, 0.52, 0.53]}, "fine-tuned"),
-        ({"fine-tuned": LUCKY}, "nothing"),
+        ({"gradfix": LUCKY}, False, "nothing", "nothing"),
+        ({"gradfix": SURE}, False, "nothing", "gradfix"),
+        ({"naive": LUCKY}, False, "naive", "naive"),  # one number was chosen: no luck to speak of
+        ({"naive": LUCKY}, True, "nothing", "nothing"),  # in coordinates that mean nothing there
+        ({"naive": SURE}, True, "naive", "naive"),
+        ({"aligned": LUCKY}, True, "aligned", "aligned"),
+        ({"naive": LUCKY, "aligned": SURE}, True, "aligned", "aligned"),
+        ({"naive": SURE, "confident": [0.8, 0.82, 0.81, 0.85]}, False, "naive", "confident"),
+        ({"gradfix": SURE, "re-voted": [0.5, 1.3, 0.9, 0.9]}, False, "nothing", "gradfix"),
+        ({"gradfix": SURE, "re-voted": [0.5, 0.51, 0.52, 0.53]}, False, "nothing", "re-voted"),
+        ({"re-voted": SURE, "fine-tuned": [0.5, 0.51, 0.52, 0.53]}, True, "nothing", "fine-tuned"),
+        ({"fine-tuned": LUCKY}, False, "nothing", "nothing"),
     ],
 )
 def test_what_labels_shaped_must_gain_more_than_luck(
     losses: dict[str, list[float]],
+    strangers: bool,
+    start: str,
     chosen: str,
     model: TargetModel,
     work: Job,
@@ -135,7 +140,9 @@ def test_what_labels_shaped_must_gain_more_than_luck(
     names = ("nothing", "naive", "aligned", "gradfix", "confident", "re-voted", "fine-tuned")
     told = Told({**dict.fromkeys(names, FLAT), **losses})
     monkeypatch.setattr(methods, "measure", told)
-    choice = choose(ground_of(model, work.rows), model.vector * 0.5, finetune=True)
+    aligned = model.vector * 0.5 if strangers else None
+    choice = choose(ground_of(model, work.rows), aligned, finetune=True)
+    assert ("aligned" in {one.name for one in choice.candidates}) == strangers
     assert choice.candidate.name == chosen
     assert choice.way.name == chosen
     assert [way.name for way in choice.ways] == [one.name for one in choice.candidates]
@@ -155,25 +162,52 @@ def test_what_labels_shaped_must_gain_more_than_luck(
 
     # Votes are counted, and training starts, where the best way before arrives.
     ways = {way.name: way for way in told.asked}
-    label_free = min((ways[name] for name in names[:3]), key=lambda way: np.mean(told.losses[way.name]))
     revoted = ways["re-voted"]
     assert isinstance(revoted, Revoted)
-    assert revoted.start.way is (None if label_free.name == "nothing" else label_free)
-    assert ("confident" in ways) == (label_free.name == "naive")
+    assert revoted.start.way is (None if start == "nothing" else ways[start])
+    assert ("confident" in ways) == (start == "naive")
     trained = ways["fine-tuned"]
     assert isinstance(trained, FineTuned)
     if chosen != "fine-tuned":
         assert trained.start.way is (None if chosen == "nothing" else choice.way)
 
 
-def test_a_single_sample_is_never_more_than_luck(model: TargetModel, work: Job) -> None:
-    one, other = (
-        Candidate("a", "a", {}, np.array([loss]), 0.0, ((), loss, 0.0))
-        for loss in (1.0, 0.0)  # type: ignore[arg-type]
-    )
-    gain, error = other.gain(one)
-    assert gain == 1.0
-    assert not gain > error
+def test_a_single_sample_is_never_more_than_luck(
+    model: TargetModel, work: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("nothing", "naive", "gradfix", "confident", "re-voted")
+    told = Told({name: [0.1 if name == "gradfix" else 1.0] for name in names})
+    monkeypatch.setattr(methods, "measure", told)
+    assert choose(ground_of(model, work.rows)).candidate.name == "nothing"
+
+
+@pytest.mark.parametrize("sure", [True, False])
+def test_alpha_stays_1_unless_another_is_better_beyond_luck(
+    sure: bool, model: TargetModel, work: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate = TargetModel.evaluate
+    gains = (
+        [0.5] * 9 if sure else [3.0, *[-0.3] * 8]
+    )  # all of them, or one much and the others less than nothing
+    standing: list[float] = []
+    move = TargetModel.move
+
+    def moving(self: TargetModel, delta: Any, alpha: float) -> None:
+        standing.append(alpha)
+        move(self, delta, alpha)
+
+    def evaluating(self: TargetModel, rows: Any, **options: Any) -> Any:
+        found = evaluate(self, rows, **options)
+        losses = [2.0 - gain * (standing[-1] != 1.0) for gain in gains]
+        return replace(found, losses=losses, loss=sum(losses) / 9)
+
+    monkeypatch.setattr(TargetModel, "move", moving)
+    monkeypatch.setattr(TargetModel, "evaluate", evaluating)
+    with ground_of(model, work.rows) as ground:
+        found = measure(ground, Along("naive", "naive", vector=model.vector, grid=(0.5, 1.0)))
+    losses = {setting["alpha"]: loss for setting, loss, _ in found.curve}
+    assert losses[0.5] < losses[1.0]
+    assert found.setting == {"alpha": 0.5 if sure else 1.0}
 
 
 def ways_of(model: TargetModel) -> list[Way]:
@@ -303,6 +337,7 @@ def test_losses_are_each_samples_own_whatever_fold_judged_it(model: TargetModel,
     curve = {setting["alpha"]: loss for setting, loss, _ in found.curve}
     assert curve == pytest.approx({0.0: expected[0].mean(), 0.5: expected[1].mean()}, abs=1e-6)
     best = int(expected.mean(axis=1).argmin())
+    assert way.usual is None or way.usual["alpha"] not in curve
     assert found.setting == {"alpha": (0.0, 0.5)[best]}
     assert np.allclose(found.losses, expected[best], atol=1e-6)
 

@@ -1,6 +1,7 @@
 """Every option that decides how a transport gets from θ_B to its model, as whole commands on tiny real models."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from gradfix.pipeline import run_transport
 from gradfix.recipes import AUTO_STEPS, TransportRecipe, load_recipe, validate
 from tests import tiny
 from tests.test_comparison import loaded
-from tests.test_pipeline import PEFT_ON_TRANSFORMERS, Job, job, watched
+from tests.test_pipeline import PEFT_ON_TRANSFORMERS, Job, job, tuned_from, watched
 
 FAMILIES = [
     "text-classification",
@@ -99,7 +100,7 @@ def test_auto_tries_says_why_and_can_be_repeated(
     getattr(transformers, work.auto_class).from_pretrained(tmp_path / "out")
     method = result.record["method"]
     names = [one["name"] for one in method["candidates"]]
-    assert names[:4] == ["nothing", "naive", "aligned", "gradfix"]  # these two bases are strangers
+    assert names[:4] == ["nothing", "aligned", "naive", "gradfix"]  # these two bases are strangers
     assert "re-voted" in names
     assert len(set(names)) == len(names)
     chosen = next(one for one in method["candidates"] if one["name"] == method["name"])
@@ -344,3 +345,42 @@ def test_a_recipe_says_what_was_left_to_defaults_and_reads_back_as_it_is(
     (tmp_path / "recipe.yaml").write_text(recipe.dump())
     assert load_recipe(tmp_path / "recipe.yaml") == recipe
     assert yaml.safe_load(recipe.dump())["method"] == method
+
+
+def test_auto_does_without_an_alignment_where_the_source_is_weights_alone(
+    made: Callable[[str], Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(methods, "GRID", (0.0, 0.5))
+    work = made("image-classification")
+    shutil.copy(work.models["source_base"] / "model.safetensors", tmp_path / "alone.safetensors")
+    work.models["source_base"] = tmp_path / "alone.safetensors"
+    result = work.run(tmp_path / "out", method="auto", steps=2)
+    assert "aligned" not in [one["name"] for one in result.record["method"]["candidates"]]
+    assert result.record["alignment"] is None
+    with pytest.raises(GradfixError, match="the source must be run, and weights alone can't be"):
+        work.run(tmp_path / "asked", align="regression", alpha="0.5")
+
+
+def test_auto_does_without_an_alignment_where_the_model_has_no_blocks(
+    made: Callable[[str], Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessorPil
+
+    monkeypatch.setattr(methods, "GRID", (0.0, 0.5))
+    work = made("image-classification")
+    for seed, kind in enumerate(("source_base", "target_base")):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic")
+            config.id2label = {index: row["label"] for index, row in enumerate(work.rows[:3])}
+            config.label2id = {name: index for index, name in config.id2label.items()}
+            ResNetForImageClassification(config).save_pretrained(tmp_path / kind)
+        ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path / kind)
+        work.models[kind] = tmp_path / kind
+    work.models["source_tuned"] = tuned_from(tmp_path / "mine", tmp_path / "source_base", work.auto_class)
+    images = [{"image": row["image"]} for row in work.held_out[:4]]
+    result = work.run(tmp_path / "out", method="auto", steps=2, unlabelled=images)
+    assert result.record["alignment"] is None
+    assert result.record["observation"]["unlabelled"] == 4
+    with pytest.raises(GradfixError, match=r"ResNetForImageClassification: has no list of blocks"):
+        work.run(tmp_path / "asked", align="regression", alpha="0.5")

@@ -11,6 +11,10 @@ class GradfixError(Exception):
     """
 
 
+class AlignmentError(GradfixError):
+    """A model is not built in a way that can be aligned; where nobody asked for it, a transport does without."""
+
+
 def listed(names: Iterable[str], most: int = 10) -> str:
     """Name the first few of many keys, and say how many there are.
 

@@ -19,7 +19,7 @@ from gradfix.alignment import (
 )
 from gradfix.checkpoints import Checkpoint
 from gradfix.data import Row, origin
-from gradfix.errors import GradfixError
+from gradfix.errors import AlignmentError, GradfixError
 from gradfix.preparation import Rows, bind
 from gradfix.progress import Progress, silent
 from gradfix.target_model import TargetModel
@@ -143,9 +143,11 @@ def look_at_source(
         progress: Told the passes done.
 
     Returns:
-        What was seen; None where the two bases are alike and nothing is to be labelled.
+        What was seen; None where nothing is to be labelled, and the two bases are alike or ``auto`` finds that the
+        source can't be aligned: it has no directory to be run from, or no blocks.
 
     Raises:
+        AlignmentError: if the source can't be aligned as asked.
         GradfixError: if the source has no directory to be run from, or inputs can't be labelled.
     """
     if unlabelled and not isinstance(task, Classification):
@@ -157,6 +159,8 @@ def look_at_source(
         align = "regression" if alike < CLOSE else "none"
     if align == "none" and not unlabelled:
         return None
+    if base.directory is None and alike is not None and not unlabelled:
+        return None  # nobody asked for an alignment in so many words
     if base.directory is None:
         raise GradfixError(
             f"{base.location}: the source must be run, and weights alone can't be; give its directory, "
@@ -168,18 +172,29 @@ def look_at_source(
     bind(ours, base, tau, pool, trust_remote_code=trusted)
     pooled = not same_tokens(ours, task, inputs)
     activations = stack.enter_context(Activations(len(inputs), pooled=pooled))
-    observed = observe(
-        base,
-        tau,
-        ours,
-        inputs,
-        list(pool)[:MOST_INPUTS],
-        activations,
-        method=align,
-        control_seed=control_seed,
-        progress=progress,
-        **loading,
-    )
+
+    def look(method: str) -> Observed:
+        return observe(
+            base,
+            tau,
+            ours,
+            inputs,
+            list(pool)[:MOST_INPUTS],
+            activations,
+            method=method,
+            control_seed=control_seed,
+            progress=progress,
+            **loading,
+        )
+
+    try:
+        observed = look(align)
+    except AlignmentError:
+        if alike is None:
+            raise
+        if not unlabelled:
+            return None
+        align, observed = "none", look("none")
     return Observation(inputs, observed, activations, align, alike, len(unlabelled))
 
 

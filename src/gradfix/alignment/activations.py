@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradfix.errors import GradfixError
+from gradfix.errors import AlignmentError
 from gradfix.sources import require_finite
 from gradfix.tasks.running import evaluating
 
@@ -119,13 +119,13 @@ class Activations:
             ``[rows, width]``, float32, contiguous, on the CPU.
 
         Raises:
-            GradfixError: if values have another shape.
+            AlignmentError: if values have another shape.
         """
         values = values.detach().float().cpu()
         if values.dim() == 2:
             return values.contiguous()
         if values.dim() != 3:
-            raise GradfixError(
+            raise AlignmentError(
                 f"alignment: expected activations of shape [samples, tokens, width], found {list(values.shape)}; "
                 "this architecture can't be aligned; use --align none"
             )
@@ -213,10 +213,10 @@ def one_pass(seen: Mapping[Point, list[Tensor]], point: Point, model: nn.Module)
         The values.
 
     Raises:
-        GradfixError: if nothing passed, or values passed more than once.
+        AlignmentError: if nothing passed, or values passed more than once.
     """
     if len(seen[point]) != 1:
-        raise GradfixError(
+        raise AlignmentError(
             f"{type(model).__name__}: {point.module} ran {len(seen[point])} times in one pass; alignment needs layers "
             "that run once; use --align none"
         )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gradfix.alignment.activations import Point, first_output
-from gradfix.errors import GradfixError
+from gradfix.errors import AlignmentError
 from gradfix.tasks.running import evaluating
 
 
@@ -72,7 +72,7 @@ def find_writers(
         At least one writer.
 
     Raises:
-        GradfixError: if the model has no blocks that end in a linear map.
+        AlignmentError: if the model has no blocks that end in a linear map.
     """
     order = _order(model, run, batch)
     blocks = _blocks(model)
@@ -101,7 +101,7 @@ def find_writers(
         if writer.weight in parameters
     ]
     if not usable:
-        raise GradfixError(
+        raise AlignmentError(
             f"{type(model).__name__}: has no list of blocks that each end in a linear map of their own, so it can't be "
             "aligned by regression; use --align none"
         )
