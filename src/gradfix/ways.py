@@ -278,7 +278,7 @@ class Along(Way):
     grid: Sequence[float] = field(kw_only=True)
     strategy: str = field(kw_only=True, default="none")
     labelled = False
-    usual = {"alpha": 1.0}
+    usual: ClassVar[Setting | None] = {"alpha": 1.0}
 
     def walk(self, ground: Ground, fold: int | None) -> Iterator[Setting]:
         """Try every α."""

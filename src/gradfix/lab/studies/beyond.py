@@ -19,12 +19,12 @@ from gradfix.lab.store import load
 from gradfix.lab.studies.bench import BATCH, PAIRS, Bench, bench, task_of
 from gradfix.lab.studies.units import Record, Unit
 from gradfix.masks import mask
-from gradfix.methods import ALIGNED_GRID, FINETUNE_RATES, FINETUNE_STOPS, Candidate, Choice, choose, measure
+from gradfix.methods import Choice, choose, measure
 from gradfix.observation import Observation, without_labels
 from gradfix.preparation import bind, choose_support
 from gradfix.scaling import FOLDS, GRID, split_folds
 from gradfix.vectors import TaskVector
-from gradfix.ways import Along, FineTuned, Ground, Setting, Start, Way
+from gradfix.ways import Along, FineTuned, Ground, Setting, Way
 
 INPUTS = 200
 """Unlabelled inputs that are aligned on: none of them was trained on, and none is judged on."""
@@ -81,7 +81,7 @@ def sight(pair: str, task: str, test: int, seed: int) -> Sight:
 
 
 def beyond(unit: Unit) -> list[Record]:
-    """Measure the methods past the paper, each with what its shuffled control gives.
+    """Measure the methods past the paper, those that a user ends up with beside their shuffled controls.
 
     Args:
         unit: The draw; with 0 samples a class there are unlabelled inputs only.
@@ -105,8 +105,9 @@ def beyond(unit: Unit) -> list[Record]:
     swap = _swap(here, seen, unit.draw)
     aligned = seen.aligned.vector if seen.aligned else None
 
-    def report(name: str, ground: Ground, way: Way, setting: Setting) -> None:
-        for label, one in ((name, way), (f"{name} control", way.swapped(swap))):
+    def report(name: str, ground: Ground, way: Way, setting: Setting, *, control: bool = False) -> None:
+        both = [(name, way), *([(f"{name} control", way.swapped(swap))] if control else [])]
+        for label, one in both:
             delta, alpha = one.arrive(ground, setting)
             try:
                 here.model.move(delta, alpha)
@@ -127,19 +128,17 @@ def beyond(unit: Unit) -> list[Record]:
         if not unit.budget:
             if aligned is not None:
                 straight = Along("aligned", "aligned addition", vector=aligned, grid=(1.0,))
-                report("aligned", ground, straight, {"alpha": 1.0})
+                report("aligned", ground, straight, {"alpha": 1.0}, control=True)
             chosen = choose(ground, aligned, steps=STEPS, finetune=True)
-            report("labelled", ground, chosen.way, chosen.candidate.setting)
+            report("labelled", ground, chosen.way, chosen.candidate.setting, control=True)
             return records
         chosen = choose(ground, aligned, steps=STEPS, finetune=True)
         for name in ("gradfix", "confident", "aligned", "re-voted"):
             for way, candidate in zip(chosen.ways, chosen.candidates, strict=True):
                 if candidate.name == name:
                     report(name, ground, way, candidate.setting)
-        report("auto", ground, *_untrained(chosen))
-        report("auto, fine-tuned", ground, chosen.way, chosen.candidate.setting)
-    with Ground(here.model, support, folds, seed=unit.draw, more=seen.labelled) as ground:
-        report("labelled", ground, *_with_labels_of_the_source(ground, aligned))
+        report("auto", ground, *_untrained(chosen), control=True)
+        report("auto, fine-tuned", ground, chosen.way, chosen.candidate.setting, control=True)
     return records
 
 
@@ -150,20 +149,6 @@ def _untrained(chosen: Choice) -> tuple[Way, Setting]:
     if last.start.way is None:
         return chosen.ways[0], chosen.candidates[0].setting
     return last.start.way, last.start.setting
-
-
-def _with_labels_of_the_source(ground: Ground, aligned: TaskVector | None) -> tuple[Way, Setting]:
-    """Train on samples and source-labelled inputs from the best way without labels; samples judge."""
-    first = [Along("naive", "naive addition", vector=ground.model.vector, grid=GRID)]
-    if aligned is not None:
-        first.append(Along("aligned", "aligned addition", vector=aligned, grid=ALIGNED_GRID))
-    best: tuple[Way, Candidate] = min(
-        ((way, measure(ground, way)) for way in first), key=lambda pair: pair[1].loss
-    )
-    start = Start(best[0], best[1].setting)
-    trained = FineTuned("labelled", "fine-tuned", start=start, rates=FINETUNE_RATES, stops=FINETUNE_STOPS)
-    candidate = measure(ground, trained)
-    return (trained, candidate.setting) if candidate.loss < best[1].loss else (best[0], best[1].setting)
 
 
 def _swap(here: Bench, seen: Sight, seed: int) -> Callable[[TaskVector], TaskVector]:

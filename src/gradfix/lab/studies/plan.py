@@ -107,7 +107,7 @@ def _beyond(scale: Scale) -> Iterable[Cell]:
             yield "beyond", INDEPENDENT, task, budget
             if budget:
                 yield "few-shot", INDEPENDENT, task, budget
-        if budget:
+        if budget in (1, 5):
             yield "beyond", CLOSE, "digits", budget
 
 
