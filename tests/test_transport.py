@@ -93,7 +93,8 @@ def test_auto_tries_says_why_and_can_be_repeated(
     family: str, made: Callable[[str], Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = made(family)
-    monkeypatch.setattr(methods, "GRID", (0.0, 0.5, 1.0))
+    for name, values in (("GRID", (0.0, 1.0)), ("ALIGNED_GRID", (0.0, 1.0)), ("LEVELS", (0.1,))):
+        monkeypatch.setattr(methods, name, values)
     monkeypatch.setattr(decision, "FOLDS", 2)
     support, options = on_disk(tmp_path, work)
     result = work.run(tmp_path / "out", method="auto", support=support, steps=2, **options)
