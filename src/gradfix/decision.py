@@ -1,16 +1,18 @@
 """What a transport adds to θ_B: as a recipe says it, or as `methods` chooses it; and the control of the same make."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gradfix.alignment import Aligned
 from gradfix.baselines import shuffled
+from gradfix.data import row_hash
 from gradfix.errors import GradfixError
 from gradfix.evaluation import Evaluation
 from gradfix.masks import STRATEGIES
 from gradfix.methods import FINETUNE_RATES, Candidate, Choice, choose, measure
-from gradfix.preparation import Rows
+from gradfix.preparation import Rows, used_columns
 from gradfix.progress import Progress, silent
 from gradfix.recipes import TransportRecipe
 from gradfix.scaling import FOLDS, GRID, AlphaChoice, split_folds
@@ -140,6 +142,11 @@ def decide(
     way, setting = choice.way, choice.candidate.setting
     delta, alpha = way.arrive(ground, setting)
     control, _ = way.swapped(lambda vector: swaps.get(id(vector), vector)).arrive(ground, setting)
+    if way.labelled and not isinstance(way, Masked):
+        # A walk's steps lie in scratch files and don't know where they come from: what made them tells two runs apart.
+        made = [row_hash(row, used_columns(ground.model.task, row)) for row in ground.without(None)]
+        digest = hashlib.sha256("".join(made).encode()).hexdigest()
+        delta = tau.derive(delta, operation=way.name, setting=dict(setting), seed=ground.seed, samples=digest)
     return Decision(
         way,
         setting,

@@ -184,7 +184,7 @@ def measure(
                 if validation is not None and setting.keys() == {"alpha"}:
                     measured[setting["alpha"]] = found
                 recent = [*recent[-PATIENCE:], found.loss]
-                if len(parts) == 1 and len(recent) > PATIENCE and recent == sorted(set(recent)):
+                if not way.labelled and len(recent) > PATIENCE and recent == sorted(set(recent)):
                     break
         finally:
             ground.model.restore()
