@@ -151,7 +151,7 @@ def _head(recipe: LabTablesRecipe, scale: Scale, lines: Sequence[str]) -> str:
     found = "\n".join(lines) if lines else "The baselines are not measured yet."
     return f"""# Results on the embedded pair
 
-Written by `{command_of(recipe)} --write-docs docs/results.md`; nothing here is typed by hand.
+Written by `{command_of(recipe)} --write-docs {_docs_name(recipe)}`; nothing here is typed by hand.
 
 A → B: two small CLIPs pre-trained independently. B → B-next: B and its next release. Tasks are zero-shot image
 classifications. Numbers are accuracies in % or differences of them in points: the mean over {scale.draws} draws of
@@ -168,6 +168,11 @@ cells, so a few are beyond chance by chance.
 
 {found}
 """
+
+
+def _docs_name(recipe: LabTablesRecipe) -> str:
+    """The page that the command writes, in a folder of the reader's own."""
+    return f"docs/{recipe.write_docs.name if recipe.write_docs else 'results.md'}"
 
 
 def _section(

@@ -124,7 +124,8 @@ def _shares(records: Records) -> list[Table]:
 
 def _by_draw(records: Records, method: str) -> dict[int, float]:
     """The share of the gap by draw, the mean over tasks; draws that miss a task are left out."""
-    tasks = grouped(records, lambda record: record["task"])
+    known = {record["task"] for record in where(records, method=ORACLE)}  # of others there are parts only
+    tasks = grouped([record for record in records if record["task"] in known], lambda record: record["task"])
     shares: dict[int, list[float]] = {}
     for found in tasks.values():
         base, best, ours = (by_draw(found, name) for name in (ZERO_SHOT, ORACLE, method))
