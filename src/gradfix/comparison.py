@@ -425,12 +425,6 @@ def compare(recipe: CompareRecipe, *, progress: Progress = silent) -> Comparison
     task.check(pool, support=True)
     task.check(test)
     with ExitStack() as stack:
-        loading: dict[str, Any] = {
-            "device": recipe.device,
-            "batch_size": recipe.batch_size,
-            "strict": recipe.strict,
-            "trust_remote_code": recipe.trust_remote_code,
-        }
         sight = look_at_source(
             base,
             tau,
@@ -441,10 +435,10 @@ def compare(recipe: CompareRecipe, *, progress: Progress = silent) -> Comparison
             align=recipe.align,
             align_data=load_rows(recipe.align_data) if recipe.align_data else (),
             control_seed=0,
-            loading=loading,
+            loading=recipe.loading(),
             progress=progress,
         )
-        model = TargetModel.load(task, target, place(tau, target), **loading)
+        model = TargetModel.load(task, target, place(tau, target), **recipe.loading())
         model.require_weights()
         aligned = sight.align(model, control_seed=0) if sight is not None else None
         oracle = None

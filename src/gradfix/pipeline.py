@@ -181,12 +181,6 @@ def run_transport(
         for held in judged.values():
             if held is not None:
                 task.check(held)
-    loading: dict[str, Any] = {
-        "device": recipe.device,
-        "batch_size": recipe.batch_size,
-        "strict": recipe.strict,
-        "trust_remote_code": recipe.trust_remote_code,
-    }
     wanted = any(held is not None for held in judged.values())
     with ExitStack() as stack:
         sight = None
@@ -205,13 +199,13 @@ def run_transport(
                     stack,
                     align=recipe.align or "none",
                     control_seed=recipe.seed if wanted else None,
-                    loading=loading,
+                    loading=recipe.loading(),
                     progress=progress,
                     **given,
                 )
         with clock.stage("load"):
             dtype = getattr(torch, recipe.dtype) if recipe.dtype else None
-            model = TargetModel.load(task, target, placement, dtype=dtype, **loading)
+            model = TargetModel.load(task, target, placement, dtype=dtype, **recipe.loading())
             describe_head(placement.vector, model)
         with clock.stage("choose samples"):
             support = choose_support(model, pool, **recipe.drawing())
@@ -331,10 +325,7 @@ def count(recipe: VotesRecipe, *, progress: Progress = silent) -> tuple[Votes, d
         task,
         target,
         placement,
-        device=recipe.device,
-        batch_size=recipe.batch_size,
-        strict=recipe.strict,
-        trust_remote_code=recipe.trust_remote_code,
+        **recipe.loading(),
     )
     model.require_weights()
     support = choose_support(model, pool, **recipe.drawing())
@@ -367,10 +358,7 @@ def measure(recipe: EvaluateRecipe, *, progress: Progress = silent) -> Evaluatio
         task,
         checkpoint,
         place(own_weights(checkpoint), checkpoint),
-        device=recipe.device,
-        batch_size=recipe.batch_size,
-        strict=recipe.strict,
-        trust_remote_code=recipe.trust_remote_code,
+        **recipe.loading(),
     )
     model.require_weights()
     return model.evaluate(rows, progress=progress)

@@ -271,6 +271,14 @@ class TaskRecipe(Recipe):
         }
         return {**options, **{key: value for key, value in given.items() if value}}
 
+    def loading(self) -> dict[str, Any]:
+        """Give the options that :meth:`gradfix.target_model.TargetModel.load` takes by these names.
+
+        Returns:
+            Keyword arguments.
+        """
+        return {name: getattr(self, name) for name in ("device", "batch_size", "strict", "trust_remote_code")}
+
 
 class SupportRecipe(TaskRecipe):
     """Where the support set comes from: all rows of a file, or some of a larger one."""
