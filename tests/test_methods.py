@@ -76,6 +76,12 @@ def test_nothing_wins_when_the_samples_contradict_the_task_vector(work: Job, tmp
     assert naive.setting == {"alpha": 0.0}
 
 
+def test_the_last_bits_of_a_loss_decide_nothing() -> None:
+    losses = np.array([0.9, 1.3, 1.7])
+    assert not methods._beats(losses, losses * (1 - 2e-7))
+    assert methods._beats(losses, losses * (1 - 2e-3))
+
+
 def test_a_task_vector_that_helps_is_taken(work: Job, tmp_path: Path) -> None:
     model = loaded(trained(work, tmp_path, 10, ascend=False))
     before = weights(model)

@@ -15,7 +15,7 @@ from gradfix.placement import place
 from gradfix.sources import MappedRows
 from gradfix.update import apply
 from gradfix.vectors import TaskVector
-from gradfix.vocabulary import is_vocabulary_tensor, row_map
+from gradfix.vocabulary import is_vocabulary_tensor, row_map, vocabulary_rows
 from tests.test_masks import InMemory
 
 TOKENS = st.lists(st.text("abcdef", min_size=1, max_size=3), unique=True, min_size=1, max_size=30)
@@ -79,6 +79,19 @@ def test_tokens_added_for_the_fine_tune_have_no_task_vector(tmp_path: Path) -> N
     assert tau[key.replace("__", ".")][:, 0].tolist() == [1.0, 1.0, 0.0]
     target = save_model(tmp_path / "c", ["[UNK]", "cat"], 2, **{key: torch.zeros(2, 2)})
     assert place(tau, Checkpoint.open(target)).vector[key.replace("__", ".")][:, 0].tolist() == [1.0, 1.0]
+
+
+def test_the_very_same_tokenizer_is_not_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = "embeddings__word_embeddings__weight"
+    old, new = (
+        Checkpoint.open(save_model(tmp_path / name, ["[UNK]", "cat"], rows, **{key: torch.zeros(rows, 2)}))
+        for name, rows in (("a", 2), ("b", 3))
+    )
+    names = {key.replace("__", "."): key.replace("__", ".")}
+    # A table padded to another size is still matched row by row.
+    assert vocabulary_rows(old, new, names)[key.replace("__", ".")].tolist() == [0, 1, -1]
+    monkeypatch.setattr("gradfix.vocabulary.read_tokens", lambda directory: pytest.fail("parsed"))
+    assert vocabulary_rows(old, old, names) == {}
 
 
 def test_vocabularies_of_two_sizes_need_both_tokenizers(tmp_path: Path) -> None:

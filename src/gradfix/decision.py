@@ -48,17 +48,18 @@ class Decision:
     steps: list[dict[str, Any]] | None
     known: Mapping[float, Evaluation]
 
-    def again(self, ground: Ground) -> TaskVector:
-        """Give δ once more, for reading that must not count as what was written.
+    def kept(self, ground: Ground) -> TaskVector:
+        """Give δ from a scratch file, for reading that must not count as what was written.
 
         Args:
             ground: On which it was decided.
 
         Returns:
-            A mask of its own where a mask makes δ, else δ.
+            A vector of the same values.
         """
-        lazy = isinstance(self.way, Along | Masked)
-        return self.way.arrive(ground, self.setting)[0] if lazy else self.delta
+        if isinstance(self.way, Along | Masked):
+            return self.way.kept(ground, self.setting)
+        return ground.scratch.keep(self.delta)
 
 
 def standing_ground(

@@ -29,6 +29,8 @@ STEP_FROM_BASE, STEP_FROM_START = 0.25, 0.1
 
 FINETUNE_RATES, FINETUNE_STOPS = (5e-5,), (5, 15, 40)
 NOTHING = "nothing"
+ROUNDING = 1e-5
+"""Of a loss: the same weights and samples in other batches differ by less, all in one direction as it happens."""
 
 
 @dataclass(frozen=True)
@@ -279,10 +281,10 @@ def _better(best: tuple[Way, Candidate], new: tuple[Way, Candidate]) -> tuple[Wa
 
 
 def _beats(old: npt.NDArray[np.float64], new: npt.NDArray[np.float64]) -> bool:
-    """Whether the same samples' losses fall by more than the standard error of the mean difference."""
+    """Whether the same samples' losses fall by more than rounding, and than the standard error of the difference."""
     gain = old - new
     error = float(gain.std(ddof=1)) / math.sqrt(len(gain)) if len(gain) > 1 else math.inf
-    return float(gain.mean()) > error
+    return float(gain.mean()) > max(error, ROUNDING * float(np.abs(old).mean()))
 
 
 def _why(chosen: Candidate, candidates: Sequence[Candidate], chosen_on: str) -> str:

@@ -226,7 +226,7 @@ def run_transport(
         # From a copy: `delta` counts what its mask keeps while it is read, so only writing may read it.
         delta, choice = decision.delta, decision.alpha
         with clock.stage("certify"):
-            tried = replace(decision, delta=ground.scratch.keep(decision.again(ground)))
+            tried = replace(decision, delta=decision.kept(ground))
             certificate = certify(model, tried.delta, support, choice.alpha)
         with clock.stage("judge"):
             judgement = _judged(model, tried, judged, progress)

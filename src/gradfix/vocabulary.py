@@ -1,5 +1,6 @@
 """Rows of embeddings belong to tokens: where two releases' tokenizers differ, rows are matched by token text."""
 
+import filecmp
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,6 +66,10 @@ def vocabulary_rows(
     }
     if not concerned:
         return {}
+    if _same_tokenizer(source.directory, target.directory) and all(
+        source.specs[ours].shape[0] == target.specs[theirs].shape[0] for ours, theirs in concerned.items()
+    ):
+        return {}
     tokens = read_tokens(source.directory), read_tokens(target.directory)
     maps: dict[str, Tensor] = {}
     for ours, theirs in concerned.items():
@@ -81,6 +86,14 @@ def vocabulary_rows(
         if found is not None:
             maps[ours] = found
     return maps
+
+
+def _same_tokenizer(source: Path | None, target: Path | None) -> bool:
+    """Whether two folders have the very same tokenizer.json: parsing a large one takes longer than a whole check."""
+    if source is None or target is None:
+        return False
+    files = source / "tokenizer.json", target / "tokenizer.json"
+    return all(file.is_file() for file in files) and filecmp.cmp(*files, shallow=False)
 
 
 def vocabulary_size(config: Mapping[str, Any]) -> int | None:

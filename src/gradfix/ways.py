@@ -258,6 +258,18 @@ class Way(ABC):
             The control.
         """
 
+    def kept(self, ground: Ground, setting: Setting) -> TaskVector:
+        """Compute one candidate's δ of all samples into a scratch file, to be read as often as is needed.
+
+        Args:
+            ground: The model and its samples. The model is at θ_B afterwards.
+            setting: The candidate.
+
+        Returns:
+            δ, as :meth:`arrive` gives it.
+        """
+        return ground.scratch.keep(self.arrive(ground, setting)[0])
+
     def votes(self, ground: Ground) -> Votes | None:
         """Give the votes that :meth:`arrive` used, for the record.
 
@@ -310,20 +322,31 @@ class Masked(Way):
     at: Start = field(kw_only=True, default_factory=Start)
     strategy: str = field(kw_only=True, default="agreement")
     levels: Sequence[float] = field(kw_only=True, default=(0.1,))
+    _kept: dict[float, TaskVector] = field(init=False, default_factory=dict, compare=False, repr=False)
 
     def walk(self, ground: Ground, fold: int | None) -> Iterator[Setting]:
         """Try every level of confidence with every α."""
-        votes = ground.ballots(self.at, fold)
-        for level in self.levels if self.strategy == "confident" else self.levels[:1]:
-            delta = ground.scratch.keep(self._mask(ground, votes, level))
+        confident = self.strategy == "confident"
+        for level in self.levels if confident else self.levels[:1]:
+            setting = {"level": level} if confident else {}
+            if fold is None:
+                delta = self.kept(ground, setting)
+            else:
+                delta = ground.scratch.keep(self._mask(ground, setting, fold))
             for alpha in sorted(set(self.grid)):
                 ground.model.move(delta, alpha)
-                yield {"alpha": alpha, "level": level} if self.strategy == "confident" else {"alpha": alpha}
+                yield {"alpha": alpha, **setting}
 
     def arrive(self, ground: Ground, setting: Setting, fold: int | None = None) -> tuple[TaskVector, float]:
         """Mask by the votes, lazily."""
-        votes = ground.ballots(self.at, fold)
-        return self._mask(ground, votes, setting.get("level", 0.1)), setting["alpha"]
+        return self._mask(ground, setting, fold), setting["alpha"]
+
+    def kept(self, ground: Ground, setting: Setting) -> TaskVector:
+        """Mask by the votes of all samples, once a level."""
+        level = self._level(setting)
+        if level not in self._kept:
+            self._kept[level] = ground.scratch.keep(self._mask(ground, setting, None))
+        return self._kept[level]
 
     def swapped(self, swap: Swap) -> Way:
         """Mask the control's vector by the same votes."""
@@ -333,8 +356,12 @@ class Masked(Way):
         """Give the votes of all samples."""
         return ground.ballots(self.at, None)
 
-    def _mask(self, ground: Ground, votes: Votes, level: float) -> TaskVector:
-        return mask(self.vector, votes, strategy=self.strategy, seed=ground.seed, level=level)
+    def _mask(self, ground: Ground, setting: Setting, fold: int | None) -> TaskVector:
+        votes = ground.ballots(self.at, fold)
+        return mask(self.vector, votes, strategy=self.strategy, seed=ground.seed, level=self._level(setting))
+
+    def _level(self, setting: Setting) -> float:
+        return setting.get("level", self.levels[0])
 
 
 @dataclass

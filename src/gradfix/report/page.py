@@ -53,6 +53,8 @@ _POLICY = (
     "font-src data:"
 )
 
+_PLOTLY_HERE = Html("<!--plotly.js-->")  # no text of a page can say it: theirs is escaped
+
 
 def page_html(page: Page) -> str:
     """Write the page.
@@ -76,11 +78,11 @@ def page_html(page: Page) -> str:
         tag("title", page.title),
         tag("style", Html(_asset("page.css"))),
     )
-    scripts = joined(
-        [tag("script", Html(plotly_js())) if plotly else None, tag("script", Html(script))], "\n"
-    )
+    scripts = joined([tag("script", _PLOTLY_HERE) if plotly else None, tag("script", Html(script))], "\n")
     document = tag("html", head, "\n", tag("body", _body(page), "\n", scripts), lang="en")
-    return f"<!doctype html>\n{document}\n"
+    # Last, and once: every element around it would be another copy of some megabytes.
+    before, mark, after = document.partition(_PLOTLY_HERE)
+    return "".join(["<!doctype html>\n", before, plotly_js() if mark else "", after, "\n"])
 
 
 def _body(page: Page) -> Html:
