@@ -358,6 +358,7 @@ def test_auto_does_without_an_alignment_where_the_source_is_weights_alone(
     result = work.run(tmp_path / "out", method="auto", steps=2)
     assert "aligned" not in [one["name"] for one in result.record["method"]["candidates"]]
     assert result.record["alignment"] is None
+    assert any("its weights stand alone" in finding.text for finding in result.compatibility.findings)
     with pytest.raises(GradfixError, match="the source must be run, and weights alone can't be"):
         work.run(tmp_path / "asked", align="regression", alpha="0.5")
 
@@ -383,5 +384,19 @@ def test_auto_does_without_an_alignment_where_the_model_has_no_blocks(
     result = work.run(tmp_path / "out", method="auto", steps=2, unlabelled=images)
     assert result.record["alignment"] is None
     assert result.record["observation"]["unlabelled"] == 4
+    assert any("has no list of blocks" in finding["text"] for finding in result.record["check"]["findings"])
     with pytest.raises(GradfixError, match=r"ResNetForImageClassification: has no list of blocks"):
         work.run(tmp_path / "asked", align="regression", alpha="0.5")
+
+
+def test_one_sample_of_a_class_is_warned_of_where_settings_are_cross_fitted(
+    made: Callable[[str], Job], tmp_path: Path
+) -> None:
+    work = made("text-classification")
+    work.rows = work.rows[:1] + [row for row in work.rows[1:] if row["label"] != work.rows[0]["label"]]
+    for number, (options, told) in enumerate(
+        (({"alpha": "0,0.5"}, True), ({"alpha": "0.5"}, False), ({"validation": work.held_out}, False))
+    ):
+        result = work.run(tmp_path / str(number), **options)
+        texts = [finding.text for finding in result.compatibility.findings]
+        assert any("classes have one support sample" in text for text in texts) == told

@@ -1,6 +1,7 @@
 """What a transport adds to θ_B: as a recipe says it, or as `methods` chooses it; and the control of the same make."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,6 +68,7 @@ def standing_ground(
     support: Rows,
     recipe: TransportRecipe,
     *,
+    crossing: bool,
     more: Sequence[Any] = (),
     progress: Progress = silent,
 ) -> Ground:
@@ -76,6 +78,7 @@ def standing_ground(
         model: The target, at θ_B.
         support: The labelled samples.
         recipe: The options.
+        crossing: Settings will be chosen by cross-fitting.
         more: Samples that the tuned source labelled.
         progress: Told the samples counted.
 
@@ -85,7 +88,6 @@ def standing_ground(
     Raises:
         GradfixError: if settings must be chosen on one sample.
     """
-    crossing = recipe.fixed_alpha() is None and recipe.validation is None
     folds = split_folds(model.task.classes(support), FOLDS, recipe.seed)
     if crossing and len(folds) < 2:
         raise GradfixError(
@@ -101,6 +103,25 @@ def standing_ground(
         more=more,
         progress=progress,
     )
+
+
+def cross_fitting_doubts(classes: Sequence[int]) -> list[str]:
+    """Say what makes a choice by cross-fitting worth less.
+
+    Args:
+        classes: The class of each sample of the support set.
+
+    Returns:
+        Sentences for people.
+    """
+    counts = Counter(classes)
+    alone = sum(count == 1 for count in counts.values())
+    if not alone:
+        return []
+    return [
+        f"{alone} of {len(counts)} classes have one support sample: cross-fitting judges it on votes that never saw "
+        "its class, which speaks against every mask; give two a class, --validation, or --alpha"
+    ]
 
 
 def decide(

@@ -1,6 +1,6 @@
 """What a transport takes from the source models before the target is loaded: activations, and labels for inputs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass
@@ -124,6 +124,7 @@ def look_at_source(
     unlabelled: Rows = (),
     control_seed: int | None = None,
     loading: Mapping[str, Any],
+    remark: Callable[[str], None] = lambda text: None,
     progress: Progress = silent,
 ) -> Observation | None:
     """Run the source models over inputs, as far as there is something to align or to label.
@@ -140,6 +141,7 @@ def look_at_source(
         unlabelled: Inputs that the source is to label; they are aligned on, too.
         control_seed: Of the control's shuffle; None for no control.
         loading: How to load a model, as :meth:`gradfix.target_model.TargetModel.load` takes it.
+        remark: Told why ``auto`` does without an alignment that the two bases would need.
         progress: Told the passes done.
 
     Returns:
@@ -160,7 +162,11 @@ def look_at_source(
     if align == "none" and not unlabelled:
         return None
     if base.directory is None and alike is not None and not unlabelled:
-        return None  # nobody asked for an alignment in so many words
+        # Nobody asked for an alignment in so many words.
+        remark(
+            f"{_apart(alike)}: its weights stand alone, and the source must be run for that; give its directory"
+        )
+        return None
     if base.directory is None:
         raise GradfixError(
             f"{base.location}: the source must be run, and weights alone can't be; give its directory, "
@@ -189,13 +195,18 @@ def look_at_source(
 
     try:
         observed = look(align)
-    except AlignmentError:
+    except AlignmentError as error:
         if alike is None:
             raise
+        remark(f"{_apart(alike)}: {error}")
         if not unlabelled:
             return None
         align, observed = "none", look("none")
     return Observation(inputs, observed, activations, align, alike, len(unlabelled))
+
+
+def _apart(similarity: float) -> str:
+    return f"the old base is not like the new one (cosine {similarity:.2f}), and the fine-tune is not aligned"
 
 
 def without_labels(task: ModelTask, rows: Sequence[Mapping[str, Any]]) -> list[Row]:

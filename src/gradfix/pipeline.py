@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from gradfix.card import model_card
 from gradfix.checkpoints import Checkpoint
 from gradfix.compatibility import Compatibility, check
 from gradfix.data import load_rows, origin, row_hash
-from gradfix.decision import Decision, decide, standing_ground
+from gradfix.decision import Decision, cross_fitting_doubts, decide, standing_ground
 from gradfix.descent import Certificate, certify
 from gradfix.errors import GradfixError
 from gradfix.evaluation import Evaluation
@@ -200,6 +201,7 @@ def run_transport(
                     align=recipe.align or "none",
                     control_seed=recipe.seed if wanted else None,
                     loading=recipe.loading(),
+                    remark=partial(found.add, "note"),
                     progress=progress,
                     **given,
                 )
@@ -209,6 +211,9 @@ def run_transport(
             describe_head(placement.vector, model)
         with clock.stage("choose samples"):
             support = choose_support(model, pool, **recipe.drawing())
+            crossing = recipe.fixed_alpha() is None and judged["validation"] is None
+            for doubt in cross_fitting_doubts(task.classes(support)) if crossing else ():
+                found.add("warning", doubt)
         with clock.stage("align"):
             use_head(model, recipe.head, support)
             model.require_weights()
@@ -218,7 +223,9 @@ def run_transport(
                 else None
             )
         more = sight.labelled(task) if sight is not None else ()
-        ground = stack.enter_context(standing_ground(model, support, recipe, more=more, progress=progress))
+        ground = stack.enter_context(
+            standing_ground(model, support, recipe, crossing=crossing, more=more, progress=progress)
+        )
         with clock.stage("vote and choose α"):
             decision = decide(
                 ground, recipe, validation=judged["validation"], aligned=aligned, progress=progress
