@@ -318,7 +318,7 @@ def seen(rows: Mapping[tuple[str, int], Any], budgets: tuple[int, ...], tested: 
         best = max((method for method in found if method not in bounds), key=lambda method: scores[method])
         beside = ", ".join(
             f"{found[method]['label']} {scores[method]:.3f}"
-            for method in dict.fromkeys(("zero-shot", "naive", "gradfix", "control", "few-shot"))
+            for method in ("zero-shot", "naive", "auto", "gradfix", "control", "few-shot")
             if method != best
         )
         text = (
@@ -404,10 +404,11 @@ def settings(rows: Mapping[tuple[str, int], Any], budgets: tuple[int, ...]) -> s
             continue
         cells = []
         for budget in budgets:
-            chosen = [outcome["setting"] for outcome in rows[method, budget]["outcomes"]]
-            middle = sorted(chosen, key=lambda setting: tuple(setting.values()))[len(chosen) // 2]
-            named = {"alpha": "α", "learning_rate": "rate", "steps": "steps"}
-            cells.append(", ".join(f"{named[key]} {value:g}" for key, value in middle.items()))
+            chosen = rows[method, budget]["outcomes"]
+            middle = sorted(chosen, key=lambda one: tuple(one["setting"].values()))[len(chosen) // 2]
+            named = {"alpha": "α", "learning_rate": "rate", "level": "confidence"}
+            told = [f"{named.get(key, key)} {value:g}" for key, value in middle["setting"].items()]
+            cells.append(", ".join([*([middle["way"]] if middle["way"] else []), *told]))
         lines.append(f"| {rows[method, budgets[0]]['label']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -11,7 +11,7 @@ import torch
 
 from gradfix.baselines import METHODS, FewShot, choose_finetuning, finetune, shuffled
 from gradfix.checkpoints import Checkpoint
-from gradfix.comparison import LABELS, Outcome, summarise, table_csv, table_markdown
+from gradfix.comparison import LABELS, Outcome, chosen_ways, summarise, table_csv, table_markdown
 from gradfix.placement import place
 from gradfix.preparation import bind
 from gradfix.target_model import TargetModel
@@ -166,7 +166,13 @@ def test_compare_writes_every_row_with_intervals(work: Job, tmp_path: Path) -> N
     ]
     for row in rows:
         assert row["score"]["n"] == 2
-        assert (row["over_control"] is None) == (row["method"] in {"zero-shot", "control", "full"})
+        assert (row["over_control"] is None) == (
+            row["method"] in {"zero-shot", "control", "auto-control", "full"}
+        )
+        assert all(
+            (outcome["way"] is not None) == row["method"].startswith("auto") for outcome in row["outcomes"]
+        )
+    assert "with 2 a class auto chose " in json.loads(result.stdout)["caption"]
     assert {path.name for path in (tmp_path / "table").iterdir()} == {
         "comparison.json", "comparison.csv", "comparison.md", "recipe.yaml", "report.html",
     }  # fmt: skip
@@ -195,6 +201,22 @@ def test_differences_are_paired_by_draw() -> None:
         list(lines.values()), "caption"
     )
     assert table_csv(list(lines.values())).count("\n") == 7
+
+
+def test_auto_is_told_apart_from_its_own_control_and_by_what_it_chose() -> None:
+    scores = {"zero-shot": 0.2, "control": 0.5, "auto": 0.6, "auto-control": 0.1}
+    draws = [
+        {
+            name: Outcome(score, 0.0, {"alpha": 1.0}, way=way if name == "auto" else None)
+            for name, score in scores.items()
+        }
+        for way in ("aligned addition", "naive addition", "aligned addition")
+    ]
+    lines = summarise(draws, budget=5)
+    over = next(line for line in lines if line.method == "auto").over_control
+    assert over is not None
+    assert over.value == pytest.approx(0.5)
+    assert chosen_ways(lines) == "auto chose aligned addition in 2 of 3 draws, naive addition in 1"
 
 
 def test_every_method_has_a_label() -> None:

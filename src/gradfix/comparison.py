@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -56,6 +57,7 @@ class Outcome:
         setting: What was chosen on the support set: α, or learning rate and steps.
         retained: Score on the retention data, where there were any.
         seconds: Wall time, choosing included.
+        way: What ``auto`` chose, as people read it; None for a method that is what it is.
     """
 
     score: float
@@ -63,6 +65,7 @@ class Outcome:
     setting: Mapping[str, float]
     retained: float | None = None
     seconds: float = 0.0
+    way: str | None = None
 
 
 @dataclass
@@ -79,12 +82,13 @@ class Judge:
     test: EncodedRows
     retain: tuple[ModelTask, EncodedRows] | None = None
 
-    def measure(self, setting: Mapping[str, float], started: float) -> Outcome:
+    def measure(self, setting: Mapping[str, float], started: float, *, way: str | None = None) -> Outcome:
         """Measure the model where it stands.
 
         Args:
             setting: What brought it there.
             started: When its method began, by ``time.perf_counter``.
+            way: Its method, where that was chosen.
 
         Returns:
             The outcome.
@@ -94,7 +98,7 @@ class Judge:
         if self.retain is not None:
             task, rows = self.retain
             retained = self.model.evaluate(rows, task=task).score
-        return Outcome(found.score, found.loss, setting, retained, time.perf_counter() - started)
+        return Outcome(found.score, found.loss, setting, retained, time.perf_counter() - started, way)
 
 
 def draw(
@@ -206,7 +210,7 @@ def _chosen(
         for name, way in ((AUTO, found.way), (AUTO_CONTROL, control)):
             try:
                 judge.model.move(*way.arrive(ground, setting))
-                yield name, judge.measure(setting, started)
+                yield name, judge.measure(setting, started, way=found.candidate.label)
             finally:
                 judge.model.restore()
             started = time.perf_counter()
@@ -236,7 +240,8 @@ class Line:
         method: Its name.
         score: Mean over draws with a 95 % interval.
         gain: Difference to the new base as it is, paired by draw.
-        over_control: Difference to the shuffled control, paired by draw; None for what no control fits.
+        over_control: Difference to the shuffled control, of ``auto`` to its own, paired by draw; None for what no
+            control fits.
         retained: Mean retention score, where it was measured.
         outcomes: Of each draw.
     """
@@ -269,8 +274,8 @@ def summarise(draws: Sequence[Mapping[str, Outcome]], budget: int) -> list[Line]
     for method in draws[0]:
         outcomes = tuple(outcome[method] for outcome in draws)
         scores = [outcome.score for outcome in outcomes]
-        control = [outcome[CONTROL].score for outcome in draws] if CONTROL in draws[0] else None
-        compared = control is not None and method not in {ZERO_SHOT, CONTROL, FULL}
+        shuffled_way = AUTO_CONTROL if method == AUTO else CONTROL
+        compared = shuffled_way in draws[0] and method not in {ZERO_SHOT, CONTROL, AUTO_CONTROL, FULL}
         kept = [outcome.retained for outcome in outcomes if outcome.retained is not None]
         lines.append(
             Line(
@@ -278,12 +283,37 @@ def summarise(draws: Sequence[Mapping[str, Outcome]], budget: int) -> list[Line]
                 method=method,
                 score=mean_interval(scores),
                 gain=paired_difference(scores, [outcome[ZERO_SHOT].score for outcome in draws]),
-                over_control=paired_difference(scores, control) if compared and control else None,
+                over_control=(
+                    paired_difference(scores, [outcome[shuffled_way].score for outcome in draws])
+                    if compared
+                    else None
+                ),
                 retained=mean_interval(kept) if kept else None,
                 outcomes=outcomes,
             )
         )
     return lines
+
+
+def chosen_ways(lines: Sequence[Line]) -> str:
+    """Say what ``auto`` chose.
+
+    Args:
+        lines: The table's rows.
+
+    Returns:
+        A clause for a caption, such as ``auto chose naive addition in 2 of 3 draws, GradFix in 1``; empty where the
+        method was not chosen.
+    """
+    told = []
+    auto = [line for line in lines if line.method == AUTO]
+    for line in auto:
+        ways = Counter(outcome.way for outcome in line.outcomes)
+        counts = [f"{way} in {count}" for way, count in ways.most_common()]
+        counts[0] += f" of {len(line.outcomes)} draws"
+        at = f"with {line.budget} a class " if len(auto) > 1 else ""
+        told.append(f"{at}auto chose {', '.join(counts)}")
+    return "; ".join(told)
 
 
 def table_json(lines: Sequence[Line]) -> list[dict[str, Any]]:
@@ -310,7 +340,7 @@ def table_csv(lines: Sequence[Line]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
-        ["samples_per_class", "method", "draw", "score", "loss", "retained", "setting", "seconds"]
+        ["samples_per_class", "method", "draw", "score", "loss", "retained", "way", "setting", "seconds"]
     )
     for line in lines:
         for number, outcome in enumerate(line.outcomes):
@@ -323,6 +353,7 @@ def table_csv(lines: Sequence[Line]) -> str:
                     outcome.score,
                     outcome.loss,
                     outcome.retained,
+                    outcome.way,
                     setting,
                     outcome.seconds,
                 ]
@@ -460,7 +491,7 @@ def compare(recipe: CompareRecipe, *, progress: Progress = silent) -> Comparison
     caption = (
         f"{task.metric.replace('_', ' ')} on {len(test)} test samples; mean over {recipe.seeds} draws of the support "
         f"set ({recipe.sampling}) with the 95 % interval of Student's t; every setting chosen by cross-fitting on the "
-        "support set"
+        f"support set; {chosen_ways(lines)}"
     )
     return Comparison(tuple(lines), caption, recipe)
 

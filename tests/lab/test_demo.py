@@ -26,11 +26,12 @@ def test_the_demos_json_has_every_row_and_its_folder_what_it_says(quick: None, t
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
     assert [row["method"] for row in found["rows"]] == [
-        "zero-shot", "naive", "gradfix", "control", "few-shot", "oracle", "full",
+        "zero-shot", "naive", "gradfix", "control", "auto", "auto-control", "few-shot", "oracle", "full",
     ]  # fmt: skip
     scores = {row["method"]: row["score"]["value"] for row in found["rows"]}
     assert scores["oracle"] > 0.9 * scores["full"]
     assert scores["gradfix"] > scores["zero-shot"]
+    assert scores["auto"] > scores["auto-control"]
     close = found["close_release"]["judgement"]
     assert close["naive"]["score"] > close["control"]["score"]
     assert CLIPModel.from_pretrained(found["model"]).num_parameters() > 600_000

@@ -26,8 +26,8 @@ def demo(recipe: DemoRecipe, console: Console) -> None:
     if judged is not None:
         console.say(
             "Where the new base is a close release of the old one, the fine-tune itself carries over: "
-            f"naive addition {judged.naive.score:.1%}, GradFix {judged.transported.score:.1%}, "
-            f"control {judged.control.score:.1%}, the new base {judged.base.score:.1%}.\n"
+            f"naive addition {judged.naive.score:.1%}, the transported model {judged.transported.score:.1%}, "
+            f"its control {judged.control.score:.1%}, the new base {judged.base.score:.1%}.\n"
         )
     console.say(
         f"the transported model: {recipe.output / 'model'} (its card and gradfix.json tell how it was made)"

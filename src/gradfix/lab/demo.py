@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,24 @@ import numpy as np
 
 from gradfix.baselines import METHODS, FewShot
 from gradfix.checkpoints import Checkpoint
-from gradfix.comparison import Judge, Line, Outcome, draw, summarise, table_csv, table_json, table_markdown
+from gradfix.comparison import (
+    AUTO,
+    Judge,
+    Line,
+    Outcome,
+    chosen_ways,
+    draw,
+    summarise,
+    table_csv,
+    table_json,
+    table_markdown,
+)
 from gradfix.data import load_rows
 from gradfix.errors import GradfixError
 from gradfix.evaluation import Evaluation
 from gradfix.lab.datasets import load_task
 from gradfix.lab.store import load
+from gradfix.observation import look_at_source
 from gradfix.pipeline import RECORD_FILE, Transported, transport
 from gradfix.placement import place
 from gradfix.preparation import bind, choose_support
@@ -36,6 +49,7 @@ MODELS = {"old-base": "A", "my-fine-tune": "A-digits", "new-base": "B", "new-bas
 CLOSE_MODELS = {"old-base": "B", "my-fine-tune": "B-digits", "new-base": "B-next"}
 _FEW_SHOT = FewShot()
 _METHODS = ("naive", "gradfix", "control")
+_LOADING: Mapping[str, Any] = {"batch_size": 250}
 
 
 @dataclass(frozen=True)
@@ -120,11 +134,12 @@ def demo(output: Path, *, overwrite: bool = False, progress: Progress = silent) 
     def new_task() -> ModelTask:
         return get_task("zero-shot-image-classification", labels=task.class_names, templates=templates)
 
-    target, tuned = Checkpoint.open(models["new-base"]), models["my-fine-tune"]
-    tau = TaskVector.between(models["old-base"], tuned)
+    base, target = Checkpoint.open(models["old-base"]), Checkpoint.open(models["new-base"])
+    tuned = models["my-fine-tune"]
+    tau = TaskVector.between(base, tuned)
     prepared = new_task()
     bind(prepared, target, tau, test)
-    model = TargetModel.load(prepared, target, place(tau, target), batch_size=250)
+    model = TargetModel.load(prepared, target, place(tau, target), **_LOADING)
     oracle = model.restricted(place(TaskVector.between(target, models["new-base-tuned"]), target).vector)
     judge = Judge(model, model.encode(test))
     pool = task.rows("train")
@@ -136,13 +151,27 @@ def demo(output: Path, *, overwrite: bool = False, progress: Progress = silent) 
         if seed == 0:
             _save_images(output / "support", support)
         methods = {name: METHODS[name] for name in _METHODS}
-        outcomes = draw(judge, support, seed=seed, methods=methods, oracle=oracle, few_shot=_FEW_SHOT)
-        draws.append(dict(outcomes))
+        with ExitStack() as stack:
+            # As in a transport, there are no other images to align on than the samples.
+            sight = look_at_source(
+                base, tau, target, prepared, support, stack, align="auto", control_seed=seed, loading=_LOADING
+            )
+            outcomes = draw(
+                judge,
+                support,
+                seed=seed,
+                methods=methods,
+                oracle=oracle,
+                few_shot=_FEW_SHOT,
+                aligned=sight.align(model, control_seed=seed) if sight is not None else None,
+                auto=True,
+            )
+            draws.append(dict(outcomes))
         progress("comparing with the baselines", seed + 1, DRAWS, "draws")
     lines = summarise(draws, SAMPLES_PER_CLASS)
     caption = (
         f"accuracy on {len(test)} scanned digits; mean of {DRAWS} draws of {SAMPLES_PER_CLASS} samples a class with "
-        "the 95 % interval of Student's t; every setting chosen by cross-fitting on the samples"
+        f"the 95 % interval of Student's t; every setting chosen by cross-fitting on the samples; {chosen_ways(lines)}"
     )
     before = model.evaluate(judge.test)
     options: dict[str, Any] = {
@@ -249,7 +278,7 @@ def _draw(changed: Sequence[Changed], lines: Sequence[Line]) -> bytes:
             axes.axvline(base * 100, color=COLOURS[7], linewidth=1, linestyle=":")
         for height, line in enumerate(shown):
             error = 0.0 if line.score.low is None else line.score.value - line.score.low
-            ours = line.method == "gradfix"
+            ours = line.method == AUTO
             axes.errorbar(
                 line.score.value * 100,
                 height,
@@ -260,7 +289,7 @@ def _draw(changed: Sequence[Changed], lines: Sequence[Line]) -> bytes:
             )
         axes.set_yticks(range(len(shown)), [line.label for line in shown])
         for label, line in zip(axes.get_yticklabels(), shown, strict=True):
-            label.set_fontweight("bold" if line.method == "gradfix" else "normal")
+            label.set_fontweight("bold" if line.method == AUTO else "normal")
         axes.grid(axis="x")
         axes.set_axisbelow(True)
         axes.invert_yaxis()

@@ -13,7 +13,7 @@ from gradfix.report.examples import examples_section
 from gradfix.report.markup import Content, joined, tag
 from gradfix.report.numbers import between, duration, metric_name, percent, points
 from gradfix.report.page import Page, Tile
-from gradfix.report.results import comparison_results, retention, transport_results
+from gradfix.report.results import comparison_results, retention, transport_results, transported
 from gradfix.report.verdict import (
     BETTER,
     UNSURE,
@@ -152,7 +152,7 @@ def comparison_verdict(rows: Sequence[Record], metric: str) -> Verdict:
     """
     largest = max((row["budget"] for row in rows), default=0)
     found = {row["method"]: row for row in rows if row["budget"] == largest}
-    ours, base = found.get("gradfix"), found.get("zero-shot")
+    ours, base = found.get(transported(list(found.values()))), found.get("zero-shot")
     if ours is None or base is None:
         return Verdict("", "How the methods compare.")
     gain, sure = ours["gain"], excludes_zero(ours["gain"])

@@ -161,6 +161,18 @@ def _half(interval: Mapping[str, Any], end: str) -> float:
     return 0.0 if value is None else abs(value - interval["value"]) * 100
 
 
+def transported(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Tell which method of a comparison a transport would have used.
+
+    Args:
+        rows: Lines of a comparison.
+
+    Returns:
+        ``auto``, the default, where it was measured; else the paper's method.
+    """
+    return "auto" if any(row["method"] == "auto" for row in rows) else "gradfix"
+
+
 def comparison_results(rows: Sequence[Mapping[str, Any]], caption: str, metric: str) -> Section | None:
     """Lay out a comparison over several draws.
 
@@ -178,15 +190,16 @@ def comparison_results(rows: Sequence[Mapping[str, Any]], caption: str, metric: 
     retained = any(row.get("retained") for row in rows)
     columns = ["method", metric, "95 % interval", "points over base", "points over the control"]
     several = len(budgets) > 1
+    ours = transported(rows)
     table = Table(
         [*(["samples a class"] if several else []), *columns, *(["retained"] if retained else [])],
         [_line(row, several=several, retention=retained) for row in rows],
-        strong=[number for number, row in enumerate(rows) if row["method"] == "gradfix"],
+        strong=[number for number, row in enumerate(rows) if row["method"] == ours],
         caption=caption[:1].upper() + caption[1:] + ("" if caption.endswith(".") else "."),
     )
     reference = next((row["score"]["value"] for row in rows if row["method"] == "zero-shot"), None)
     if len(budgets) == 1:
-        values = [(row["label"], row["score"], row["method"] == "gradfix") for row in rows]
+        values = [(row["label"], row["score"], row["method"] == ours) for row in rows]
         figure = dots(_best(rows, metric), values, metric, reference=reference)
     else:
         figure = curves(_best(rows, metric), rows, metric)
@@ -244,18 +257,16 @@ def curves(title: str, rows: Sequence[Mapping[str, Any]], metric: str) -> Figure
         The figure; what does not depend on the samples is a level line.
     """
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    levels = {"zero-shot", "oracle", "full"}
+    levels, ours = {"zero-shot", "oracle", "full"}, transported(rows)
     traces: list[dict[str, Any]] = []
     drawn = 0
     for method in methods:
         own = sorted((row for row in rows if row["method"] == method), key=lambda row: row["budget"])
         number = drawn % len(COLOURS)
         level = method in levels
-        colour = (
-            MUTED if level else ACCENT if method == "gradfix" else COLOURS[1 + (drawn % (len(COLOURS) - 1))]
-        )
+        colour = MUTED if level else ACCENT if method == ours else COLOURS[1 + (drawn % (len(COLOURS) - 1))]
         dash = DASHES[sum(trace["mode"] == "lines" for trace in traces) % len(DASHES)] if level else "solid"
-        if not level and method != "gradfix":
+        if not level and method != ours:
             drawn += 1
         traces.append(
             {
@@ -274,7 +285,7 @@ def curves(title: str, rows: Sequence[Mapping[str, Any]], metric: str) -> Figure
                     "width": 3,
                     "visible": not level,
                 },
-                "line": {"color": colour, "width": 3 if method == "gradfix" else 1.6, "dash": dash},
+                "line": {"color": colour, "width": 3 if method == ours else 1.6, "dash": dash},
                 "marker": {"color": colour, "size": 8, "symbol": SYMBOLS[number]},
                 "hovertemplate": "%{fullData.name}<br>%{x} samples a class: %{y:.1f} %<extra></extra>",
             }
@@ -317,11 +328,12 @@ def retention(rows: Sequence[Mapping[str, Any]]) -> Section | None:
     largest = max(row["budget"] for row in kept)
     shown = [row for row in kept if row["budget"] == largest]
     before = next((row["retained"]["value"] for row in shown if row["method"] == "zero-shot"), None)
-    ours = next((row["retained"]["value"] for row in shown if row["method"] == "gradfix"), None)
+    method = transported(shown)
+    ours = next((row["retained"]["value"] for row in shown if row["method"] == method), None)
     title = "Score on the other task, by method"
     if before is not None and ours is not None:
         title = f"On the other task the base scores {percent(before)}, the transported model {percent(ours)}"
-    values = [(row["label"], row["retained"], row["method"] == "gradfix") for row in shown]
+    values = [(row["label"], row["retained"], row["method"] == method) for row in shown]
     return Section(
         "retention",
         "What was kept of the base",
