@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -82,13 +82,12 @@ class Judge:
     test: EncodedRows
     retain: tuple[ModelTask, EncodedRows] | None = None
 
-    def measure(self, setting: Mapping[str, float], started: float, *, way: str | None = None) -> Outcome:
+    def measure(self, setting: Mapping[str, float], started: float) -> Outcome:
         """Measure the model where it stands.
 
         Args:
             setting: What brought it there.
             started: When its method began, by ``time.perf_counter``.
-            way: Its method, where that was chosen.
 
         Returns:
             The outcome.
@@ -98,7 +97,7 @@ class Judge:
         if self.retain is not None:
             task, rows = self.retain
             retained = self.model.evaluate(rows, task=task).score
-        return Outcome(found.score, found.loss, setting, retained, time.perf_counter() - started, way)
+        return Outcome(found.score, found.loss, setting, retained, time.perf_counter() - started)
 
 
 def draw(
@@ -210,7 +209,7 @@ def _chosen(
         for name, way in ((AUTO, found.way), (AUTO_CONTROL, control)):
             try:
                 judge.model.move(*way.arrive(ground, setting))
-                yield name, judge.measure(setting, started, way=found.candidate.label)
+                yield name, replace(judge.measure(setting, started), way=found.candidate.label)
             finally:
                 judge.model.restore()
             started = time.perf_counter()
