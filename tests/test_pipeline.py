@@ -486,12 +486,84 @@ def test_unusable_support_is_refused_before_a_weight_is_read(
 
 def test_models_that_do_not_fit_are_refused_before_data_are_read(tmp_path: Path) -> None:
     work = job("text-classification", tmp_path)
-    work.models["source_tuned"] = work.models["source_base"]
-    with pytest.raises(GradfixError, match="exactly zero"):
+    work.models["target_base"] = tiny.save_tiny_bert_classifier(tmp_path / "wide", intermediate_size=40)
+    with pytest.raises(GradfixError, match="shapes differ from the task vector's"):
         work.run(tmp_path / "out", support="missing.jsonl")
-    work.models["source_tuned"] = tiny.save_tiny_bert_classifier(tmp_path / "stranger", seed=9)
-    with pytest.raises(GradfixError, match="does not descend from"):
-        work.run(tmp_path / "out", support="missing.jsonl")
+
+
+def test_rows_are_refused_before_a_weight_is_read_and_weights_before_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gradfix.target_model import TargetModel
+
+    work = job("text-classification", tmp_path)
+    strangers = {
+        "exactly zero": work.models["source_base"],
+        "does not descend from": tiny.save_tiny_bert_classifier(tmp_path / "stranger", seed=9),
+    }
+    monkeypatch.setattr(TargetModel, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    for message, tuned in strangers.items():
+        work.models["source_tuned"] = tuned
+        with pytest.raises(GradfixError, match=message):
+            work.run(tmp_path / "out")
+    monkeypatch.setattr(Checkpoint, "read", lambda *_, **__: pytest.fail("a weight was read"))
+    for options, message in (
+        ({"support": "missing.jsonl"}, "no such file"),
+        ({"test": [{"text": "good film", "label": "superb"}]}, "unknown label 'superb'"),
+        ({"unlabelled": [{"words": "good film"}]}, "no column 'text'"),
+        ({"test": [{"text": "good " * 99, "label": "positive"}], "strict": True}, "101 tokens, longer than"),
+    ):
+        with pytest.raises(GradfixError, match=message):
+            work.run(tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_found_of_the_inputs_is_told_before_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gradfix.compatibility import Finding
+    from gradfix.pipeline import run_transport
+    from gradfix.recipes import TransportRecipe
+    from gradfix.target_model import TargetModel
+
+    work = job("text-classification", tmp_path)
+    config = json.loads((work.models["target_base"] / "config.json").read_text())
+    (work.models["target_base"] / "config.json").write_text(json.dumps({**config, "hidden_act": "relu"}))
+    told: list[Finding] = []
+    known: list[int] = []
+    load = TargetModel.load
+    monkeypatch.setattr(
+        TargetModel, "load", lambda *args, **options: (known.append(len(told)), load(*args, **options))[1]
+    )
+    rows = [*work.rows[:-1], {**work.rows[-1], "text": "good " * 99}]
+    recipe = TransportRecipe(
+        **{kind: str(path) for kind, path in work.models.items()},
+        task=work.task,
+        support=str(_jsonl(tmp_path, rows)),
+        output=tmp_path / "out",
+        alpha="0.5",
+    )
+    result = run_transport(recipe, tell=told.append)
+    assert known[0] == len(told) == len(result.record["check"]["findings"])
+    texts = [finding.text for finding in told if finding.level == "warning"]
+    assert any("hidden_act 'relu' against 'gelu'" in text for text in texts)
+    assert any("1 of 9 support samples are longer than the model's context" in text for text in texts)
+
+
+def test_check_takes_what_transport_takes_and_finds_what_it_would_refuse(tmp_path: Path) -> None:
+    work = job("text-classification", tmp_path)
+    options = [
+        part for kind, path in work.models.items() for part in (f"--{kind.replace('_', '-')}", str(path))
+    ]
+    options += ["--task", work.task, "--alpha", "0.5", "--output", str(tmp_path / "out"), "--support"]
+    fits = gradfix("check", *options, _jsonl(tmp_path, work.rows))
+    assert fits.exit_code == 0, fits.stderr
+    assert "these inputs fit" in fits.stderr
+    wrong = gradfix("check", *options, _jsonl(tmp_path, [{"text": "good", "label": "superb"}]), "--json")
+    assert wrong.exit_code == 1
+    assert "error: row 0 of" in wrong.stderr
+    assert "unknown label 'superb'" in json.loads(wrong.stdout)["findings"][-1]["text"]
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_prints_the_verdict_for_people_and_json_for_programs(tmp_path: Path) -> None:

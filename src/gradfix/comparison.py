@@ -5,16 +5,16 @@ import io
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from gradfix.alignment import Aligned
 from gradfix.baselines import METHODS, FewShot, FineTuning, Method, choose_finetuning, finetune, shuffled
 from gradfix.checkpoints import Checkpoint
-from gradfix.compatibility import check
+from gradfix.compatibility import Compatibility, Finding, check_weights, open_models, unheard
 from gradfix.data import load_rows
 from gradfix.errors import GradfixError
 from gradfix.evaluation import EncodedRows, Interval, mean_interval, paired_difference
@@ -22,7 +22,7 @@ from gradfix.masks import mask
 from gradfix.methods import choose
 from gradfix.observation import look_at_source
 from gradfix.placement import place
-from gradfix.preparation import bind, choose_support, refuse
+from gradfix.preparation import Data, bind, choose_support, ready_task
 from gradfix.progress import Progress, silent
 from gradfix.recipes import AUTO_STEPS, CompareRecipe
 from gradfix.report import REPORT_FILE, report
@@ -431,11 +431,14 @@ class Comparison:
         }
 
 
-def compare(recipe: CompareRecipe, *, progress: Progress = silent) -> Comparison:
+def compare(
+    recipe: CompareRecipe, *, tell: Callable[[Finding], None] = unheard, progress: Progress = silent
+) -> Comparison:
     """Measure all baselines over several budgets and draws.
 
     Args:
         recipe: The validated options.
+        tell: Told what is found of the inputs, at once.
         progress: Told the draws done.
 
     Returns:
@@ -444,53 +447,55 @@ def compare(recipe: CompareRecipe, *, progress: Progress = silent) -> Comparison
     Raises:
         GradfixError: if the inputs don't allow it.
     """
-    base = Checkpoint.open(recipe.source_base)
-    target = Checkpoint.open(recipe.target_base)
-    tuned = Checkpoint.open(recipe.source_tuned, base=base)
-    refuse(check(base, tuned, target))
-    tau = TaskVector.between(base, tuned)
-    task = get_task(recipe.task, **recipe.task_options())
-    pool, test = load_rows(recipe.data, split=recipe.split), load_rows(recipe.test)
-    bind(task, target, tau, pool, trust_remote_code=recipe.trust_remote_code)
-    task.check(pool, support=True)
-    task.check(test)
+    found = Compatibility(tell=tell)
+    models = open_models(recipe.source_base, recipe.source_tuned, recipe.target_base, found)
+    target = models.target
+    data = Data(
+        pool=load_rows(recipe.data, split=recipe.split),
+        held={"test": load_rows(recipe.test)},
+        whole=False,
+        align_data=load_rows(recipe.align_data) if recipe.align_data else (),
+    )
+    task = ready_task(recipe, models, data, found)
+    check_weights(models, found)
     with ExitStack() as stack:
         sight = look_at_source(
-            base,
-            tau,
-            target,
+            models.base,
+            models.tau,
             task,
-            pool,
+            data.pool,
             stack,
             align=recipe.align,
-            align_data=load_rows(recipe.align_data) if recipe.align_data else (),
+            alike=found.cosine_target,
+            align_data=data.align_data,
             control_seed=0,
             loading=recipe.loading(),
+            remark=partial(found.add, "note"),
             progress=progress,
         )
-        model = TargetModel.load(task, target, place(tau, target), **recipe.loading())
+        model = TargetModel.load(task, target, models.placement, **recipe.loading())
         model.require_weights()
         aligned = sight.align(model, control_seed=0) if sight is not None else None
         oracle = None
         if recipe.target_tuned is not None:
             oracle = model.restricted(place(TaskVector.between(target, recipe.target_tuned), target).vector)
-        judge = Judge(model, model.encode(test), _retention(recipe, model, target))
+        judge = Judge(model, model.encode(data.held["test"]), _retention(recipe, model, target))
         lines: list[Line] = []
         done, total = 0, len(recipe.samples_per_class) * recipe.seeds
         for budget in recipe.samples_per_class:
             draws = []
             for seed in range(recipe.seeds):
                 support = choose_support(
-                    model, pool, samples_per_class=budget, sampling=recipe.sampling, seed=seed
+                    model, data.pool, samples_per_class=budget, sampling=recipe.sampling, seed=seed
                 )
                 draws.append(dict(draw(judge, support, seed=seed, oracle=oracle, aligned=aligned, auto=True)))
                 done += 1
                 progress("comparing", done, total, "draws")
             lines += summarise(draws, budget)
     caption = (
-        f"{task.metric.replace('_', ' ')} on {len(test)} test samples; mean over {recipe.seeds} draws of the support "
-        f"set ({recipe.sampling}) with the 95 % interval of Student's t; every setting chosen by cross-fitting on the "
-        f"support set; {chosen_ways(lines)}"
+        f"{task.metric.replace('_', ' ')} on {len(data.held['test'])} test samples; mean over {recipe.seeds} draws "
+        f"of the support set ({recipe.sampling}) with the 95 % interval of Student's t; every setting chosen by "
+        f"cross-fitting on the support set; {chosen_ways(lines)}"
     )
     return Comparison(tuple(lines), caption, recipe)
 

@@ -1,13 +1,12 @@
 """What a transport takes from the source models before the target is loaded: activations, and labels for inputs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 from gradfix.alignment import (
-    CLOSE,
     Activations,
     Aligned,
     Observed,
@@ -15,12 +14,12 @@ from gradfix.alignment import (
     align_by_rotation,
     observe,
     same_tokens,
-    similarity,
 )
 from gradfix.checkpoints import Checkpoint
 from gradfix.data import Row, origin
 from gradfix.errors import AlignmentError, GradfixError
-from gradfix.preparation import Rows, bind
+from gradfix.kinship import CLOSE
+from gradfix.preparation import Rows, bind, without_labels
 from gradfix.progress import Progress, silent
 from gradfix.target_model import TargetModel
 from gradfix.tasks import Classification, ModelTask
@@ -42,7 +41,7 @@ class Observation:
         observed: What was found.
         activations: Where its activations are.
         method: How the target is aligned; ``none`` where it is not.
-        similarity: Cosine of the two bases' weights; None where nobody asked.
+        similarity: Cosine of the two bases' weights; None where it is not known.
         unlabelled: How many of the first inputs are to be labelled by the source.
     """
 
@@ -114,12 +113,12 @@ class Observation:
 def look_at_source(
     base: Checkpoint,
     tau: TaskVector,
-    target: Checkpoint,
     task: ModelTask,
     pool: Rows,
     stack: ExitStack,
     *,
     align: str,
+    alike: float | None,
     align_data: Rows = (),
     unlabelled: Rows = (),
     control_seed: int | None = None,
@@ -132,11 +131,11 @@ def look_at_source(
     Args:
         base: θ_A.
         tau: θ_A^ft − θ_A.
-        target: θ_B, for its weights' similarity.
         task: Bound to the target.
         pool: The labelled rows: inputs to align on where no others were given, and a test of the source.
         stack: What is recorded goes with it.
         align: How; ``none``, or ``auto``: by regression where the two bases are not alike.
+        alike: Cosine of the two bases' weights, as :func:`gradfix.kinship.similarity` gives it; None if unknown.
         align_data: Inputs to align on; their labels are not used.
         unlabelled: Inputs that the source is to label; they are aligned on, too.
         control_seed: Of the control's shuffle; None for no control.
@@ -152,20 +151,18 @@ def look_at_source(
         AlignmentError: if the source can't be aligned as asked.
         GradfixError: if the source has no directory to be run from, or inputs can't be labelled.
     """
-    if unlabelled and not isinstance(task, Classification):
-        raise GradfixError(
-            f"--unlabelled: {task.name} has no classes, and the source can label only with classes; leave it out"
-        )
-    alike = similarity(base, target) if align == "auto" else None
-    if alike is not None:
-        align = "regression" if alike < CLOSE else "none"
+    asked, apart = align != "auto", ""
+    if not asked:
+        align = "none"
+        if alike is not None and alike < CLOSE:
+            align = "regression"
+            apart = (
+                f"the old base is not like the new one (cosine {alike:.2f}), and the fine-tune is not aligned"
+            )
     if align == "none" and not unlabelled:
         return None
-    if base.directory is None and alike is not None and not unlabelled:
-        # Nobody asked for an alignment in so many words.
-        remark(
-            f"{_apart(alike)}: its weights stand alone, and the source must be run for that; give its directory"
-        )
+    if base.directory is None and not asked and not unlabelled:
+        remark(f"{apart}: its weights stand alone, and the source must be run for that; give its directory")
         return None
     if base.directory is None:
         raise GradfixError(
@@ -196,33 +193,10 @@ def look_at_source(
     try:
         observed = look(align)
     except AlignmentError as error:
-        if alike is None:
+        if asked:
             raise
-        remark(f"{_apart(alike)}: {error}")
+        remark(f"{apart}: {error}")
         if not unlabelled:
             return None
         align, observed = "none", look("none")
     return Observation(inputs, observed, activations, align, alike, len(unlabelled))
-
-
-def _apart(similarity: float) -> str:
-    return f"the old base is not like the new one (cosine {similarity:.2f}), and the fine-tune is not aligned"
-
-
-def without_labels(task: ModelTask, rows: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """Make rows that a task can encode though nobody labelled them, and hide the labels of those that have one.
-
-    Args:
-        task: The task.
-        rows: Inputs.
-
-    Returns:
-        Rows with the first class as a stand-in, which nothing reads; as they are for a task without classes, whose
-        targets are part of what the model reads.
-    """
-    if not isinstance(task, Classification):
-        return [Row(dict(row), origin(row, number)) for number, row in enumerate(rows)]
-    column = task.columns["label"]
-    return [
-        Row({**row, column: task.labels.names[0]}, origin(row, number)) for number, row in enumerate(rows)
-    ]

@@ -5,7 +5,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -17,8 +17,8 @@ import torch
 import gradfix
 from gradfix.card import model_card
 from gradfix.checkpoints import Checkpoint
-from gradfix.compatibility import Compatibility, check
-from gradfix.data import load_rows, origin, row_hash
+from gradfix.compatibility import Compatibility, Finding, check_weights, open_models, unheard
+from gradfix.data import origin, row_hash
 from gradfix.decision import Decision, cross_fitting_doubts, decide, standing_ground
 from gradfix.descent import Certificate, certify
 from gradfix.errors import GradfixError
@@ -28,12 +28,14 @@ from gradfix.judgement import Judgement, judge, verdict
 from gradfix.observation import look_at_source
 from gradfix.placement import own_weights, place
 from gradfix.preparation import (
+    Data,
     Rows,
     bind,
     choose_support,
     describe_head,
     labelled_rows,
-    refuse,
+    note_cut,
+    ready_task,
     use_head,
     used_columns,
 )
@@ -138,6 +140,7 @@ def run_transport(
     *,
     task: ModelTask | None = None,
     rows: Mapping[str, Rows] | None = None,
+    tell: Callable[[Finding], None] = unheard,
     progress: Progress = silent,
 ) -> Transported:
     """Do what a recipe says.
@@ -146,6 +149,7 @@ def run_transport(
         recipe: The validated options.
         task: A task of the caller's own; else the recipe's is made.
         rows: Rows in memory, for ``support``, ``validation`` or ``test``, in place of the recipe's locations.
+        tell: Told what is found of the inputs, at once.
         progress: Told what is being done.
 
     Returns:
@@ -154,81 +158,66 @@ def run_transport(
     Raises:
         GradfixError: if the inputs don't allow it; nothing is written then.
     """
-    clock = _Clock()
-    rows = rows or {}
+    clock, found = _Clock(), Compatibility(tell=tell)
+    if recipe.output.exists() and not recipe.overwrite:
+        raise GradfixError(f"{recipe.output}: exists already; choose another output or give --overwrite")
     with clock.stage("check"):
-        base = Checkpoint.open(recipe.source_base)
-        tuned = Checkpoint.open(recipe.source_tuned, base=base)
-        target = Checkpoint.open(recipe.target_base)
-        found = check(base, tuned, target, output=recipe.output)
-        refuse(found)
-        if recipe.output.exists() and not recipe.overwrite:
-            raise GradfixError(f"{recipe.output}: exists already; choose another output or give --overwrite")
-        tau = TaskVector.between(base, tuned)
-        placement = place(tau, target)
-    with clock.stage("read data"):
-        task = task or get_task(recipe.task, **recipe.task_options())
-        pool = (
-            rows["support"]
-            if "support" in rows
-            else labelled_rows(recipe.support or recipe.data, recipe.split, "support")
+        models = open_models(
+            recipe.source_base,
+            recipe.source_tuned,
+            recipe.target_base,
+            found,
+            output=recipe.output,
+            overwrite=recipe.overwrite,
         )
-        judged = {
-            name: rows.get(name) or (labelled_rows(place, None, name) if place else None)
-            for name, place in (("validation", recipe.validation), ("test", recipe.test))
-        }
-        bind(task, target, tau, pool, trust_remote_code=recipe.trust_remote_code)
-        task.check(pool, support=True)
-        for held in judged.values():
-            if held is not None:
-                task.check(held)
-    wanted = any(held is not None for held in judged.values())
+    base, target, tau, placement = models.base, models.target, models.tau, models.placement
+    with clock.stage("read data"):
+        data = Data.read(recipe, rows or {})
+        task = ready_task(recipe, models, data, found, task=task)
+    with clock.stage("check"):
+        check_weights(models, found)
+    control_seed = recipe.seed if data.held else None
     with ExitStack() as stack:
         sight = None
-        if recipe.align != "none" or recipe.unlabelled is not None or "unlabelled" in rows:
+        if recipe.align != "none" or data.unlabelled:
             with clock.stage("observe the source"):
-                given = {
-                    name: rows.get(name) or (load_rows(place) if place else ())
-                    for name, place in (("align_data", recipe.align_data), ("unlabelled", recipe.unlabelled))
-                }
                 sight = look_at_source(
                     base,
                     tau,
-                    target,
                     task,
-                    pool,
+                    data.pool,
                     stack,
                     align=recipe.align or "none",
-                    control_seed=recipe.seed if wanted else None,
+                    alike=found.cosine_target,
+                    align_data=data.align_data,
+                    unlabelled=data.unlabelled,
+                    control_seed=control_seed,
                     loading=recipe.loading(),
                     remark=partial(found.add, "note"),
                     progress=progress,
-                    **given,
                 )
         with clock.stage("load"):
             dtype = getattr(torch, recipe.dtype) if recipe.dtype else None
             model = TargetModel.load(task, target, placement, dtype=dtype, **recipe.loading())
             describe_head(placement.vector, model)
         with clock.stage("choose samples"):
-            support = choose_support(model, pool, **recipe.drawing())
-            crossing = recipe.fixed_alpha() is None and judged["validation"] is None
+            support = choose_support(model, data.pool, **recipe.drawing())
+            if not data.whole:
+                note_cut(task, support, "chosen", found, strict=recipe.strict)
+            crossing = recipe.fixed_alpha() is None and "validation" not in data.held
             for doubt in cross_fitting_doubts(task.classes(support)) if crossing else ():
                 found.add("warning", doubt)
         with clock.stage("align"):
             use_head(model, recipe.head, support)
             model.require_weights()
-            aligned = (
-                sight.align(model, control_seed=recipe.seed if wanted else None)
-                if sight is not None
-                else None
-            )
+            aligned = sight.align(model, control_seed=control_seed) if sight is not None else None
         more = sight.labelled(task) if sight is not None else ()
         ground = stack.enter_context(
             standing_ground(model, support, recipe, crossing=crossing, more=more, progress=progress)
         )
         with clock.stage("vote and choose α"):
             decision = decide(
-                ground, recipe, validation=judged["validation"], aligned=aligned, progress=progress
+                ground, recipe, validation=data.held.get("validation"), aligned=aligned, progress=progress
             )
         # From a copy: `delta` counts what its mask keeps while it is read, so only writing may read it.
         delta, choice = decision.delta, decision.alpha
@@ -236,7 +225,7 @@ def run_transport(
             tried = replace(decision, delta=decision.kept(ground))
             certificate = certify(model, tried.delta, support, choice.alpha)
         with clock.stage("judge"):
-            judgement = _judged(model, tried, judged, progress)
+            judgement = _judged(model, tried, data.held, progress)
         record: dict[str, Any] = {
             "format": "gradfix-transport",
             "version": FORMAT_VERSION,
@@ -247,7 +236,7 @@ def run_transport(
                 name: {"location": checkpoint.location, "sha256": checkpoint.digest()}
                 for name, checkpoint in (
                     ("source_base", base),
-                    ("source_tuned", tuned),
+                    ("source_tuned", models.tuned),
                     ("target_base", target),
                 )
             },
@@ -267,10 +256,12 @@ def run_transport(
             "judgement": judgement.to_json() if judgement else None,
         }
         if judgement is not None:
-            rows_judged = judged[judgement.data]
-            assert rows_judged is not None
             record["examples"] = changed_examples(
-                task, rows_judged, judgement.base, judgement.transported, limit=recipe.examples
+                task,
+                data.held[judgement.data],
+                judgement.base,
+                judgement.transported,
+                limit=recipe.examples,
             )
 
         def companions(applied: Applied) -> dict[str, bytes]:
@@ -374,12 +365,12 @@ def measure(recipe: EvaluateRecipe, *, progress: Progress = silent) -> Evaluatio
 def _judged(
     model: TargetModel,
     decision: Decision,
-    held: Mapping[str, Rows | None],
+    held: Mapping[str, Rows],
     progress: Progress,
 ) -> Judgement | None:
     """Judge on test data, else on validation data, else not at all."""
     for data in ("test", "validation"):
-        rows = held[data]
+        rows = held.get(data)
         if rows is not None:
             return judge(
                 model,

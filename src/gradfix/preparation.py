@@ -1,34 +1,146 @@
-"""What comes before any job on a target: checked models, labelled rows, a bound task, a support set, a head."""
+"""What comes before any job on a target: labelled rows, a bound task, a support set, a head."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from gradfix.checkpoints import Checkpoint
-from gradfix.compatibility import Compatibility
-from gradfix.data import load_rows
+from gradfix.compatibility import (
+    Compatibility,
+    Finding,
+    Models,
+    check_weights,
+    open_models,
+    unheard,
+)
+from gradfix.data import Row, load_rows, origin
 from gradfix.errors import GradfixError
-from gradfix.recipes import Sampling
+from gradfix.recipes import CheckRecipe, Sampling, TaskRecipe, TransportRecipe
 from gradfix.sampling import choose
 from gradfix.target_model import TargetModel
-from gradfix.tasks import Classification, HeadedClassification, ModelTask, label_names
+from gradfix.tasks import Classification, HeadedClassification, ModelTask, get_task, label_names
 from gradfix.vectors import TaskVector
 
 Rows = Sequence[Mapping[str, Any]]
 
 
-def refuse(found: Compatibility) -> None:
-    """Stop where the check found an error.
+@dataclass(frozen=True)
+class Data:
+    """The rows of a job.
+
+    Attributes:
+        pool: Labelled rows: the support set, or what it is drawn from.
+        held: Labelled rows that choose or judge, by ``"validation"`` and ``"test"``, as far as they were given.
+        whole: The pool is the support set.
+        align_data: Inputs to align on.
+        unlabelled: Inputs that the tuned source labels.
+    """
+
+    pool: Rows
+    held: Mapping[str, Rows]
+    whole: bool = True
+    align_data: Rows = ()
+    unlabelled: Rows = ()
+
+    @classmethod
+    def read(cls, recipe: TransportRecipe, given: Mapping[str, Rows]) -> "Data":
+        """Read what a transport's options name.
+
+        Args:
+            recipe: The options.
+            given: Rows in memory by option, in place of the locations.
+
+        Returns:
+            The rows.
+        """
+
+        def rows(name: str) -> Rows:
+            place = getattr(recipe, name)
+            return given[name] if name in given else load_rows(place) if place else ()
+
+        pool = given.get("support")
+        return cls(
+            pool=labelled_rows(recipe.support or recipe.data, recipe.split, "support")
+            if pool is None
+            else pool,
+            held={name: found for name in ("validation", "test") if len(found := rows(name))},
+            whole=recipe.samples_per_class is None,
+            align_data=rows("align_data"),
+            unlabelled=rows("unlabelled"),
+        )
+
+
+def ready_task(
+    recipe: TaskRecipe, models: Models, data: Data, found: Compatibility, *, task: ModelTask | None = None
+) -> ModelTask:
+    """Make a task, bind it to the target, and refuse rows that it can't use; no weight is read.
 
     Args:
-        found: What it found.
+        recipe: The options of the task.
+        models: The three models.
+        data: The rows.
+        found: Told how many samples are longer than the model's context.
+        task: A task of the caller's own, in place of the recipe's.
+
+    Returns:
+        The task.
 
     Raises:
-        GradfixError: with the first error, and how many more there are.
+        GradfixError: naming the first row that can't be used, or what the target lacks.
     """
-    errors = [finding.text for finding in found.findings if finding.level == "error"]
-    if errors:
-        more = f" (and {len(errors) - 1} more; see `gradfix check`)" if len(errors) > 1 else ""
-        raise GradfixError(errors[0] + more)
+    task = task or get_task(recipe.task, **recipe.task_options())
+    bind(task, models.target, models.tau, data.pool, trust_remote_code=recipe.trust_remote_code)
+    task.check(data.pool, support=True)
+    for rows in data.held.values():
+        task.check(rows)
+    if data.unlabelled and not isinstance(task, Classification):
+        raise GradfixError(
+            f"--unlabelled: {task.name} has no classes, and the source can label only with classes; leave it out"
+        )
+    for rows in (data.align_data, data.unlabelled):
+        if len(rows):
+            task.check(without_labels(task, rows))
+    for name, rows in {**({"support": data.pool} if data.whole else {}), **data.held}.items():
+        note_cut(task, rows, name, found, strict=recipe.strict)
+    return task
+
+
+def note_cut(task: ModelTask, rows: Rows, name: str, found: Compatibility, *, strict: bool) -> None:
+    """Say how many samples are longer than the model's context.
+
+    Args:
+        task: Bound.
+        rows: The samples.
+        name: What they are.
+        found: Told.
+        strict: Refuse them instead.
+    """
+    cut = task.count_cut(rows, strict=strict)
+    if cut:
+        found.add(
+            "warning",
+            f"{cut} of {len(rows)} {name} samples are longer than the model's context and are cut to it; "
+            "--strict refuses them",
+        )
+
+
+def without_labels(task: ModelTask, rows: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Make rows that a task can encode though nobody labelled them, and hide the labels of those that have one.
+
+    Args:
+        task: The task.
+        rows: Inputs.
+
+    Returns:
+        Rows with the first class as a stand-in, which nothing reads; as they are for a task without classes, whose
+        targets are part of what the model reads.
+    """
+    if not isinstance(task, Classification):
+        return [Row(dict(row), origin(row, number)) for number, row in enumerate(rows)]
+    column = task.columns["label"]
+    return [
+        Row({**row, column: task.labels.names[0]}, origin(row, number)) for number, row in enumerate(rows)
+    ]
 
 
 def labelled_rows(location: str | None, split: str | None, what: str) -> Rows:
@@ -72,11 +184,12 @@ def bind(
     Raises:
         GradfixError: if the target has no tokenizer or processor.
     """
-    if target.directory is None:
+    if target.directory is not None:
+        task.bind(target.directory, trust_remote_code=trust_remote_code)
+    elif not task.builds_model:
         raise GradfixError(
             f"{target.location}: has no tokenizer or processor beside it; give a model directory"
         )
-    task.bind(target.directory, trust_remote_code=trust_remote_code)
     if isinstance(task, HeadedClassification) and tau is not None and tau.config.get("id2label"):
         task.use_labels({int(key): name for key, name in tau.config["id2label"].items()})
     elif isinstance(task, Classification) and not task.has_labels:
@@ -149,3 +262,32 @@ def used_columns(task: ModelTask, row: Mapping[str, Any]) -> list[str]:
         Column names.
     """
     return [column for column in task.columns.values() if column in row]
+
+
+def check_inputs(recipe: CheckRecipe, *, tell: Callable[[Finding], None] = unheard) -> Compatibility:
+    """Find whatever a transport of the same options would refuse before its first pass.
+
+    Args:
+        recipe: The options; without a task the models alone are checked.
+        tell: Told each finding at once.
+
+    Returns:
+        The findings. A refusal is a finding too, nothing is raised for it.
+    """
+    found = Compatibility(tell=tell)
+    try:
+        models = open_models(
+            recipe.source_base,
+            recipe.source_tuned,
+            recipe.target_base,
+            found,
+            output=recipe.output,
+            overwrite=recipe.overwrite,
+        )
+        if recipe.task:
+            ready_task(recipe, models, Data.read(recipe, {}), found)
+        check_weights(models, found)
+    except GradfixError as error:
+        if found.ok:
+            found.add("error", str(error))
+    return found

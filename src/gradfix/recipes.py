@@ -198,18 +198,6 @@ class MergeRecipe(Recipe):
         return self
 
 
-class CheckRecipe(Recipe):
-    """Tell from headers, configurations and a few rows whether three models fit each other."""
-
-    command: ClassVar[str] = "check"
-    source_base: SourceBase
-    source_tuned: SourceTuned
-    target_base: TargetBase
-    output: Annotated[
-        Path | None, Field(description="where the result would go: its disk is checked too")
-    ] = None
-
-
 Vote = Literal["majority", "mean"]
 Sampling = Literal["random", "herding", "k-medoids", "coreset"]
 
@@ -454,6 +442,17 @@ class TransportRecipe(SupportRecipe, WritingRecipe):
                 f"alpha: expected auto, a number or numbers such as 0,0.5,1, found {self.alpha!r}"
             )
         return candidates
+
+
+class CheckRecipe(TransportRecipe):
+    """Tell from headers, configurations, rows and a few weights whether a transport of the same options is possible."""
+
+    command: ClassVar[str] = "check"
+    task: Annotated[str, Field(description="as for transport; without it the models alone are checked")] = ""
+    # Wider than a transport's: nothing is written, so it may be missing.
+    output: Annotated[
+        Path | None, Field(description="where the result would go: its disk is checked too")
+    ] = None  # type: ignore[assignment]
 
 
 class EvaluateRecipe(TaskRecipe):

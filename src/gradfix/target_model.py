@@ -143,6 +143,7 @@ class TargetModel:
         }
         if "id2label" in overrides:
             overrides["id2label"] = {int(key): name for key, name in overrides["id2label"].items()}
+        target.fetch()  # what the task loads must be in the directory
         model = task.load_model(
             target.directory,
             dtype=torch.float32,

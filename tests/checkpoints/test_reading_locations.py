@@ -313,27 +313,6 @@ def test_refusals_of_the_hub_are_one_line(
     _refused("org/tiny", message)
 
 
-def test_only_one_format_is_fetched(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = ["config.json", "model.safetensors", "pytorch_model.bin", "model.onnx", "modeling_x.py"]
-    siblings = [huggingface_hub.hf_api.RepoSibling(name) for name in files]
-    asked: dict[str, Any] = {}
-
-    class Info:
-        def __init__(self) -> None:
-            self.sha, self.siblings = "c" * 40, siblings
-
-    def fetch(name: str, **options: Any) -> str:
-        asked.update(options, name=name)
-        return str(cache / "saved")
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: Info())
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
-    Checkpoint.open("org/tiny", revision="v1")
-    assert asked["revision"] == "c" * 40
-    fetched = set(huggingface_hub.utils.filter_repo_objects(files, allow_patterns=asked["allow_patterns"]))
-    assert fetched == {"config.json", "model.safetensors"}
-
-
 @pytest.mark.parametrize(
     ("files", "patterns"),
     [

@@ -2,17 +2,14 @@
 
 from gradfix.alignment.activations import Activations, Point
 from gradfix.alignment.align import (
-    CLOSE,
     Aligned,
     align_by_regression,
     align_by_rotation,
     same_tokens,
-    similarity,
 )
 from gradfix.alignment.source import Observed, observe
 
 __all__ = [
-    "CLOSE",
     "Activations",
     "Aligned",
     "Observed",
@@ -21,5 +18,4 @@ __all__ = [
     "align_by_rotation",
     "observe",
     "same_tokens",
-    "similarity",
 ]

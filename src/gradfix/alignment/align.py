@@ -1,6 +1,5 @@
 """A task vector in the target's coordinates, with what is known of how well the two models align."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,14 +11,10 @@ from gradfix.alignment.regression import SHUFFLED, SOURCE, TARGET, TUNED, fit_bl
 from gradfix.alignment.rotate import rotate, rotation
 from gradfix.alignment.source import Observed, runner
 from gradfix.baselines import shuffled
-from gradfix.checkpoints import TensorSource, match_names
 from gradfix.sources import Given
 from gradfix.target_model import TargetModel
 from gradfix.tasks import ModelTask
 from gradfix.vectors import TaskVector
-
-CLOSE = 0.9
-"""Weights with at least this cosine are of one training run: a release and the next. Independent ones have about 0."""
 
 
 @dataclass(frozen=True)
@@ -125,31 +120,6 @@ def align_by_rotation(
     if control_seed is not None:
         control = rotate(shuffled(model.vector, control_seed), found.places, found.maps)
     return Aligned(found.vector, control, method, found.residuals, len(inputs))
-
-
-def similarity(first: TensorSource, second: TensorSource) -> float:
-    """Measure how alike two models' weight matrices are: their cosine, in one streaming pass.
-
-    Biases and norms are left out: they are alike in all models, whatever was learnt.
-
-    Args:
-        first: A model.
-        second: Another of the same architecture.
-
-    Returns:
-        A number in [−1, 1]; near 1 for successive releases, near 0 for models trained independently.
-    """
-    dot = ours = theirs = 0.0
-    for name, other in match_names(first.specs, second.specs).names.items():
-        spec = first.specs[name]
-        if len(spec.shape) < 2 or spec.shape != second.specs[other].shape or not spec.dtype.is_floating_point:
-            continue
-        for rows in spec.row_blocks():
-            a, b = first.read(name, rows).float().flatten(), second.read(other, rows).float().flatten()
-            dot += float(a.dot(b))
-            ours += float(a.dot(a))
-            theirs += float(b.dot(b))
-    return dot / math.sqrt(ours * theirs) if ours and theirs else 0.0
 
 
 def same_tokens(source: ModelTask, target: ModelTask, inputs: Sequence[Any]) -> bool:

@@ -77,6 +77,10 @@ class AdaptedWeights:
             f"{self._path}: {len(self._updates)} weights adapted, {len(self._whole)} stored whole",
         )
 
+    def fetch(self) -> None:
+        """Bring here what is still on the Hub of the base; an adapter always is here."""
+        self._base.fetch()
+
     def read(self, name: str, rows: slice | None = None, *, out: Tensor | None = None) -> Tensor:
         """Compute a tensor, or a contiguous range of its rows.
 

@@ -1,7 +1,8 @@
 """A model's weights, wherever they are: a lazy mapping of names to tensors."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from gradfix.checkpoints.adapter import AdaptedWeights
 from gradfix.checkpoints.digest import content_digest
-from gradfix.checkpoints.hub import download, is_hub_id
+from gradfix.checkpoints.hub import is_hub_id, locate_on_hub
 from gradfix.checkpoints.index import WeightFile
 from gradfix.checkpoints.json_files import read_json_object
 from gradfix.checkpoints.locate import ADAPTER_CONFIG, PICKLE_SUFFIXES, Found, locate_weights, open_weights
@@ -26,7 +27,8 @@ from gradfix.progress import Progress, silent
 class Checkpoint(Mapping[str, Tensor]):
     """The weights of a model, read one tensor or range of rows at a time.
 
-    Opening reads headers and configs only. Iteration gives canonical names: of tied weights, which are one
+    Opening reads headers and configs only, of a model on the Hub too: its weights are fetched when the first
+    tensor is read, or by :meth:`fetch`. Iteration gives canonical names: of tied weights, which are one
     tensor under several names, the one that the architecture declares as the source. The aliases can be read
     too.
 
@@ -35,7 +37,7 @@ class Checkpoint(Mapping[str, Tensor]):
         directory: Where config and tokenizer are; None for a file that has no config beside it.
         config: The model's ``config.json``; empty if there is none.
         kind: What kind of files it was read from, for messages.
-        files: The files that hold the weights.
+        files: The files that hold the weights; those of a model on the Hub are there after :meth:`fetch`.
     """
 
     def __init__(
@@ -87,14 +89,17 @@ class Checkpoint(Mapping[str, Tensor]):
         Raises:
             GradfixError: If it is absent, malformed, or of a kind that is not supported.
         """
-        path, shown = _local(os.fspath(location), revision)
-        found = locate_weights(path)
-        weights = open_weights(found.weights)
-        if found.adapter:
-            return cls._adapted(found, weights, shown, base)
-        config_path = found.directory / "config.json" if found.directory is not None else None
+        source = _Source.find(os.fspath(location), revision)
+        if source.found.adapter:
+            return cls._adapted(source.found, source.open(), source.location, base)
+        return cls._whole(source)
+
+    @classmethod
+    def _whole(cls, source: "_Source") -> "Checkpoint":
+        directory, weights = source.found.directory, source.open()
+        config_path = directory / "config.json" if directory is not None else None
         config = read_json_object(config_path) if config_path is not None and config_path.exists() else {}
-        return cls(weights, location=shown, directory=found.directory, config=config, kind=_kind(weights))
+        return cls(weights, location=source.location, directory=directory, config=config, kind=_kind(weights))
 
     @classmethod
     def _adapted(
@@ -121,16 +126,13 @@ class Checkpoint(Mapping[str, Tensor]):
 
     @classmethod
     def _base(cls, name: str | os.PathLike[str], revision: str | None, adapter: str) -> "Checkpoint":
-        path, shown = _local(os.fspath(name), revision if not Path(name).exists() else None)
-        if locate_weights(path).adapter:
+        source = _Source.find(os.fspath(name), revision if not Path(name).exists() else None)
+        if source.found.adapter:
             raise GradfixError(
-                f"{adapter}: its base {shown} is itself an adapter: expected a whole model: merge that"
+                f"{adapter}: its base {source.location} is itself an adapter: expected a whole model: "
+                "merge that"
             )
-        return cls.open(path)._renamed(shown)
-
-    def _renamed(self, location: str) -> "Checkpoint":
-        self.location = location
-        return self
+        return cls._whole(source)
 
     @cached_property
     def specs(self) -> Mapping[str, TensorSpec]:
@@ -178,7 +180,19 @@ class Checkpoint(Mapping[str, Tensor]):
         Returns:
             SHA-256 in hexadecimal, over the weights, their index, and an adapter's config and base.
         """
+        self.fetch()
         return content_digest(self.files, progress)
+
+    def fetch(self) -> None:
+        """Make sure that the weights are on this machine, beside the config in ``directory``.
+
+        Needed before anything but :meth:`read` and :meth:`digest` opens the files. Weights that are still on
+        the Hub are downloaded into its cache, all others are where they are.
+
+        Raises:
+            GradfixError: If they can't be downloaded, or aren't what their headers said.
+        """
+        self._weights.fetch()
 
     def read(self, name: str, rows: slice | None = None, *, out: Tensor | None = None) -> Tensor:
         """Read a tensor, or a contiguous range of its rows.
@@ -219,22 +233,30 @@ class Checkpoint(Mapping[str, Tensor]):
         return f"Checkpoint({self.location!r}: {len(self)} tensors, {self.kind})"
 
 
-def _local(location: str, revision: str | None) -> tuple[Path, str]:
-    """The local path of a location, fetched from the Hub if need be, and how to call it."""
-    path = Path(location)
-    if path.exists():
-        if revision is not None:
-            raise GradfixError(
-                f"{location}: revision {revision!r} was asked for, but this is a local path, which has "
-                "none: drop "
-                "the revision, or rename the local directory to mean the Hub"
-            )
-        return path, location
-    name, at, tagged = location.partition("@")
-    if not is_hub_id(name) or (at and (revision is not None or not tagged)):
-        raise GradfixError(f"{location}: no such file or directory: check the path")
-    snapshot = download(name, tagged or revision)
-    return snapshot, f"{name}@{snapshot.name}"
+@dataclass(frozen=True)
+class _Source:
+    """Where the weights of a location are, how to open them, and what to call them."""
+
+    found: Found
+    open: Callable[[], WeightFile]
+    location: str
+
+    @classmethod
+    def find(cls, location: str, revision: str | None) -> "_Source":
+        path = Path(location)
+        if path.exists():
+            if revision is not None:
+                raise GradfixError(
+                    f"{location}: revision {revision!r} was asked for, but this is a local path, which has "
+                    "none: drop the revision, or rename the local directory to mean the Hub"
+                )
+            found = locate_weights(path)
+            return cls(found, lambda: open_weights(found.weights), location)
+        name, at, tagged = location.partition("@")
+        if not is_hub_id(name) or (at and (revision is not None or not tagged)):
+            raise GradfixError(f"{location}: no such file or directory: check the path")
+        model = locate_on_hub(name, tagged or revision)
+        return cls(model.found, model.open, model.location)
 
 
 def _kind(weights: WeightFile) -> str:

@@ -1,10 +1,24 @@
-"""Models on the Hugging Face Hub: the weights of one format, and what describes them."""
+"""Models on the Hugging Face Hub: what describes them at once, their weights when those are read."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from gradfix.checkpoints.locate import ADAPTER_WEIGHTS, INDEX_SUFFIX, WEIGHTS
+from gradfix.checkpoints.index import WeightFile, read_weight_map
+from gradfix.checkpoints.locate import (
+    ADAPTER_WEIGHTS,
+    INDEX_SUFFIX,
+    PICKLE_SUFFIXES,
+    WEIGHTS,
+    Found,
+    locate_weights,
+    model_weights,
+    open_weights,
+)
+from gradfix.checkpoints.remote import open_remote
+from gradfix.checkpoints.remote_header import in_short, network_errors
 from gradfix.errors import GradfixError
 
 DESCRIPTIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
@@ -26,18 +40,34 @@ def is_hub_id(location: str) -> bool:
     return _HUB_ID.fullmatch(location) is not None and not location.endswith(_FILE)
 
 
-def download(name: str, revision: str | None) -> Path:
-    """Bring a model into the Hub's local cache, unless it is there.
+@dataclass(frozen=True)
+class HubModel:
+    """A model on the Hub, described in its cache.
 
-    Only one format of weights is fetched, the one that would be opened. Without a connection the cache
-    answers.
+    Attributes:
+        found: Where its weights are, or will be.
+        location: Its id and commit.
+        open: Opens the weights; those that are still on the Hub by their headers.
+    """
+
+    found: Found
+    location: str
+    open: Callable[[], WeightFile]
+
+
+def locate_on_hub(name: str, revision: str | None) -> HubModel:
+    """Bring what describes a model into the Hub's local cache, unless it is there, and find its weights.
+
+    Weights in safetensors stay on the Hub until they are read. A file of ``torch.save`` has no header that
+    could be read apart, and an adapter is small: those are fetched. Of several formats the one that would be
+    opened counts. Without a connection the cache answers.
 
     Args:
         name: The id of the model.
         revision: Branch, tag or commit; None for the default branch.
 
     Returns:
-        The snapshot's directory; its name is the commit.
+        The model.
 
     Raises:
         GradfixError: If there is no such model or revision, it is gated, or the Hub can't be reached and the
@@ -46,32 +76,57 @@ def download(name: str, revision: str | None) -> Path:
     import huggingface_hub
     from huggingface_hub import errors
 
-    # the base of every error of the HTTP client, which the Hub's library has changed before
-    http_error: type[Exception] = next(
-        kind for kind in errors.HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError"
-    )
     at = f"{name} (revision {revision})" if revision else name
+    directory: Path | None = None
     try:
-        found = huggingface_hub.HfApi().model_info(name, revision=revision)
-        files = [sibling.rfilename for sibling in found.siblings or ()]
-        patterns = [*DESCRIPTIONS, *weight_patterns(files)]
-        return Path(huggingface_hub.snapshot_download(name, revision=found.sha, allow_patterns=patterns))
+        # by the revision as it was named, so that the cache remembers its commit for a time without connection
+        directory = Path(
+            huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(DESCRIPTIONS))
+        )
+        found = huggingface_hub.HfApi().model_info(name, revision=directory.name)
+        files = {sibling.rfilename for sibling in found.siblings or ()}
+        weights = model_weights(directory, lambda path: path.name in files)
+        if weights is None or weights.name not in (WEIGHTS[0], WEIGHTS[0] + INDEX_SUFFIX):
+            huggingface_hub.snapshot_download(
+                name, revision=directory.name, allow_patterns=weight_patterns(files)
+            )
+            return _here(name, directory)
+        return HubModel(
+            Found(weights, directory),
+            f"{name}@{directory.name}",
+            partial(open_remote, name, weights, directory, files),
+        )
     except errors.GatedRepoError:
         reason = "is gated: accept its terms on its page, then log in with `hf auth login`"
     except errors.RepositoryNotFoundError:
         reason = "is neither a local path nor a model on the Hub that you may read: check the name, or log in"
     except errors.RevisionNotFoundError:
         reason = "has no such revision: check the branch, tag or commit"
-    except (http_error, OSError, ValueError) as error:
+    except network_errors() as error:
         # offline, or the Hub is out of reach: what the cache has under this revision
-        try:
-            return Path(huggingface_hub.snapshot_download(name, revision=revision, local_files_only=True))
-        except (http_error, OSError, ValueError):
-            reason = (
-                "is no local path and not in the Hub's cache, and the Hub can't be reached "
-                f"({' '.join(str(error).split())[:120]}): connect, or give a local directory"
-            )
+        if directory is not None and _is_complete(directory):
+            return _here(name, directory)
+        had = "only in part" if directory is not None else "not"
+        reason = (
+            f"is no local path and {had} in the Hub's cache, and the Hub can't be reached "
+            f"({in_short(error)}): connect, or give a local directory"
+        )
     raise GradfixError(f"{at}: {reason}")
+
+
+def _here(name: str, directory: Path) -> HubModel:
+    found = locate_weights(directory)
+    return HubModel(found, f"{name}@{directory.name}", partial(open_weights, found.weights))
+
+
+def _is_complete(directory: Path) -> bool:
+    """Whether a snapshot has its weights, and not only what describes them."""
+    if not any(path.suffix in (".safetensors", *PICKLE_SUFFIXES) for path in directory.glob("*")):
+        return False
+    weights = locate_weights(directory).weights
+    if not weights.name.endswith(INDEX_SUFFIX):
+        return True
+    return all((weights.parent / file).exists() for file in read_weight_map(weights).values())
 
 
 def weight_patterns(files: Iterable[str]) -> list[str]:

@@ -23,7 +23,7 @@ class WeightFile(Protocol):
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """All files that were opened."""
+        """All files, where they are or will be once fetched."""
         ...
 
     @property
@@ -34,6 +34,10 @@ class WeightFile(Protocol):
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the report should know about how the files were understood."""
+        ...
+
+    def fetch(self) -> None:
+        """Bring here what is still on the Hub, and make sure that it is what its header said."""
         ...
 
     def read(self, name: str, rows: slice | None = None, *, out: Tensor | None = None) -> Tensor:
@@ -55,19 +59,28 @@ class ShardedWeights:
         notes: How the files were understood.
     """
 
-    def __init__(self, path: Path, open_shard: Callable[[Path], WeightFile]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        open_shard: Callable[[Path], WeightFile],
+        exists: Callable[[Path], bool] = Path.exists,
+    ) -> None:
         """Read an index and open its shards.
 
         Args:
             path: The index.
             open_shard: Opens one shard.
+            exists: Whether there is a shard; of a model on the Hub it may be there only.
 
         Raises:
             GradfixError: If the index is malformed, names a file that is absent or outside its directory, or
                 a tensor that its shard doesn't hold.
         """
-        placement = _weight_map(path)
-        shards = {name: open_shard(_shard_path(path, name)) for name in dict.fromkeys(placement.values())}
+        placement = read_weight_map(path)
+        shards = {
+            name: open_shard(_shard_path(path, name, exists)) for name in dict.fromkeys(placement.values())
+        }
+        self._shards = tuple(shards.values())
         self._shard_of = {tensor: shards[name] for tensor, name in placement.items()}
         missing = [tensor for tensor, shard in self._shard_of.items() if tensor not in shard.specs]
         if missing:
@@ -98,6 +111,11 @@ class ShardedWeights:
                 f"{path}: {len(extra)} stored tensors are not placed by the index and not read: {extra[0]}",
             )
 
+    def fetch(self) -> None:
+        """Bring here the shards that are still on the Hub."""
+        for shard in self._shards:
+            shard.fetch()
+
     def read(self, name: str, rows: slice | None = None, *, out: Tensor | None = None) -> Tensor:
         """Read a tensor, or a contiguous range of its rows, from its shard.
 
@@ -112,7 +130,18 @@ class ShardedWeights:
         return self._shard_of[name].read(name, rows, out=out)
 
 
-def _weight_map(path: Path) -> dict[str, str]:
+def read_weight_map(path: Path) -> dict[str, str]:
+    """Read which tensor is in which shard.
+
+    Args:
+        path: The index.
+
+    Returns:
+        Each tensor's shard, a path relative to the index and inside its directory.
+
+    Raises:
+        GradfixError: If the index is malformed, or names a file outside its directory.
+    """
     weight_map = read_json_object(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise GradfixError(
@@ -132,9 +161,9 @@ def _weight_map(path: Path) -> dict[str, str]:
     return weight_map
 
 
-def _shard_path(index: Path, name: str) -> Path:
+def _shard_path(index: Path, name: str, exists: Callable[[Path], bool]) -> Path:
     path = index.parent / name
-    if not path.exists():
+    if not exists(path):
         raise GradfixError(
             f"{index}: names the shard {name!r}, which is missing: expected {path}: download or copy it again"
         )

@@ -1,5 +1,6 @@
 """Which files of a directory are its weights."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def locate_weights(path: Path) -> Found:
         adapter = path.name in ADAPTER_WEIGHTS and (path.parent / ADAPTER_CONFIG).exists()
         described = adapter or (path.parent / "config.json").exists()
         return Found(path, path.parent if described else None, adapter)
-    weights = _model_weights(path)
+    weights = model_weights(path)
     adapters = [path / name for name in ADAPTER_WEIGHTS if (path / name).exists()]
     has_adapter = (path / ADAPTER_CONFIG).exists()
     if weights is not None and has_adapter and adapters:
@@ -67,10 +68,22 @@ def locate_weights(path: Path) -> Found:
     return Found(_only_file(path), path)
 
 
-def _model_weights(directory: Path) -> Path | None:
+def model_weights(directory: Path, exists: Callable[[Path], bool] = Path.exists) -> Path | None:
+    """Find the weights of a whole model in a Hugging Face directory.
+
+    Args:
+        directory: The directory; an index in it is read.
+        exists: Whether there is a file; of a model on the Hub it may be there only.
+
+    Returns:
+        The file or index of the preferred format; None if there is none.
+
+    Raises:
+        GradfixError: If two of them contradict each other.
+    """
     for name in WEIGHTS:
         single, index = directory / name, directory / (name + INDEX_SUFFIX)
-        if single.exists() and index.exists() and name not in _shards(index):
+        if exists(single) and exists(index) and name not in _shards(index):
             # transformers takes the single file, most other readers the index: whichever is stale, someone
             # would transport a model that was not meant
             raise GradfixError(
@@ -78,9 +91,9 @@ def _model_weights(directory: Path) -> Path | None:
                 "counts: "
                 "remove the stale one, or give the path of the file that is meant"
             )
-        if index.exists():
+        if exists(index):
             return index
-        if single.exists():
+        if exists(single):
             return single
     return None
 
@@ -106,11 +119,29 @@ def _only_file(directory: Path) -> Path:
     )
 
 
-def open_weights(path: Path) -> WeightFile:
+def open_file(path: Path) -> WeightFile:
+    """Open one file with weights.
+
+    Args:
+        path: A safetensors file or a file of ``torch.save``.
+
+    Returns:
+        The opened file; nothing but its header has been read.
+    """
+    return PickledFile(path) if path.suffix in PICKLE_SUFFIXES else SafetensorsFile(path)
+
+
+def open_weights(
+    path: Path,
+    open_one: Callable[[Path], WeightFile] = open_file,
+    exists: Callable[[Path], bool] = Path.exists,
+) -> WeightFile:
     """Open a file with weights, or the shards of an index.
 
     Args:
         path: A safetensors file, a file of ``torch.save``, or an index (``*.index.json``).
+        open_one: Opens one file.
+        exists: Whether there is a file.
 
     Returns:
         The opened files; nothing but headers has been read.
@@ -119,13 +150,9 @@ def open_weights(path: Path) -> WeightFile:
         GradfixError: If anything is missing or malformed.
     """
     if path.name.endswith(INDEX_SUFFIX):
-        return ShardedWeights(path, _open_file)
+        return ShardedWeights(path, open_one, exists)
     if path.suffix == ".json":
         raise GradfixError(
             f"{path}: is no file with weights: give the weights, their index, or the directory"
         )
-    return _open_file(path)
-
-
-def _open_file(path: Path) -> WeightFile:
-    return PickledFile(path) if path.suffix in PICKLE_SUFFIXES else SafetensorsFile(path)
+    return open_one(path)

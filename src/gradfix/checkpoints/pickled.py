@@ -88,6 +88,9 @@ class PickledFile:
         )
         self.shared: Mapping[str, str] = MappingProxyType(_shared(tensors))
 
+    def fetch(self) -> None:
+        """Do nothing: the file is here."""
+
     def read(self, name: str, rows: slice | None = None, *, out: Tensor | None = None) -> Tensor:
         """Copy a tensor, or a contiguous range of its rows, out of the map.
 

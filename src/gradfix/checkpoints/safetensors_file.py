@@ -47,6 +47,9 @@ class SafetensorsFile:
             {name: entry.spec for name, entry in header.entries.items()}
         )
 
+    def fetch(self) -> None:
+        """Do nothing: the file is here."""
+
     def read(self, name: str, rows: slice | None = None, *, out: Tensor | None = None) -> Tensor:
         """Read a tensor, or a contiguous range of its rows, and no other bytes.
 

@@ -30,6 +30,10 @@ class TiedModel(Protocol):
         """Other names of tied tensors."""
         ...
 
+    def fetch(self) -> None:
+        """Bring here what is still on the Hub."""
+        ...
+
     def read(self, name: str, rows: slice | None = None, *, out: torch.Tensor | None = None) -> torch.Tensor:
         """Read rows of a tensor."""
         ...

@@ -1,4 +1,4 @@
-"""``gradfix check``: do these models fit, before anything heavy starts?"""
+"""``gradfix check``: would this transport work, before anything heavy starts?"""
 
 import typer
 
@@ -9,17 +9,21 @@ from gradfix.recipes import CheckRecipe
 
 @command(CheckRecipe)
 def check(recipe: CheckRecipe, console: Console) -> None:
-    """Print findings, worst last; exit 1 if a transport is not possible."""
-    from gradfix.compatibility import check as look
+    """Print findings as they are made, errors last; exit 1 if a transport is not possible."""
+    from gradfix.preparation import check_inputs
 
-    found = look(recipe.source_base, recipe.source_tuned, recipe.target_base, output=recipe.output)
-    for level in ("note", "warning", "error"):
-        for finding in found.findings:
-            if finding.level == level:
-                console.say(f"{level}: {finding.text}")
+    found = check_inputs(recipe, tell=console.tell)
     if found.ok:
         size = (found.output_bytes or 0) / 1e9
-        console.say(f"these models fit: {size:.2f} GB to write, about {max(1, round(found.seconds or 0))} s")
+        what = (
+            "these inputs fit"
+            if recipe.task
+            else "these models fit (give --task and the data to check them, too)"
+        )
+        console.say(f"{what}: {size:.2f} GB to write, about {max(1, round(found.seconds or 0))} s")
+    for finding in found.findings:
+        if finding.level == "error":
+            console.say(f"error: {finding.text}")
     console.result(found.to_json())
     if not found.ok:
         raise typer.Exit(REFUSED)

@@ -12,7 +12,7 @@ def compare(recipe: CompareRecipe, console: Console) -> None:
     from gradfix.comparison import compare as run
     from gradfix.folders import write_folder
 
-    comparison = run(recipe, progress=console.progress)
+    comparison = run(recipe, tell=console.tell, progress=console.progress)
     write_folder(recipe.output, comparison.files(), overwrite=recipe.overwrite)
     console.show(comparison_table(comparison.lines, comparison.caption))
     console.say(f"wrote {recipe.output}")

@@ -3,10 +3,13 @@
 import json
 import sys
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from gradfix.compatibility import Finding
 
 
 class Console:
@@ -75,6 +78,15 @@ class Console:
         """
         self.close_bars()
         self.err.print(message, markup=False, soft_wrap=True)
+
+    def tell(self, finding: "Finding") -> None:
+        """Tell a person what was found of the inputs, so that it is read before anything long starts.
+
+        Args:
+            finding: A note or a warning; an error ends the command, which then says it.
+        """
+        if finding.level != "error":
+            self.say(f"{finding.level}: {finding.text}")
 
     def show(self, renderable: Any) -> None:
         """Show a rich table or panel to a person, on stderr.

@@ -10,9 +10,7 @@ def transport(recipe: TransportRecipe, console: Console) -> None:
     """Write the transported model and say whether it was worth it."""
     from gradfix.pipeline import run_transport
 
-    result = run_transport(recipe, progress=console.progress)
-    for finding in result.compatibility.findings:
-        console.say(f"{finding.level}: {finding.text}")
+    result = run_transport(recipe, tell=console.tell, progress=console.progress)
     for note in result.applied.notes():
         console.say(note)
     console.say("")

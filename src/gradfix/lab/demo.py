@@ -27,6 +27,7 @@ from gradfix.comparison import (
 from gradfix.data import load_rows
 from gradfix.errors import GradfixError
 from gradfix.evaluation import Evaluation
+from gradfix.kinship import similarity
 from gradfix.lab.datasets import load_task
 from gradfix.lab.store import load
 from gradfix.observation import look_at_source
@@ -143,6 +144,7 @@ def demo(output: Path, *, overwrite: bool = False, progress: Progress = silent) 
     oracle = model.restricted(place(TaskVector.between(target, models["new-base-tuned"]), target).vector)
     judge = Judge(model, model.encode(test))
     pool = task.rows("train")
+    alike = similarity(base, target)
     draws: list[Mapping[str, Outcome]] = []
     for seed in range(DRAWS):
         support = choose_support(
@@ -154,7 +156,15 @@ def demo(output: Path, *, overwrite: bool = False, progress: Progress = silent) 
         with ExitStack() as stack:
             # As in a transport, there are no other images to align on than the samples.
             sight = look_at_source(
-                base, tau, target, prepared, support, stack, align="auto", control_seed=seed, loading=_LOADING
+                base,
+                tau,
+                prepared,
+                support,
+                stack,
+                align="auto",
+                alike=alike,
+                control_seed=seed,
+                loading=_LOADING,
             )
             outcomes = draw(
                 judge,

@@ -9,19 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from gradfix.alignment import CLOSE, Activations, Aligned, observe, similarity
+from gradfix.alignment import Activations, Aligned, observe
 from gradfix.baselines import shuffled
 from gradfix.checkpoints import Checkpoint
 from gradfix.comparison import ORACLE, ZERO_SHOT, Judge
 from gradfix.data import Row
+from gradfix.kinship import CLOSE, similarity
 from gradfix.lab.datasets import load_task
 from gradfix.lab.store import load
 from gradfix.lab.studies.bench import BATCH, PAIRS, Bench, bench, task_of
 from gradfix.lab.studies.units import Record, Unit
 from gradfix.masks import mask
 from gradfix.methods import Choice, choose, measure
-from gradfix.observation import Observation, without_labels
-from gradfix.preparation import bind, choose_support
+from gradfix.observation import Observation
+from gradfix.preparation import bind, choose_support, without_labels
 from gradfix.scaling import FOLDS, GRID, split_folds
 from gradfix.vectors import TaskVector
 from gradfix.ways import Along, FineTuned, Ground, Setting, Way
@@ -74,7 +75,7 @@ def sight(pair: str, task: str, test: int, seed: int) -> Sight:
     activations = stack.enter_context(Activations(len(inputs)))
     observed = observe(base, tau, ours, inputs, None, activations, control_seed=seed, batch_size=BATCH)
     alike = similarity(base, Checkpoint.open(load(target)))
-    method = "regression" if alike < CLOSE else "none"
+    method = "regression" if alike is not None and alike < CLOSE else "none"
     seen = Observation(inputs, observed, activations, method, alike, len(inputs))
     aligned = seen.align(here.model, control_seed=seed)
     return Sight(aligned, seen.labelled(here.model.task), stack)

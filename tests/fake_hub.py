@@ -1,0 +1,199 @@
+"""A Hub on this machine: the addresses that huggingface_hub asks, answered from memory and counted."""
+
+import hashlib
+import json
+import re
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import huggingface_hub
+import pytest
+
+LARGE = (".safetensors", ".bin")
+"""Files that the Hub keeps apart and sends the client to by a redirect."""
+
+
+class FakeHub:
+    """Repositories of models: commits of files in memory, the last of them the main branch.
+
+    Attributes:
+        commits: Files of each commit of each repository, the head last.
+        requests: How often each file was asked for with GET, by repository and path.
+        sent: Bytes sent of each file, by repository and path.
+        ranges: Whether ranges are honoured, as the Hub does and some mirrors don't.
+        gone: Whether weights have vanished from where they are kept.
+    """
+
+    def __init__(self) -> None:
+        self.commits: dict[str, dict[str, dict[str, bytes]]] = {}
+        self.requests: Counter[str] = Counter()
+        self.sent: Counter[str] = Counter()
+        self.ranges = True
+        self.gone = False
+
+    def push(self, name: str, directory: Path, **files: bytes) -> str:
+        """Commit a directory; ``files`` replace what is in it, by name with ``__`` for a dot."""
+        found = {
+            path.relative_to(directory).as_posix(): path.read_bytes()
+            for path in sorted(directory.rglob("*"))
+            if path.is_file()
+        }
+        found |= {path.replace("__", "."): data for path, data in files.items()}
+        content = repr([(path, hashlib.sha1(data).hexdigest()) for path, data in found.items()])
+        commit = hashlib.sha1(content.encode()).hexdigest()
+        self.commits.setdefault(name, {})[commit] = found
+        return commit
+
+    def weight_bytes(self, name: str) -> int:
+        """Bytes sent of a repository's weights since the last :meth:`forget`."""
+        return sum(
+            sent for key, sent in self.sent.items() if key.startswith(f"{name}/") and key.endswith(LARGE)
+        )
+
+    def weight_requests(self, name: str) -> int:
+        """Requests for a repository's weights since the last :meth:`forget`."""
+        return sum(
+            asked
+            for key, asked in self.requests.items()
+            if key.startswith(f"{name}/") and key.endswith(LARGE)
+        )
+
+    def forget(self) -> None:
+        """Start counting anew."""
+        self.requests.clear()
+        self.sent.clear()
+
+
+@contextmanager
+def serve(hub: FakeHub) -> Iterator[str]:
+    """Answer for a Hub on a free port; gives its address."""
+    server = _Server(("127.0.0.1", 0), _Handler)
+    server.hub = hub
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def use(endpoint: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Point huggingface_hub, which reads its environment only when imported, at an address and a cache."""
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    hub: FakeHub
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Server
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def _answer(self, *, body: bool) -> None:
+        path = unquote(urlsplit(self.path).path)
+        if api := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path):
+            self._describe(api[1], api[2], api[3] or "main")
+        elif file := re.fullmatch(r"/(kept/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            self._file(file[2], file[3], file[4], kept=file[1] is not None, body=body)
+        else:
+            self._refuse("EntryNotFound")
+
+    def _commit(self, name: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
+        commits = self.server.hub.commits.get(name, {})
+        commit = list(commits)[-1] if revision == "main" and commits else revision
+        if commit not in commits:
+            self._refuse("RevisionNotFound" if commits else "RepoNotFound")
+            return None
+        return commit, commits[commit]
+
+    def _describe(self, name: str, what: str | None, revision: str) -> None:
+        if (found := self._commit(name, revision)) is None:
+            return
+        commit, files = found
+        answer: Any = {"id": name, "sha": commit, "siblings": [{"rfilename": path} for path in files]}
+        if what == "tree":
+            answer = [
+                {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                for path, data in files.items()
+            ]
+        self._send(200, {"Content-Type": "application/json"}, json.dumps(answer).encode())
+
+    def _file(self, name: str, revision: str, path: str, *, kept: bool, body: bool) -> None:
+        if (found := self._commit(name, revision)) is None:
+            return
+        commit, files = found
+        if path not in files or (kept and self.server.hub.gone):
+            self._refuse("EntryNotFound")
+            return
+        data = files[path]
+        large = path.endswith(LARGE)
+        etag = (hashlib.sha256 if large else hashlib.sha1)(data).hexdigest()
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{etag}"', "Accept-Ranges": "bytes"}
+        if large and not kept:
+            host = self.headers["Host"]
+            headers |= {"X-Linked-Etag": f'"{etag}"', "X-Linked-Size": str(len(data))}
+            self._send(302, {**headers, "Location": f"http://{host}/kept{self.path}"}, b"")
+            return
+        status, asked = 200, re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        size = len(data)
+        if asked is not None and self.server.hub.ranges:
+            start, stop = int(asked[1]), min(int(asked[2] or size - 1) + 1, size)
+            status, data = (206, data[start:stop]) if start < size else (416, b"")
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}" if data else f"bytes */{size}"
+        if body:
+            self.server.hub.requests[f"{name}/{path}"] += 1
+        self._send(status, headers, data, body=body, count=f"{name}/{path}")
+
+    def _refuse(self, code: str) -> None:
+        self._send(404, {"X-Error-Code": code, "X-Error-Message": code}, b"")
+
+    def _send(
+        self,
+        status: int,
+        headers: dict[str, str],
+        data: bytes,
+        *,
+        body: bool = True,
+        count: str | None = None,
+    ) -> None:
+        self.send_response(status)
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        try:
+            for start in range(0, len(data) if body else 0, 1 << 16):
+                part = data[start : start + (1 << 16)]
+                self.wfile.write(part)
+                if count is not None:
+                    self.server.hub.sent[count] += len(part)
+        except ConnectionError:  # the client has read what it wanted
+            self.close_connection = True
