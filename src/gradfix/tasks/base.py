@@ -18,6 +18,7 @@ from gradfix.tasks.loading import load_config, load_pretrained
 
 Batch = dict[str, Tensor]
 RowLike = Mapping[str, Any]
+CHECKED_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,9 @@ class ModelTask(ABC):
     name: str
     metric: str
     auto_class: ClassVar[str]
+    builds_model: ClassVar[bool] = False
+    """Whether `load_model` makes an empty module without looking at a place, so that weights need no directory around
+    them; all its parameters and buffers are then filled from the weights."""
 
     def __init__(self, columns: Mapping[str, str | None], max_length: int | None = None) -> None:
         if max_length is not None and max_length < 1:
@@ -245,6 +249,19 @@ class ModelTask(ABC):
         """
         if not len(rows):
             raise GradfixError("the support set is empty" if support else "there are no rows")
+
+    def count_cut(self, rows: Sequence[RowLike], *, strict: bool = False) -> int:
+        """Count the samples that `encode` cuts to the model's context.
+
+        Args:
+            rows: The samples.
+            strict: Refuse the first such sample instead.
+
+        Returns:
+            Their number.
+        """
+        parts = (rows[start : start + CHECKED_AT_ONCE] for start in range(0, len(rows), CHECKED_AT_ONCE))
+        return sum(int(self.encode(part, strict=strict)["truncated"].sum()) for part in parts)
 
     def voters(self, model: nn.Module) -> list[str]:
         """The parameters whose gradients vote.
