@@ -16,7 +16,7 @@ from tests.fake_hub import FakeHub
 from tests.triples import perturbed
 
 from gradfix.checkpoints import Checkpoint, remote
-from gradfix.checkpoints.remote_header import FIRST_BYTES
+from gradfix.checkpoints.remote_header import FIRST_BYTES, GLANCE
 from gradfix.compatibility import check
 from gradfix.errors import GradfixError
 from gradfix.placement import own_weights, place
@@ -228,11 +228,12 @@ def test_other_vocabularies_are_known_before_any_weights_are_fetched(hub: FakeHu
     words = len(tiny.tokenizer())
     assert placement.matched_tokens["lm_head.weight"] == (words, ROWS + 8)
     assert [hub.weight_bytes(name) for name in NAMES] == [FIRST_BYTES] * 3
-    found = check(*NAMES)
-    warnings = [finding.text for finding in found.findings if finding.level == "warning"]
-    assert any(
-        f"lm_head.weight: the vocabularies differ; {words} of {ROWS + 8} rows" in it for it in warnings
+    told: dict[str, list[int]] = {}
+    found = check(
+        *NAMES, tell=lambda said: told.update({said.text: [hub.weight_bytes(name) for name in NAMES]})
     )
+    warning = f"lm_head.weight: the vocabularies differ; {words} of {ROWS + 8} rows"
+    assert [told[text] for text in told if text.startswith(warning)] == [[2 * FIRST_BYTES] * 3]
     assert found.ok
     assert found.cosine_tuned is not None
 
@@ -374,3 +375,53 @@ def test_an_adapter_is_fetched_and_its_base_is_not(hub: FakeHub, tmp_path: Path)
 def test_refusals_of_the_hub(hub: FakeHub, tmp_path: Path, location: str, message: str) -> None:
     hub.push("org/one", _saved(tmp_path / "saved"))
     assert message in _refusal(location)
+
+
+def _doubled(tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A model that its config ties and that stores both names, as T5 of one release does and of another not."""
+    saved = _saved(tmp_path / "saved", tie_word_embeddings=True)
+    tensors = load_file(saved / "model.safetensors")
+    return saved, {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_copies_of_a_tied_tensor_are_judged_by_a_glance(hub: FakeHub, tmp_path: Path, tied: bool) -> None:
+    saved, tensors = _doubled(tmp_path)
+    if not tied:
+        tensors["lm_head.weight"] += 0.01
+    save_file(tensors, saved / "model.safetensors")
+    hub.push("org/one", saved)
+    checkpoint = Checkpoint.open("org/one")
+    assert ("lm_head.weight" in checkpoint.ties) == tied
+    assert checkpoint.specs == Checkpoint.open(saved).specs
+    assert hub.weight_bytes("org/one") == FIRST_BYTES + 2 * GLANCE
+    assert torch.equal(checkpoint.read("lm_head.weight"), tensors["lm_head.weight"])
+
+
+def test_a_glance_that_was_wrong_is_seen_when_the_weights_are_here(hub: FakeHub, tmp_path: Path) -> None:
+    saved, tensors = _doubled(tmp_path)
+    tensors["lm_head.weight"][0] += 1
+    save_file(tensors, saved / "model.safetensors")
+    hub.push("org/one", saved)
+    for act in (Checkpoint.fetch, lambda checkpoint: checkpoint["model.norm.weight"]):
+        for link in (tmp_path / "cache").rglob("model.safetensors"):
+            link.unlink()
+        checkpoint = Checkpoint.open("org/one")
+        assert "lm_head.weight" in checkpoint.ties
+        with pytest.raises(
+            GradfixError, match=r"'lm_head\.weight' has other values than 'model\."
+        ) as refusal:
+            act(checkpoint)
+        assert "\n" not in str(refusal.value)
+        again = Checkpoint.open("org/one")
+        assert torch.equal(again["lm_head.weight"], tensors["lm_head.weight"])
+        assert "lm_head.weight" in again.specs
+
+
+def test_without_ranges_copies_are_compared_whole(hub: FakeHub, tmp_path: Path) -> None:
+    saved, tensors = _doubled(tmp_path)
+    tensors["lm_head.weight"][0] += 1
+    save_file(tensors, saved / "model.safetensors")
+    hub.push("org/one", saved)
+    hub.ranges = False
+    assert "lm_head.weight" in Checkpoint.open("org/one").specs

@@ -81,6 +81,18 @@ class AdaptedWeights:
         """Bring here what is still on the Hub of the base; an adapter always is here."""
         self._base.fetch()
 
+    def peek(self, name: str) -> bytes | None:
+        """Give a few bytes of a tensor that is still on the Hub and not changed by the adapter.
+
+        Args:
+            name: A key of ``specs``.
+
+        Returns:
+            Bytes from its middle; None if it is here or changed.
+        """
+        changed = name in self._updates or name in self._whole or name in self._bias_updates
+        return None if changed else self._base.peek(name)
+
     def read(self, name: str, rows: slice | None = None, *, out: Tensor | None = None) -> Tensor:
         """Compute a tensor, or a contiguous range of its rows.
 

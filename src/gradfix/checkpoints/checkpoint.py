@@ -1,8 +1,7 @@
 """A model's weights, wherever they are: a lazy mapping of names to tensors."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -13,13 +12,13 @@ from torch import Tensor
 
 from gradfix.checkpoints.adapter import AdaptedWeights
 from gradfix.checkpoints.digest import content_digest
-from gradfix.checkpoints.hub import is_hub_id, locate_on_hub
 from gradfix.checkpoints.index import WeightFile
 from gradfix.checkpoints.json_files import read_json_object
-from gradfix.checkpoints.locate import ADAPTER_CONFIG, PICKLE_SUFFIXES, Found, locate_weights, open_weights
+from gradfix.checkpoints.locate import ADAPTER_CONFIG, PICKLE_SUFFIXES, Found, Located
 from gradfix.checkpoints.lora_config import read_lora_config
+from gradfix.checkpoints.resolve import resolve
 from gradfix.checkpoints.specs import TensorSpec
-from gradfix.checkpoints.ties import Ties, find_ties
+from gradfix.checkpoints.ties import Ties, find_ties, same_values
 from gradfix.errors import GradfixError
 from gradfix.progress import Progress, silent
 
@@ -64,6 +63,7 @@ class Checkpoint(Mapping[str, Tensor]):
         self.config: dict[str, Any] = dict(config)
         self.kind = kind
         self.files: tuple[Path, ...] = weights.files
+        self._confirmed = False
 
     @classmethod
     def open(
@@ -89,13 +89,13 @@ class Checkpoint(Mapping[str, Tensor]):
         Raises:
             GradfixError: If it is absent, malformed, or of a kind that is not supported.
         """
-        source = _Source.find(os.fspath(location), revision)
+        source = resolve(os.fspath(location), revision)
         if source.found.adapter:
             return cls._adapted(source.found, source.open(), source.location, base)
         return cls._whole(source)
 
     @classmethod
-    def _whole(cls, source: "_Source") -> "Checkpoint":
+    def _whole(cls, source: Located) -> "Checkpoint":
         directory, weights = source.found.directory, source.open()
         config_path = directory / "config.json" if directory is not None else None
         config = read_json_object(config_path) if config_path is not None and config_path.exists() else {}
@@ -126,7 +126,7 @@ class Checkpoint(Mapping[str, Tensor]):
 
     @classmethod
     def _base(cls, name: str | os.PathLike[str], revision: str | None, adapter: str) -> "Checkpoint":
-        source = _Source.find(os.fspath(name), revision if not Path(name).exists() else None)
+        source = resolve(os.fspath(name), revision if not Path(name).exists() else None)
         if source.found.adapter:
             raise GradfixError(
                 f"{adapter}: its base {source.location} is itself an adapter: expected a whole model: "
@@ -190,9 +190,28 @@ class Checkpoint(Mapping[str, Tensor]):
         the Hub are downloaded into its cache, all others are where they are.
 
         Raises:
-            GradfixError: If they can't be downloaded, or aren't what their headers said.
+            GradfixError: If they can't be downloaded, or aren't what their headers and a glance said.
         """
         self._weights.fetch()
+        if not self._confirmed:
+            for name, alias in self._tied.assumed:
+                if not same_values(self._weights, name, alias):
+                    raise GradfixError(
+                        f"{self.location}: {alias!r} has other values than {name!r}, to which the config ties "
+                        "it; that showed only now that the weights are here: start again, and they are two"
+                    )
+            self._confirmed = True
+
+    def peek(self, name: str) -> bytes | None:
+        """Give a few bytes of a tensor that is still on the Hub, without fetching it.
+
+        Args:
+            name: A key of ``specs``.
+
+        Returns:
+            Bytes from its middle; None if it is here.
+        """
+        return self._weights.peek(self._tied.stored[name])
 
     def read(self, name: str, rows: slice | None = None, *, out: Tensor | None = None) -> Tensor:
         """Read a tensor, or a contiguous range of its rows.
@@ -210,6 +229,8 @@ class Checkpoint(Mapping[str, Tensor]):
             KeyError: If there is no such tensor.
         """
         stored = self._tied.stored[self._tied.aliases.get(name, name)]
+        if self._tied.assumed and not self._confirmed:
+            self.fetch()
         return self._weights.read(stored, rows, out=out)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -231,32 +252,6 @@ class Checkpoint(Mapping[str, Tensor]):
     def __repr__(self) -> str:
         """The location, not the values."""
         return f"Checkpoint({self.location!r}: {len(self)} tensors, {self.kind})"
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Where the weights of a location are, how to open them, and what to call them."""
-
-    found: Found
-    open: Callable[[], WeightFile]
-    location: str
-
-    @classmethod
-    def find(cls, location: str, revision: str | None) -> "_Source":
-        path = Path(location)
-        if path.exists():
-            if revision is not None:
-                raise GradfixError(
-                    f"{location}: revision {revision!r} was asked for, but this is a local path, which has "
-                    "none: drop the revision, or rename the local directory to mean the Hub"
-                )
-            found = locate_weights(path)
-            return cls(found, lambda: open_weights(found.weights), location)
-        name, at, tagged = location.partition("@")
-        if not is_hub_id(name) or (at and (revision is not None or not tagged)):
-            raise GradfixError(f"{location}: no such file or directory: check the path")
-        model = locate_on_hub(name, tagged or revision)
-        return cls(model.found, model.open, model.location)
 
 
 def _kind(weights: WeightFile) -> str:

@@ -1,18 +1,18 @@
 """Models on the Hugging Face Hub: what describes them at once, their weights when those are read."""
 
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
-from gradfix.checkpoints.index import WeightFile, read_weight_map
+from gradfix.checkpoints.index import read_weight_map
 from gradfix.checkpoints.locate import (
     ADAPTER_WEIGHTS,
     INDEX_SUFFIX,
     PICKLE_SUFFIXES,
     WEIGHTS,
     Found,
+    Located,
     locate_weights,
     model_weights,
     open_weights,
@@ -40,22 +40,7 @@ def is_hub_id(location: str) -> bool:
     return _HUB_ID.fullmatch(location) is not None and not location.endswith(_FILE)
 
 
-@dataclass(frozen=True)
-class HubModel:
-    """A model on the Hub, described in its cache.
-
-    Attributes:
-        found: Where its weights are, or will be.
-        location: Its id and commit.
-        open: Opens the weights; those that are still on the Hub by their headers.
-    """
-
-    found: Found
-    location: str
-    open: Callable[[], WeightFile]
-
-
-def locate_on_hub(name: str, revision: str | None) -> HubModel:
+def locate_on_hub(name: str, revision: str | None) -> Located:
     """Bring what describes a model into the Hub's local cache, unless it is there, and find its weights.
 
     Weights in safetensors stay on the Hub until they are read. A file of ``torch.save`` has no header that
@@ -91,7 +76,7 @@ def locate_on_hub(name: str, revision: str | None) -> HubModel:
                 name, revision=directory.name, allow_patterns=weight_patterns(files)
             )
             return _here(name, directory)
-        return HubModel(
+        return Located(
             Found(weights, directory),
             f"{name}@{directory.name}",
             partial(open_remote, name, weights, directory, files),
@@ -114,9 +99,9 @@ def locate_on_hub(name: str, revision: str | None) -> HubModel:
     raise GradfixError(f"{at}: {reason}")
 
 
-def _here(name: str, directory: Path) -> HubModel:
+def _here(name: str, directory: Path) -> Located:
     found = locate_weights(directory)
-    return HubModel(found, f"{name}@{directory.name}", partial(open_weights, found.weights))
+    return Located(found, f"{name}@{directory.name}", partial(open_weights, found.weights))
 
 
 def _is_complete(directory: Path) -> bool:

@@ -40,6 +40,10 @@ class WeightFile(Protocol):
         """Bring here what is still on the Hub, and make sure that it is what its header said."""
         ...
 
+    def peek(self, name: str) -> bytes | None:
+        """Give a few bytes from the middle of a tensor that is still on the Hub; None for one that is here."""
+        ...
+
     def read(self, name: str, rows: slice | None = None, *, out: Tensor | None = None) -> Tensor:
         """Read a tensor, or a contiguous range of its rows, into ``out`` if given."""
         ...
@@ -115,6 +119,17 @@ class ShardedWeights:
         """Bring here the shards that are still on the Hub."""
         for shard in self._shards:
             shard.fetch()
+
+    def peek(self, name: str) -> bytes | None:
+        """Give a few bytes of a tensor that is still on the Hub.
+
+        Args:
+            name: A key of ``specs``.
+
+        Returns:
+            Bytes from its middle; None if it is here.
+        """
+        return self._shard_of[name].peek(name)
 
     def read(self, name: str, rows: slice | None = None, *, out: Tensor | None = None) -> Tensor:
         """Read a tensor, or a contiguous range of its rows, from its shard.

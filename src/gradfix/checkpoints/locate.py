@@ -33,6 +33,21 @@ class Found:
     adapter: bool = False
 
 
+@dataclass(frozen=True)
+class Located:
+    """Weights that were found, not opened yet.
+
+    Attributes:
+        found: Where they are, or will be once fetched from the Hub.
+        location: What to call them; of a model on the Hub its id and commit.
+        open: Opens them; those that are still on the Hub by their headers.
+    """
+
+    found: Found
+    location: str
+    open: Callable[[], WeightFile]
+
+
 def locate_weights(path: Path) -> Found:
     """Find the weights of a local path.
 

@@ -91,6 +91,9 @@ class PickledFile:
     def fetch(self) -> None:
         """Do nothing: the file is here."""
 
+    def peek(self, name: str) -> None:
+        """Give nothing: a tensor that is here can be read."""
+
     def read(self, name: str, rows: slice | None = None, *, out: Tensor | None = None) -> Tensor:
         """Copy a tensor, or a contiguous range of its rows, out of the map.
 

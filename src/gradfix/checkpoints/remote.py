@@ -4,16 +4,17 @@ import glob
 import threading
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
 from torch import Tensor
 
 from gradfix.checkpoints.files import free_bytes
-from gradfix.checkpoints.header import Header
+from gradfix.checkpoints.header import Entry, Header
 from gradfix.checkpoints.index import WeightFile, read_weight_map
 from gradfix.checkpoints.locate import INDEX_SUFFIX, open_weights
-from gradfix.checkpoints.remote_header import in_short, network_errors, read_remote_header
+from gradfix.checkpoints.remote_header import glance, in_short, network_errors, read_remote_header
 from gradfix.checkpoints.safetensors_file import SafetensorsFile
 from gradfix.checkpoints.specs import TensorSpec
 from gradfix.errors import GradfixError
@@ -47,7 +48,9 @@ def open_remote(name: str, weights: Path, directory: Path, files: Collection[str
         name, directory, {file: size for file, (_, size) in zip(absent, headers, strict=True)}
     )
     remote = {
-        directory / file: RemoteFile(directory / file, header, download.run)
+        directory / file: RemoteFile(
+            directory / file, header, download.run, partial(glance, name, directory.name, file)
+        )
         for file, (header, _) in zip(absent, headers, strict=True)
     }
     return open_weights(
@@ -119,13 +122,20 @@ class RemoteFile:
         notes: Nothing.
     """
 
-    def __init__(self, path: Path, header: Header, download: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        header: Header,
+        download: Callable[[], None],
+        look: Callable[[Entry], bytes | None],
+    ) -> None:
         """Describe a file that is not here yet.
 
         Args:
             path: Where it will be.
             header: Its header, read on the Hub and checked.
             download: Brings it there.
+            look: Gives a few bytes of a tensor from the Hub.
         """
         self.path = path
         self.files: tuple[Path, ...] = (path,)
@@ -134,13 +144,24 @@ class RemoteFile:
         self.specs: Mapping[str, TensorSpec] = MappingProxyType(
             {name: entry.spec for name, entry in header.entries.items()}
         )
-        self._download = download
+        self._entries, self._download, self._look = header.entries, download, look
         self._lock = threading.Lock()
         self._local: SafetensorsFile | None = None
 
     def fetch(self) -> None:
         """Bring the file here, and make sure that it is what its header said."""
         self._opened()
+
+    def peek(self, name: str) -> bytes | None:
+        """Give a few bytes of a tensor that is still on the Hub.
+
+        Args:
+            name: A key of ``specs``.
+
+        Returns:
+            Bytes from its middle; None if it is here, or can't be looked at apart.
+        """
+        return None if self.path.exists() else self._look(self._entries[name])
 
     def read(self, name: str, rows: slice | None = None, *, out: Tensor | None = None) -> Tensor:
         """Read a tensor, or a contiguous range of its rows; the first time, all weights are fetched before.

@@ -7,8 +7,11 @@ refused of a local file is refused here by the same checks.
 
 from pathlib import Path
 
-from gradfix.checkpoints.header import Header, header_length, parse_header
+from gradfix.checkpoints.header import Entry, Header, header_length, parse_header
 from gradfix.errors import GradfixError
+
+GLANCE = 4096
+"""Bytes of a tensor that are looked at before it is fetched."""
 
 FIRST_BYTES = 100_000
 """Asked for at first: nearly all headers are shorter, so that one request suffices."""
@@ -57,10 +60,10 @@ def read_remote_header(name: str, commit: str, file: str) -> tuple[Header, int]:
     """
     shown = Path(f"{name}@{commit}/{file}")
     try:
-        start, size = _read_start(name, commit, file, FIRST_BYTES)
+        start, size = _read_range(name, commit, file, 0, FIRST_BYTES)
         end = 8 + header_length(shown, start[:64], size)
         if end > len(start):
-            start, size = _read_start(name, commit, file, end)
+            start, size = _read_range(name, commit, file, 0, end)
     except network_errors() as error:
         raise GradfixError(
             f"{shown}: its header can't be read from the Hub ({in_short(error)}): check the connection and "
@@ -73,8 +76,30 @@ def read_remote_header(name: str, commit: str, file: str) -> tuple[Header, int]:
     return parse_header(shown, start[8:end], size), size
 
 
-def _read_start(name: str, commit: str, file: str, length: int) -> tuple[bytes, int]:
-    """The first bytes of a file, fewer if it is shorter, and its size."""
+def glance(name: str, commit: str, file: str, entry: Entry) -> bytes | None:
+    """Read a few bytes from the middle of a tensor on the Hub.
+
+    Args:
+        name: Id of the model.
+        commit: Its revision.
+        file: Path inside the model.
+        entry: Where the tensor lies in the file.
+
+    Returns:
+        At most :data:`GLANCE` bytes, from the same place in tensors of the same size; None if the tensor can't
+        be looked at apart from the rest.
+    """
+    length = min(GLANCE, entry.spec.nbytes)
+    start = entry.start + (entry.spec.nbytes - length) // 2
+    try:
+        data, _ = _read_range(name, commit, file, start, length)
+    except network_errors():
+        return None
+    return data if len(data) == length else None
+
+
+def _read_range(name: str, commit: str, file: str, start: int, length: int) -> tuple[bytes, int]:
+    """Some bytes of a file, fewer where it ends, and its size."""
     from huggingface_hub import constants, hf_hub_url, hf_raise_for_status
     from huggingface_hub.utils import (  # type: ignore[attr-defined]  # exported for those who look at runtime
         build_hf_headers,
@@ -82,7 +107,11 @@ def _read_start(name: str, commit: str, file: str, length: int) -> tuple[bytes, 
     )
 
     url = hf_hub_url(name, file, revision=commit)
-    headers = {**build_hf_headers(), "Range": f"bytes=0-{length - 1}", "Accept-Encoding": "identity"}
+    headers = {
+        **build_hf_headers(),
+        "Range": f"bytes={start}-{start + length - 1}",
+        "Accept-Encoding": "identity",
+    }
     data = bytearray()
     with http_stream_backoff(
         "GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT, max_retries=2
@@ -92,6 +121,8 @@ def _read_start(name: str, commit: str, file: str, length: int) -> tuple[bytes, 
         hf_raise_for_status(response)
         partial = response.headers.get("Content-Range", "").rpartition("/")[2]
         size = partial if response.status_code == 206 else response.headers.get("Content-Length", "")
+        if start and response.status_code != 206:
+            raise ValueError("it doesn't give ranges")
         if not size.isdecimal():
             raise ValueError("it doesn't tell the length of the file")
         for chunk in response.iter_bytes():

@@ -50,6 +50,9 @@ class SafetensorsFile:
     def fetch(self) -> None:
         """Do nothing: the file is here."""
 
+    def peek(self, name: str) -> None:
+        """Give nothing: a tensor that is here can be read."""
+
     def read(self, name: str, rows: slice | None = None, *, out: Tensor | None = None) -> Tensor:
         """Read a tensor, or a contiguous range of its rows, and no other bytes.
 

@@ -34,6 +34,10 @@ class TiedModel(Protocol):
         """Bring here what is still on the Hub."""
         ...
 
+    def peek(self, name: str) -> bytes | None:
+        """Give a few bytes of a tensor that is still on the Hub."""
+        ...
+
     def read(self, name: str, rows: slice | None = None, *, out: torch.Tensor | None = None) -> torch.Tensor:
         """Read rows of a tensor."""
         ...
@@ -47,11 +51,14 @@ class Ties:
         stored: Each canonical name to the name under which its tensor is stored, in stored order.
         aliases: Each other name of a tied tensor to its canonical name, whether stored or not.
         notes: What a report should say about them.
+        assumed: Pairs of stored names held for tied by a glance at both, which are still on the Hub: to be
+            compared once they are here.
     """
 
     stored: dict[str, str]
     aliases: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    assumed: tuple[tuple[str, str], ...] = ()
 
 
 def find_ties(weights: WeightFile, config: Mapping[str, object]) -> Ties:
@@ -60,7 +67,8 @@ def find_ties(weights: WeightFile, config: Mapping[str, object]) -> Ties:
     The architecture that the config names declares its ties and which name is the source. A file of
     ``torch.save`` shows them by shared memory. Of a pair that is declared tied and stored twice, both copies
     are compared: they are one tensor only if equal, as transformers decides it (a config may say "tied" of a
-    model that was not).
+    model that was not). Copies that are still on the Hub are not fetched for it: a glance at the middle of
+    both tells trained copies apart.
 
     Args:
         weights: The opened files.
@@ -76,20 +84,21 @@ def find_ties(weights: WeightFile, config: Mapping[str, object]) -> Ties:
     aliases: dict[str, str] = {}
     moved: dict[str, str] = {}
     notes = []
+    assumed: list[tuple[str, str]] = []
     for source, others in groups.items():
         present = [name for name in (source, *others) if name in weights.specs]
         if not present:
             continue
         moved[present[0]] = source
         for alias in others:
-            if alias in weights.specs and not _same(weights, present[0], alias):
+            if alias in weights.specs and not _judged(weights, present[0], alias, assumed):
                 notes.append(
                     f"{alias} is stored with other values than {source}, to which the config ties it: untied"
                 )
             else:
                 aliases[alias] = source
     stored = {moved.get(name, name): name for name in weights.specs if name in moved or name not in aliases}
-    return Ties(stored, aliases, tuple(notes))
+    return Ties(stored, aliases, tuple(notes), tuple(assumed))
 
 
 def _declared(names: Iterable[str], config: Mapping[str, object]) -> dict[str, list[str]]:
@@ -104,7 +113,28 @@ def _declared(names: Iterable[str], config: Mapping[str, object]) -> dict[str, l
     return groups
 
 
-def _same(weights: WeightFile, first: str, second: str) -> bool:
+def _judged(weights: WeightFile, first: str, second: str, assumed: list[tuple[str, str]]) -> bool:
+    """Whether two stored tensors are one; added to ``assumed`` where that is known by a glance only."""
+    if first != second and weights.specs[first] == weights.specs[second]:
+        glances = weights.peek(first), weights.peek(second)
+        if None not in glances:
+            if glances[0] == glances[1]:
+                assumed.append((first, second))
+            return glances[0] == glances[1]
+    return same_values(weights, first, second)
+
+
+def same_values(weights: WeightFile, first: str, second: str) -> bool:
+    """Compare two stored tensors, bit by bit.
+
+    Args:
+        weights: The opened files.
+        first: Name of one.
+        second: Name of the other.
+
+    Returns:
+        Whether they are of one dtype and shape, and equal.
+    """
     if first == second or weights.shared.get(second, second) == weights.shared.get(first, first):
         return True
     spec = weights.specs[first]
