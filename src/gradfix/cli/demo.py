@@ -10,7 +10,7 @@ from gradfix.recipes import DemoRecipe
 def demo(recipe: DemoRecipe, console: Console) -> None:
     """Show the table, the changed digits, where everything is, and what to type next."""
     from gradfix.lab.demo import demo as run
-    from gradfix.lab.demo import terminal_digits
+    from gradfix.lab.pictures import terminal_digits
 
     console.say(
         "A model fine-tuned to read handwritten digits, and a new base that was pre-trained apart from its own:\n"

@@ -1,13 +1,11 @@
 """Measure units: what is finished is skipped, several processes share the rest, and the time is told beforehand."""
 
-import multiprocessing
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from pathlib import Path
 
-import torch
-
+from gradfix.lab.processes import one_thread, processes
 from gradfix.lab.studies.experiments import EXPERIMENTS
 from gradfix.lab.studies.plan import cost
 from gradfix.lab.studies.units import Unit, read_unit, write_unit
@@ -27,7 +25,7 @@ def run(
     Args:
         units: All that are wanted, in the order in which to measure them.
         folder: Where their records are; made if it does not exist.
-        jobs: Processes. Each computes with one thread: models this small gain nothing from more.
+        jobs: Processes.
         progress: Told the units finished.
         say: Told the expected time, once a first unit is measured.
 
@@ -58,16 +56,11 @@ def run(
             done += 1
             progress("measuring", done, len(units), "units")
         return len(missing)
-    # Spawned, not forked: torch's threads don't survive a fork.
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        try:
-            for future in as_completed([pool.submit(measure, unit, folder) for unit in rest]):
-                future.result()
-                done += 1
-                progress("measuring", done, len(units), "units")
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with processes(jobs) as pool:
+        for future in as_completed([pool.submit(measure, unit, folder) for unit in rest]):
+            future.result()
+            done += 1
+            progress("measuring", done, len(units), "units")
     return len(missing)
 
 
@@ -78,13 +71,9 @@ def measure(unit: Unit, folder: Path) -> None:
         unit: The unit.
         folder: Where to.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     started = time.perf_counter()
-    try:
+    with one_thread():
         records = EXPERIMENTS[unit.experiment](unit)
-    finally:
-        torch.set_num_threads(threads)
     write_unit(unit, folder, records, time.perf_counter() - started)
 
 
