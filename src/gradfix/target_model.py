@@ -30,10 +30,13 @@ from gradfix.votes import Votes, count_votes
 
 @dataclass(frozen=True)
 class _Home:
-    """Where a parameter's value at θ_B is stored: in the target (``theirs``), or with the tuned model's head."""
+    """Where a parameter's or buffer's value at θ_B is stored: in the target (``theirs``), or with the tuned head."""
 
     theirs: str | None
     addition: str | None
+
+
+_NOWHERE = _Home(None, None)
 
 
 class TargetModel:
@@ -43,8 +46,8 @@ class TargetModel:
         model: The module, in eval mode.
         task: The task it is used for, prepared.
         vector: τ restricted to what the task's gradients reach, with the target checkpoint's names.
-        silent_parameters: Parameters that τ covers but whose gradients the task does not use (a frozen tower): they
-            keep θ_B's value.
+        silent_parameters: What τ covers but the task has no gradient for (a frozen tower, running statistics): it
+            keeps θ_B's value.
     """
 
     def __init__(
@@ -61,7 +64,8 @@ class TargetModel:
         """Take over a loaded model; :meth:`load` also loads it.
 
         Args:
-            model: θ_B as the task loads it; parameters it lacks are filled from the tuned model.
+            model: θ_B as the task loads it, or empty if the task builds it. Parameters and buffers are filled from the
+                target, those it lacks from the tuned model.
             task: Bound to the target.
             target: θ_B's checkpoint.
             placement: τ laid onto it.
@@ -70,7 +74,8 @@ class TargetModel:
             strict: Refuse samples that would be truncated.
 
         Raises:
-            GradfixError: if τ covers no parameter that the task's gradients reach.
+            GradfixError: if τ covers no parameter that the task's gradients reach, or a model that the task builds
+                is not of the architecture that is stored.
         """
         self.model, self.task = model, task
         self._target, self._dtype = target, dtype
@@ -78,11 +83,20 @@ class TargetModel:
         self._heads: dict[str, Tensor] = {}
         self._placement = placement
         self._parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
-        stored = checkpoint_names(model)
-        self._homes = {
-            name: _home(placement, target, stored[name]) for name in self._parameters if name in stored
+        self._buffers = _stored_buffers(model)
+        self._homes = self._find_homes()
+        self._homeless = {
+            name
+            for name, home in self._homes.items()
+            # A counter that only training reads; torch itself takes a file without it.
+            if home == _NOWHERE and not name.endswith("num_batches_tracked")
         }
-        self._homeless = {name for name, home in self._homes.items() if home == _Home(None, None)}
+        if task.builds_model:
+            self.require_weights()
+            self._require_shapes()
+        else:
+            # What transformers loads it has checked: a buffer that no file holds was computed.
+            self._homeless -= self._buffers.keys()
         self.restore()
         task.prepare(model)
         voting = set(task.voters(model))
@@ -116,7 +130,7 @@ class TargetModel:
 
         Args:
             task: Bound to the target or not yet.
-            target: θ_B's checkpoint, in a directory.
+            target: θ_B's checkpoint, in a directory unless the task builds its model.
             placement: τ laid onto it.
             device: Where to compute.
             dtype: Of the output; the target's if None.
@@ -130,7 +144,7 @@ class TargetModel:
         Raises:
             GradfixError: if the target has no directory to load a model from.
         """
-        if target.directory is None:
+        if target.directory is None and not task.builds_model:
             raise GradfixError(
                 f"{target.location}: a model can't be built from weights alone; "
                 "give the directory with its config.json"
@@ -145,7 +159,7 @@ class TargetModel:
             overrides["id2label"] = {int(key): name for key, name in overrides["id2label"].items()}
         target.fetch()  # what the task loads must be in the directory
         model = task.load_model(
-            target.directory,
+            target.directory or target.location,
             dtype=torch.float32,
             device=device,
             trust_remote_code=trust_remote_code,
@@ -270,7 +284,10 @@ class TargetModel:
         self._set(delta if alpha else None, alpha)
 
     def restore(self) -> None:
-        """Set all weights to θ_B, and the head to the tuned model's or to what :meth:`use_head` gave."""
+        """Set all weights to θ_B, and the head to the tuned model's or to what :meth:`use_head` gave.
+
+        Buffers that are stored, such as running statistics, are θ_B's too: nothing else ever sets them.
+        """
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 home = self._homes.get(name)
@@ -278,9 +295,66 @@ class TargetModel:
                     parameter.copy_(self._heads[name])
                 elif home is not None and home.addition is not None:
                     self._fill(parameter, home.addition)
+            for name, buffer in self._buffers.items():
+                home = self._homes[name]
+                if home.addition is not None:
+                    self._fill(buffer, home.addition)
+                elif home.theirs is not None:
+                    value = self._target.read(home.theirs)
+                    if value.is_floating_point():
+                        require_finite(value, self._target.location, home.theirs)
+                        value = value.to(self._dtype or value.dtype)
+                    buffer.copy_(value)
         self._set(None, 0.0)
 
-    def _fill(self, parameter: nn.Parameter, addition: str) -> None:
+    def _find_homes(self) -> dict[str, _Home]:
+        """Find where each parameter, and each buffer that a checkpoint may hold, is stored."""
+        stored = checkpoint_names(self.model)
+        aliases: dict[int, list[str]] = {}
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            if name in stored:
+                aliases.setdefault(id(parameter), []).append(stored[name])
+        homes = {}
+        for name, parameter in self._parameters.items():
+            names = aliases.get(id(parameter), [])
+            found = {alias: _home(self._placement, self._target, alias) for alias in names}
+            known = list(dict.fromkeys(home for home in found.values() if home != _NOWHERE))
+            if len(known) > 1 and self.task.builds_model:
+                # Writing would change one of them, and loading what was written take the other.
+                raise GradfixError(
+                    f"{self._target.location}: {listed(names)} are one tied weight in the model that {self.task.name} "
+                    "builds, and stored as several; store it once, under one of the names"
+                )
+            if name in stored:
+                own = found[stored[name]]
+                homes[name] = own if own != _NOWHERE or not known else known[0]
+            elif self.task.builds_model:  # stored in another form, which nobody converts here
+                homes[name] = _NOWHERE
+        for name in self._buffers:
+            homes[name] = _home(self._placement, self._target, name)
+        return homes
+
+    def _require_shapes(self) -> None:
+        """Refuse a built model whose tensors have other shapes than the stored ones."""
+        additions = self._placement.vector.additions.specs
+        differing = []
+        for name, tensor in {**self._parameters, **self._buffers}.items():
+            home = self._homes[name]
+            if home.addition is not None:
+                shape = additions[home.addition].shape
+            elif home.theirs is not None:
+                shape = self._target.specs[home.theirs].shape
+            else:
+                continue
+            if tuple(tensor.shape) != tuple(shape):
+                differing.append(f"{name} {list(tensor.shape)} against {list(shape)}")
+        if differing:
+            raise GradfixError(
+                f"{self._target.location}: the model that {self.task.name} builds has other shapes than are stored: "
+                f"{listed(differing)}; build the architecture of the files"
+            )
+
+    def _fill(self, parameter: Tensor, addition: str) -> None:
         stored = self._placement.vector.additions.read(addition)
         if stored.shape != parameter.shape:
             raise GradfixError(
@@ -320,9 +394,14 @@ class TargetModel:
             GradfixError: naming them.
         """
         if self._homeless:
+            remedy = (
+                "give a model fine-tuned for this task as the source, or refit the head with --head probe"
+            )
+            if self.task.builds_model:
+                remedy = f"build the files' architecture, with their names, such as {listed(self._target.specs, 3)}"
             raise GradfixError(
                 f"{self._target.location}: has no weights for {listed(sorted(self._homeless))}, and no tuned model "
-                "brings them: give a model fine-tuned for this task as the source, or refit the head with --head probe"
+                f"brings them: {remedy}"
             )
 
     def head_tensors(self) -> dict[str, Tensor]:
@@ -411,8 +490,14 @@ class TargetModel:
                     (parameter if rows is None else parameter[rows]).copy_(value.to(dtype))
 
 
+def _stored_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Give the buffers that a checkpoint holds: those of the model's state, not what it computes when it is made."""
+    state = model.state_dict(keep_vars=True).keys()
+    return {name: buffer for name, buffer in model.named_buffers() if name in state}
+
+
 def _home(placement: Placement, target: Checkpoint, stored: str) -> _Home:
-    """Find a parameter's value: under its own name, its alias's, or the tuned model's other spelling of it."""
+    """Find a tensor's value: under its own name, its alias's, or the tuned model's other spelling of it."""
     additions = placement.vector.additions.specs
     if stored in additions:
         return _Home(None, stored)
