@@ -11,8 +11,8 @@ The five tasks on transformers models are made by name::
     task.loss(model, batch)                                   # [B] float32, differentiable
     task.measure(model, batch)                                # losses, scores, predictions: one forward pass
 
-Any object with ``name``, ``metric``, ``encode``, ``loss``, ``measure`` and ``size`` is a `Task` too, so
-models that transformers does not know take part; `CustomTask` makes one from functions.
+Models that transformers does not know take part by `CustomTask`, which is made from functions. To be evaluated, any
+object with ``name``, ``metric``, ``encode``, ``loss``, ``measure`` and ``size`` will do: it is a `Task`.
 """
 
 from typing import Any
@@ -73,7 +73,10 @@ def get_task(name: str, **options: Any) -> ModelTask:
         GradfixError: If there is no such task, or it has no such option.
     """
     if name not in TASKS:
-        raise GradfixError(f"unknown task {name!r}; expected one of {', '.join(TASKS)}")
+        raise GradfixError(
+            f"unknown task {name!r}; expected one of {', '.join(TASKS)}. A task of your own is made of functions, "
+            "which no recipe holds: give it in Python, as gf.transport(task=…)"
+        )
     try:
         return TASKS[name](**options)
     except TypeError as error:

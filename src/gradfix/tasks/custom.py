@@ -1,34 +1,193 @@
-"""A task made of functions, for models that transformers does not know."""
+"""A task made of functions, for models that transformers does not know.
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+Letters used below: B samples in a batch, d features.
+"""
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
 from torch import Tensor, nn
 
-from gradfix.tasks.base import Measured
+from gradfix.data import origin, row_hash
+from gradfix.errors import GradfixError, listed
+from gradfix.tasks.base import Measured, ModelTask, RowLike
+from gradfix.tasks.images import read_image
+from gradfix.votes.batches import batch_size, to_device
 
 
-@dataclass(frozen=True)
-class CustomTask:
+class CustomTask(ModelTask):
     """Any model and any loss: open_clip, timm, your own.
 
-    Attributes:
+    The first three functions are enough to evaluate a model of the caller's; a transport needs ``build``, too. Every
+    function that gets a model gets the batch on the model's device.
+
+    Args:
         encode_rows: ``(rows) -> batch``, a nesting of tensors whose first dimension is the sample.
         loss_of: ``(model, batch) -> [B]``, differentiable, one value a sample.
-        predict_of: ``(model, batch) -> (predictions, scores)``: B values and ``[B]`` scores in [0, 1], 1
-            where right.
-        name: How results call the task.
+        predict_of: ``(model, batch) -> (predictions, scores)``: B values that JSON can say, and ``[B]`` scores in
+            [0, 1], 1 where right.
+        name: How results call the task; none of the names of `TASKS`.
         metric: What the mean score is.
         size_of: ``(row) -> int``, to batch samples of like sizes; all alike by default.
+        build: ``() -> module`` of the models' architecture, whose state has the names of the weight files. A copy of
+            it is used, and all its parameters and buffers are filled from the files.
+        class_of: ``(row) -> str or int``, the class within which rows are drawn and dealt into folds; without it
+            all rows are of one class.
+        features_of: ``(model, batch) -> [B, d]``, what the model makes of each sample before any head; needed only
+            to choose samples by features.
+        voters_of: ``(model) -> names`` of the parameters whose gradients vote, as in ``model.named_parameters()``;
+            by default all that ``build`` leaves requiring a gradient.
+        columns: The columns of a row that make it the sample it is: they are hashed, and shown in the report; by
+            default all.
+
+    Raises:
+        GradfixError: If the name is that of a task which gradfix brings.
     """
 
-    encode_rows: Callable[[Sequence[Any]], Any]
-    loss_of: Callable[[nn.Module, Any], Tensor]
-    predict_of: Callable[[nn.Module, Any], tuple[Sequence[Any], Tensor]]
-    name: str = "custom"
-    metric: str = "accuracy"
-    size_of: Callable[[Any], int] = field(default=lambda row: 0)
+    builds_model: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        encode_rows: Callable[[Sequence[Any]], Any],
+        loss_of: Callable[[nn.Module, Any], Tensor],
+        predict_of: Callable[[nn.Module, Any], tuple[Sequence[Any], Tensor]],
+        name: str = "custom",
+        metric: str = "accuracy",
+        size_of: Callable[[Any], int] = lambda row: 0,
+        *,
+        build: Callable[[], nn.Module] | None = None,
+        class_of: Callable[[Any], str | int] | None = None,
+        features_of: Callable[[nn.Module, Any], Tensor] | None = None,
+        voters_of: Callable[[nn.Module], Iterable[str]] | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> None:
+        from gradfix.tasks import TASKS
+
+        if name in TASKS:
+            # Its recipe would run gradfix's own task of that name instead.
+            raise GradfixError(f"name: {name!r} is a task that gradfix brings; choose another name")
+        super().__init__({})
+        self.encode_rows, self.loss_of, self.predict_of = encode_rows, loss_of, predict_of
+        self.name, self.metric, self.size_of = name, metric, size_of
+        self.build, self.class_of, self.features_of, self.voters_of = build, class_of, features_of, voters_of
+        self._counted = None if columns is None else list(columns)
+
+    def bind(self, location: str | Path, *, trust_remote_code: bool = False) -> None:
+        """Take nothing: the functions bring what they need.
+
+        Args:
+            location: Not looked at.
+            trust_remote_code: Without effect.
+        """
+
+    def _bind_processors(self, location: str | Path, trust_remote_code: bool) -> None:
+        pass
+
+    def load_model(
+        self,
+        location: str | Path,
+        *,
+        dtype: torch.dtype | str = "auto",
+        device: torch.device | str = "cpu",
+        trust_remote_code: bool = False,
+        **config: Any,
+    ) -> nn.Module:
+        """Build the module, in eval mode; :class:`gradfix.target_model.TargetModel` fills it.
+
+        Args:
+            location: Not looked at: the values are still those that ``build`` gave.
+            dtype: Of floating-point parameters and buffers; as built by default.
+            device: Where to put it.
+            trust_remote_code: Without effect.
+            **config: Without effect.
+
+        Returns:
+            A module of this task's own: one that ``build`` gave away and its caller kept stays as it is.
+
+        Raises:
+            GradfixError: If there is no ``build``, or it makes no module that can be copied.
+        """
+        if self.build is None:
+            raise GradfixError(
+                f"{self.name}: a transport needs build=, a function that makes a module of the models' architecture"
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # what no file holds (a table drawn at random) is then the same in every run
+            built = self.build()
+        if not isinstance(built, nn.Module):
+            raise GradfixError(f"{self.name}: build returned {type(built).__name__}; expected a module")
+        try:
+            module = deepcopy(built)
+        except (RuntimeError, TypeError) as error:
+            raise GradfixError(
+                f"{self.name}: the module that build returned can't be copied ({' '.join(str(error).split())})"
+            ) from error
+        module.zero_grad()  # gradients that its caller left would be added to ours
+        return module.to(device=device, dtype=dtype if isinstance(dtype, torch.dtype) else None).eval()
+
+    def check(self, rows: Sequence[RowLike], *, support: bool = False) -> None:
+        """Refuse rows that are no mappings, lack a column, hold what can't be hashed, or are of no class.
+
+        Args:
+            rows: The samples.
+            support: They are a support set.
+
+        Raises:
+            GradfixError: Naming the first row that cannot be used.
+        """
+        super().check(rows, support=support)
+        if support:
+            self.columns = {}  # those of an earlier job are not these rows'
+        for position, row in enumerate(rows):
+            if not isinstance(row, Mapping):
+                raise GradfixError(
+                    f"{origin(row, position)}: expected a mapping of column names to values, "
+                    f"found {type(row).__name__}"
+                )
+            columns = list(row) if self._counted is None else self._counted
+            missing = [column for column in columns if column not in row]
+            if missing:
+                raise GradfixError(
+                    f"{origin(row, position)}: has no column {missing[0]!r}, which columns= names; "
+                    f"found {', '.join(map(repr, row))}"
+                )
+            if any(column not in self.columns.values() for column in columns):
+                self._learn(row, columns, origin(row, position))
+        if self.class_of is not None:
+            self.classes(rows)
+
+    def _learn(self, row: RowLike, columns: Sequence[str], where: str) -> None:
+        """Note which columns rows have, by role; a report draws what has the role ``image``."""
+        for column in columns:
+            try:
+                row_hash(row, [column])
+            except TypeError as error:
+                raise GradfixError(
+                    f"{where}: column {column!r} holds a {type(row[column]).__name__}, which can't be hashed; "
+                    "give numbers, text, lists, arrays, bytes, paths or images, or leave it out with columns="
+                ) from error
+            role = column
+            if column == "image":
+                try:
+                    read_image(row[column], where)
+                except GradfixError:
+                    role = "image values"  # numbers, such as an image already normalised
+            self.columns.setdefault(role, column)
+
+    def count_cut(self, rows: Sequence[RowLike], *, strict: bool = False) -> int:
+        """Count nothing: what is truncated, the function that encodes decides and keeps to itself.
+
+        Args:
+            rows: The samples.
+            strict: Without effect.
+
+        Returns:
+            0.
+        """
+        return 0
 
     def encode(self, rows: Sequence[Any], *, strict: bool = False) -> Any:
         """Turn rows into a batch.
@@ -52,7 +211,8 @@ class CustomTask:
         Returns:
             ``[B]`` float32.
         """
-        return self.loss_of(model, batch).float()
+        batch = _beside(model, batch)
+        return self._one_a_sample("loss_of", self.loss_of(model, batch), batch_size(batch)).float()
 
     def measure(self, model: nn.Module, batch: Any) -> Measured:
         """Losses, scores and predictions.
@@ -63,9 +223,120 @@ class CustomTask:
 
         Returns:
             One of each a sample.
+
+        Raises:
+            GradfixError: If they are not one a sample, or scores are not in [0, 1].
         """
+        batch = _beside(model, batch)
+        samples = batch_size(batch)
         predictions, scores = self.predict_of(model, batch)
-        return Measured(self.loss(model, batch), scores.float(), list(predictions))
+        predictions = predictions.tolist() if hasattr(predictions, "tolist") else list(predictions)
+        if len(predictions) != samples:
+            raise GradfixError(
+                f"{self.name}: predict_of returned {len(predictions)} predictions for a batch of {samples} samples"
+            )
+        scores = self._one_a_sample("predict_of", scores, samples, "scores").float()
+        if not bool(((scores >= 0) & (scores <= 1)).all()):
+            raise GradfixError(
+                f"{self.name}: predict_of returned scores from {float(scores.min()):g} to "
+                f"{float(scores.max()):g}; expected values in [0, 1], 1 where the prediction is right"
+            )
+        return Measured(self.loss(model, batch), scores, predictions)
+
+    def _one_a_sample(self, function: str, values: Any, samples: int, what: str = "losses") -> Tensor:
+        """Refuse what was averaged: one loss a batch would make majority voting one vote a batch."""
+        if not isinstance(values, Tensor):
+            found = f"a {type(values).__name__}"
+        elif values.shape == (samples,):
+            return values
+        else:
+            found = "a scalar" if values.ndim == 0 else f"shape {list(values.shape)}"
+        raise GradfixError(
+            f"{self.name}: {function} returned {found} as {what} for a batch of {samples} samples; expected a tensor "
+            f"[{samples}], one value a sample (reduction='none')"
+        )
+
+    def features(self, model: nn.Module, batch: Any) -> Tensor:
+        """What the model makes of each sample before any head.
+
+        Args:
+            model: The target base.
+            batch: What `encode` returned.
+
+        Returns:
+            ``[B, d]`` float32.
+
+        Raises:
+            GradfixError: If there is no ``features_of``, or it gives no row a sample.
+        """
+        if self.features_of is None:
+            raise GradfixError(
+                f"{self.name}: choosing samples by features needs features_of=, what the model makes of each sample "
+                "before any head; or choose sampling random"
+            )
+        batch = _beside(model, batch)
+        found, samples = self.features_of(model, batch), batch_size(batch)
+        if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != samples:
+            shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise GradfixError(f"{self.name}: features_of returned {shape}; expected [{samples}, features]")
+        return found.float()
+
+    def classes(self, rows: Sequence[RowLike]) -> list[int]:
+        """The group that each row is sampled within.
+
+        Args:
+            rows: The samples.
+
+        Returns:
+            A class id a row, counted in the order in which classes first occur.
+
+        Raises:
+            GradfixError: If a class is neither a name nor a whole number.
+        """
+        if self.class_of is None:
+            return super().classes(rows)
+        ids: dict[str | int, int] = {}
+        found = []
+        for position, row in enumerate(rows):
+            label: Any = self.class_of(row)
+            label = label.item() if hasattr(label, "item") and getattr(label, "ndim", 0) == 0 else label
+            if not isinstance(label, str | int):
+                raise GradfixError(
+                    f"{origin(row, position)}: class_of returned a {type(label).__name__}; expected a class's name "
+                    "or number"
+                )
+            found.append(ids.setdefault(label, len(ids)))
+        return found
+
+    def voters(self, model: nn.Module) -> list[str]:
+        """The parameters whose gradients vote.
+
+        Args:
+            model: The target base.
+
+        Returns:
+            Names, as ``model.named_parameters()`` gives them (tied weights once).
+
+        Raises:
+            GradfixError: If ``voters_of`` names what is no parameter, or nothing is left to vote.
+        """
+        parameters = dict(model.named_parameters())
+        if self.voters_of is None:
+            names = [name for name, parameter in parameters.items() if parameter.requires_grad]
+        else:
+            names = list(self.voters_of(model))
+        unknown = [name for name in names if name not in parameters]
+        if unknown:
+            raise GradfixError(
+                f"{self.name}: voters_of names what is no parameter: {listed(unknown, 3)}; "
+                f"found {listed(parameters, 3)}"
+            )
+        if not names:
+            raise GradfixError(
+                f"{self.name}: no parameter is to vote: none that build makes requires a gradient, or voters_of "
+                "names none"
+            )
+        return names
 
     def size(self, row: Any) -> int:
         """About how long a sample is.
@@ -77,3 +348,9 @@ class CustomTask:
             What the function says.
         """
         return self.size_of(row)
+
+
+def _beside(model: nn.Module, batch: Any) -> Any:
+    """The batch on the model's device."""
+    reference = next(model.parameters(), None)
+    return batch if reference is None else to_device(batch, reference.device)
