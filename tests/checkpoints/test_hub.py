@@ -110,6 +110,21 @@ def test_what_the_cache_has_is_not_asked_for_again(
     assert again.digest() == expected.digest()
 
 
+def test_the_cache_answers_when_the_hub_is_out_of_reach(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = _saved(tmp_path / "saved")
+    hub.push("org/one", saved)
+    hub.push("org/part", saved)
+    Checkpoint.open("org/one").fetch()
+    Checkpoint.open("org/part")
+    with fake_hub.serve(FakeHub()) as closed:
+        pass
+    fake_hub.use(closed, tmp_path / "cache", monkeypatch)
+    assert Checkpoint.open("org/one").digest() == Checkpoint.open(saved).digest()
+    assert "only in part in the Hub's cache, and the Hub can't be reached" in _refusal("org/part")
+
+
 def test_a_model_of_which_the_cache_has_no_weights_is_refused_offline(
     hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,6 +290,7 @@ def test_weights_that_vanished_are_refused_in_one_line(hub: FakeHub, tmp_path: P
     commit = hub.push("org/one", _saved(tmp_path / "saved"))
     checkpoint = Checkpoint.open("org/one")
     hub.gone = True
+    assert f"org/one@{commit}/model.safetensors: its header can't be read from the Hub" in _refusal("org/one")
     with pytest.raises(GradfixError, match=f"^org/one@{commit}: its weights can't be downloaded") as refusal:
         checkpoint.fetch()
     assert "\n" not in str(refusal.value)

@@ -173,12 +173,7 @@ class RemoteFile:
 
         Returns:
             The tensor in its stored dtype, the first dimension cut to ``rows``.
-
-        Raises:
-            KeyError: If the file holds no such tensor; nothing is fetched for it.
         """
-        if name not in self.specs:
-            raise KeyError(name)
         return self._opened().read(name, rows, out=out)
 
     def _opened(self) -> SafetensorsFile:
