@@ -125,7 +125,6 @@ class CustomTask(ModelTask):
             raise GradfixError(
                 f"{self.name}: the module that build returned can't be copied ({' '.join(str(error).split())})"
             ) from error
-        module.zero_grad()  # gradients that its caller left would be added to ours
         return module.to(device=device, dtype=dtype if isinstance(dtype, torch.dtype) else None).eval()
 
     def check(self, rows: Sequence[RowLike], *, support: bool = False) -> None:
