@@ -167,17 +167,21 @@ def test_the_counts_of_what_was_kept_are_of_one_reading(tmp_path: Path) -> None:
 
 def test_the_verdict_says_when_naive_addition_does_better(tmp_path: Path) -> None:
     from gradfix.intervals import paired_samples
-    from gradfix.judgement import verdict
+    from gradfix.report.verdict import transport_verdict
 
     work = job("text-classification", tmp_path)
     result = work.run(tmp_path / "out", test=work.held_out, alpha="0.8")
     assert result.judgement is not None
-    better = [1.0] * 30
-    worse = [0.0] * 20 + [1.0] * 10
-    told = verdict(result.alpha, replace(result.judgement, over_naive=paired_samples(worse, better)))
-    assert "adding the whole task vector does better still" in told
-    silent = verdict(result.alpha, replace(result.judgement, over_naive=paired_samples(better, worse)))
-    assert "does better still" not in silent
+    better, worse = [1.0] * 30, [0.0] * 20 + [1.0] * 10
+    for ours, naive, told in ((worse, better, True), (better, worse, False)):
+        judged = replace(
+            result.judgement,
+            over_naive=paired_samples(ours, naive),
+            naive=replace(result.judgement.naive, score=sum(naive) / 30),
+            transported=replace(result.judgement.transported, score=sum(ours) / 30),
+        )
+        verdict = transport_verdict({**result.record, "judgement": judged.to_json()})
+        assert ("Adding the whole task vector does better still" in verdict.text) == told
 
 
 def test_every_public_name_is_there() -> None:
@@ -409,7 +413,7 @@ def test_validation_data_choose_alpha_and_the_verdict_says_so(tmp_path: Path) ->
     assert result.alpha.chosen_on == "validation"
     assert result.alpha.samples == 30
     if result.alpha.alpha:
-        assert "α was chosen on the same samples" in result.verdict
+        assert "α was chosen on the same validation samples" in result.verdict
 
 
 def test_when_nothing_helps_the_run_says_do_not_transport(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from gradfix.descent import Certificate, certify
 from gradfix.errors import GradfixError
 from gradfix.evaluation import Evaluation
 from gradfix.examples import changed_examples
-from gradfix.judgement import Judgement, judge, verdict
+from gradfix.judgement import Judgement, judge
 from gradfix.observation import look_at_source
 from gradfix.placement import own_weights, place
 from gradfix.preparation import (
@@ -48,6 +48,7 @@ from gradfix.recipes import (
 )
 from gradfix.report import REPORT_FILE, report
 from gradfix.report.static import card_figures
+from gradfix.report.verdict import transport_verdict
 from gradfix.scaling import AlphaChoice
 from gradfix.target_model import TargetModel
 from gradfix.tasks import ModelTask, get_task
@@ -85,8 +86,8 @@ class Transported:
 
     @property
     def verdict(self) -> str:
-        """Whether it was worth it, in one or two sentences that can be quoted."""
-        return verdict(self.alpha, self.judgement)
+        """Whether it was worth it, in a few sentences of which the first can be quoted."""
+        return str(self.record["verdict"])
 
 
 def transport(
@@ -230,7 +231,6 @@ def run_transport(
             "format": "gradfix-transport",
             "version": FORMAT_VERSION,
             "versions": versions(),
-            "verdict": verdict(choice, judgement),
             "recipe": recipe.model_dump(mode="json"),
             "inputs": {
                 name: {"location": checkpoint.location, "sha256": checkpoint.digest()}
@@ -255,6 +255,7 @@ def run_transport(
             "certificate": certificate.to_json(),
             "judgement": judgement.to_json() if judgement else None,
         }
+        record["verdict"] = transport_verdict(record).text
         if judgement is not None:
             record["examples"] = changed_examples(
                 task,

@@ -647,7 +647,7 @@ def validate(kind: type[R], options: dict[str, Any], where: str) -> R:
         return TypeAdapter(kind).validate_python(options)
     except ValidationError as error:
         problems = [
-            f"{'.'.join(map(str, e['loc'])) or kind.command}: {e['msg'].removeprefix('Value error, ')}"
+            ": ".join(filter(None, (".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, "))))
             for e in error.errors()
         ]
         raise GradfixError(f"{where}: {'; '.join(problems)}") from error

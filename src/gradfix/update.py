@@ -114,7 +114,8 @@ class Applied:
             Sentences, the main one first.
         """
         kept = "" if self.kept_share is None else f", {self.kept_share:.1%} of the task vector kept"
-        notes = [f"wrote {self.output}: {len(self.tensors)} tensors changed, α = {self.alpha:g}{kept}"]
+        changed = f"{len(self.tensors)} tensors changed, α = {self.alpha:g}{kept}"
+        notes = [f"wrote {self.output}: {changed if self.alpha else 'the new base as it is (α = 0)'}"]
         if self.rule:
             notes.append(f"names matched by a known prefix: {self.rule}")
         if self.matched_tokens:

@@ -190,12 +190,23 @@ def test_a_record_with_holes_gives_a_page_or_a_refusal(seed: int) -> None:
         (
             interval(0.1, 0.03),
             interval(0.05, 0.02),
-            "About 50 % of the gain comes from the source fine-tune: a shuffled",
+            "and 5.0 points better than the control, a shuffled copy",
+        ),
+        (
+            interval(0.1, 0.03),
+            interval(0.05, 0.02),
+            "About 50 % of the gain comes from the source fine-tune, the rest",
         ),
         (
             interval(0.1, 0.03),
             interval(0.01, 0.02),
-            "About 10 % of the gain comes from the source fine-tune, within",
+            "does as well within chance: +1.0 points over it (−1.0 to +3.0)",
+        ),
+        (interval(0.1, 0.03), interval(0.01, 0.02), "So the labelled samples made the difference"),
+        (
+            interval(0.1, 0.03),
+            interval(-0.05, 0.02),
+            "same samples, is 5.0 points better still (−7.0 to −3.0)",
         ),
         (interval(0.1, 0.03), interval(0.12, 0.02), "About 100 % of the gain"),
         (interval(0.01, 0.03), interval(0.01, 0.02), "can't be told apart"),
@@ -213,10 +224,44 @@ def test_the_verdict_says_how_much_how_sure_and_from_where(gain: Any, over: Any,
     assert share is None or 0 <= share <= 1
 
 
-def test_the_verdict_without_test_data_is_the_records_own() -> None:
-    record = {**transport_record(), "judgement": None, "verdict": "On 8 samples it fell; give --test data."}
-    assert transport_verdict(record).headline == "On 8 samples it fell."
-    assert transport_verdict(record).beside == ("Give --test data.",)
+def test_the_verdict_without_test_data_says_what_the_samples_tell_and_asks_for_them() -> None:
+    curve = [{"alpha": 0.0, "loss": 2.0, "score": 0.25}, {"alpha": 0.5, "loss": 1.0, "score": 0.75}]
+    alpha = {"alpha": 0.5, "chosen_on": "cross-fit", "samples": 8, "curve": curve}
+    verdict = transport_verdict({**transport_record(), "judgement": None, "alpha": alpha})
+    told = verdict.headline.replace("\N{NARROW NO-BREAK SPACE}", " ")
+    assert (
+        told
+        == "On 8 samples held out in turn, the loss went from 2 to 1 and the score from 25.0 % to 75.0 % at α = 0.5."
+    )
+    assert verdict.beside == ("Give --test data for a verdict with an interval and a control.",)
+
+
+@pytest.mark.parametrize(
+    ("choice", "method", "says"),
+    [
+        ({"chosen_on": "given"}, None, "Nothing was added to the new base: α = 0 was given."),
+        (
+            {"chosen_on": "validation", "samples": 40, "curve": [{}] * 7},
+            None,
+            "on 40 validation samples nothing",
+        ),
+        (
+            {"chosen_on": "validation", "samples": 40, "curve": [{}] * 7},
+            None,
+            "tried (7 values of α) is better",
+        ),
+        (
+            {"chosen_on": "cross-fit", "samples": 9},
+            {"name": "a", "candidates": [{"name": n, "label": f"the {n}"} for n in "abc"]},
+            "on 9 samples held out in turn nothing that was tried (the b, the c) is better",
+        ),
+    ],
+)
+def test_the_verdict_says_plainly_when_nothing_was_worth_it(choice: Any, method: Any, says: str) -> None:
+    record = {**transport_record(), "judgement": None, "alpha": {"alpha": 0.0, **choice}, "method": method}
+    verdict = transport_verdict(record)
+    assert verdict.state == "nothing"
+    assert says in verdict.text
 
 
 def test_the_verdict_of_a_comparison_is_at_the_largest_budget() -> None:

@@ -13,6 +13,9 @@ def transport(recipe: TransportRecipe, console: Console) -> None:
     result = run_transport(recipe, tell=console.tell, progress=console.progress)
     for note in result.applied.notes():
         console.say(note)
-    console.say("")
-    console.say(result.verdict)
+    method = result.record["method"]
+    if method is not None:
+        console.say(f"method: {method['why']}")
+    console.say(f"the page with the evidence: {recipe.output / 'report.html'}")
+    console.say(f"\n{result.verdict}")
     console.result(dict(result.record))

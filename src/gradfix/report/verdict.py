@@ -4,32 +4,38 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gradfix.report.numbers import between, metric_name, percent, points
+from gradfix.report.numbers import between, metric_name, number, percent, points
 
-BETTER, WORSE, UNSURE, UNKNOWN = "better", "worse", "unsure", "unknown"
+BETTER, WORSE, UNSURE, UNKNOWN, NOTHING = "better", "worse", "unsure", "unknown", "nothing"
 
 BADGES = {
     BETTER: "Better, beyond chance",
     WORSE: "Worse, beyond chance",
     UNSURE: "Within chance",
     UNKNOWN: "Not measured on test data",
+    NOTHING: "Not worth a transport",
 }
 """What the badge beside the headline says, by state."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The top of a page.
+    """What a result says first: on top of a page, of a card, and on the terminal.
 
     Attributes:
         state: One of ``BADGES``.
-        headline: One sentence that can be quoted alone.
-        beside: What stands beside it: the control, and naive addition where that does better.
+        headline: One sentence that can be quoted alone, interval and control included.
+        beside: What stands beside it: where the gain comes from, and naive addition where that does better.
     """
 
     state: str
     headline: str
     beside: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """All sentences, for a terminal or a card."""
+        return " ".join((self.headline, *self.beside))
 
 
 def transport_verdict(record: Mapping[str, Any]) -> Verdict:
@@ -39,36 +45,73 @@ def transport_verdict(record: Mapping[str, Any]) -> Verdict:
         record: What ``gradfix.json`` holds.
 
     Returns:
-        The verdict; where nothing was measured on held-out data, or nothing was transported, the record's own words.
+        The verdict.
     """
-    judgement = record.get("judgement")
-    if not judgement or not judgement.get("gain") or not record.get("alpha", {}).get("alpha"):
-        own = str(record.get("verdict") or "This model was not measured.")
-        first, separator, rest = own.partition("; give ")
-        return Verdict(UNKNOWN, first + "." if separator else own, (f"Give {rest}",) if separator else ())
+    alpha, judgement = record.get("alpha") or {}, record.get("judgement") or {}
+    told = "gain" in judgement and bool(judgement["gain"])
+    if alpha.get("alpha") == 0:
+        naive = _naive(judgement) if told else None
+        return Verdict(NOTHING, _nothing(alpha, record.get("method") or {}), (naive,) if naive else ())
+    if not told:
+        return _unjudged(alpha)
     gain, base, new = judgement["gain"], judgement["base"], judgement["transported"]
     sure = excludes_zero(gain)
     state = UNSURE if not sure else BETTER if gain["value"] > 0 else WORSE
-    metric = metric_name(new["metric"])
+    numbers = f"{percent(new['score'])} against {percent(base['score'])} {metric_name(new['metric'])}"
     bounds = between(gain)
-    on = f"{gain['n']:,} {judgement['data']} samples"
-    interval = f"95 % interval of the difference {bounds}, {on}" if bounds else on
-    size, numbers = (
-        points(abs(gain["value"])).lstrip("+"),
-        f"{percent(new['score'])} against {percent(base['score'])}",
-    )
+    samples = f"{gain['n']:,} {judgement['data']} samples"
+    interval = f"95 % interval {bounds}, {samples}" if bounds else samples
     if state == UNSURE:
         headline = (
-            f"The new model can't be told apart from the new base: {numbers} {metric}, "
-            f"{points(gain['value'])} points, which can be chance ({interval})."
+            f"The new model can't be told apart from the new base: {points(gain['value'])} points, which can be chance "
+            f"({numbers}, {interval})"
         )
     else:
-        headline = (
-            f"The new model is {size} points {state} than the new base: {numbers} {metric} ({interval})."
-        )
-    return Verdict(
-        state, headline, tuple(filter(None, (*_control(judgement), _naive(judgement), _caution(judgement))))
+        size = points(abs(gain["value"])).lstrip("+")
+        headline = f"The new model is {size} points {state} than the new base ({numbers}, {interval})"
+    control = _control(judgement.get("over_control"))
+    headline += f", and {control}." if control else "."
+    beside = (_share(judgement), _naive(judgement), _caution(judgement))
+    return Verdict(state, headline, tuple(filter(None, beside)))
+
+
+def _nothing(alpha: Mapping[str, Any], method: Mapping[str, Any]) -> str:
+    """Say that the new base is better left alone, and what was tried."""
+    if alpha.get("chosen_on") == "given":
+        return "Nothing was added to the new base: α = 0 was given."
+    on = f"{alpha.get('samples', 0):,} " + (
+        "validation samples" if alpha.get("chosen_on") == "validation" else "samples held out in turn"
     )
+    others = [
+        str(one["label"]) for one in method.get("candidates") or () if one["name"] != method.get("name")
+    ]
+    tried = ", ".join(others) if others else f"{len(alpha.get('curve') or ())} values of α"
+    return (
+        f"Do not transport: on {on} nothing that was tried ({tried}) is better than the new base as it is, so the "
+        "output is the new base with the task's head."
+    )
+
+
+def _unjudged(alpha: Mapping[str, Any]) -> Verdict:
+    """Say what the samples that chose can tell, where no others were given to judge on."""
+    curve = alpha.get("curve") or ()
+    start = next((point for point in curve if point["alpha"] == 0), None)
+    chosen = next((point for point in curve if point["alpha"] == alpha.get("alpha")), None)
+    ask = ("Give --test data for a verdict with an interval and a control.",)
+    if chosen is None:
+        return Verdict(UNKNOWN, "This model was not measured.", ask)
+    where = f"On {alpha['samples']:,} samples held out in turn"
+    if start is None:
+        return Verdict(
+            UNKNOWN,
+            f"{where}, its loss is {number(chosen['loss'])} and its score {percent(chosen['score'])}.",
+            ask,
+        )
+    went = (
+        f"{where}, the loss went from {number(start['loss'])} to {number(chosen['loss'])} and the score from "
+        f"{percent(start['score'])} to {percent(chosen['score'])} at α = {alpha['alpha']:g}."
+    )
+    return Verdict(UNKNOWN, went, ask)
 
 
 def excludes_zero(interval: Mapping[str, Any]) -> bool:
@@ -102,24 +145,29 @@ def share_from_source(judgement: Mapping[str, Any]) -> float | None:
     return float(min(1.0, max(0.0, over["value"] / gain["value"])))
 
 
-def _control(judgement: Mapping[str, Any]) -> list[str]:
-    over = judgement.get("over_control")
+def _control(over: Mapping[str, Any] | None) -> str:
+    """Compare with the control in half a sentence."""
     if not over:
-        return []
-    bounds = between(over)
-    measured = f"{points(over['value'])} points over it" + (f", 95 % interval {bounds}" if bounds else "")
-    share = share_from_source(judgement)
+        return ""
+    bounds = f" ({between(over)})" if between(over) else ""
+    copy = "the control, a shuffled copy of the fine-tune moved with the same samples,"
+    if not excludes_zero(over):
+        return f"{copy} does as well within chance: {points(over['value'])} points over it{bounds}"
+    distance = points(abs(over["value"])).lstrip("+")
+    if over["value"] > 0:
+        return f"{distance} points better than {copy.rstrip(',')}{bounds}"
+    return f"{copy} is {distance} points better still{bounds}"
+
+
+def _share(judgement: Mapping[str, Any]) -> str | None:
+    """Say where a sure gain comes from."""
+    share, over = share_from_source(judgement), judgement.get("over_control") or {}
     if share is None:
-        return [f"The control, the same transport of a shuffled task vector: {measured}."]
+        return None
     if excludes_zero(over) and over["value"] > 0:
-        return [
-            f"About {percent(share, 0)} of the gain comes from the source fine-tune: a shuffled copy of it, moved with "
-            f"the same labelled samples, gains only the rest ({measured})."
-        ]
-    return [
-        f"About {percent(share, 0)} of the gain comes from the source fine-tune, within chance: a shuffled copy of it, "
-        f"moved with the same labelled samples, does as well ({measured}). The samples made the difference."
-    ]
+        rest = "" if share > 0.995 else ", the rest from the labelled samples"
+        return f"About {percent(share, 0)} of the gain comes from the source fine-tune{rest}."
+    return "So the labelled samples made the difference, and not the source fine-tune."
 
 
 def _naive(judgement: Mapping[str, Any]) -> str | None:
