@@ -5,6 +5,7 @@ import os
 import datasets
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from gradfix.data import Row, load_rows, origin, row_hash
@@ -129,6 +130,10 @@ def test_a_hash_is_of_the_columns_that_count(tmp_path):
     assert row_hash(row, ["label", "text"]) == row_hash({"label": 1, "text": "good"})
     assert row_hash(row) != row_hash(row, ["text", "label"])
     assert row_hash({"text": "é"}) != row_hash({"text": "e"})
+    values = torch.arange(4.0)
+    assert row_hash({"x": values}) == row_hash({"x": torch.arange(8.0)[:4]})
+    for other in (values + 1, values.reshape(2, 2), values.bfloat16()):
+        assert row_hash({"x": values}) != row_hash({"x": other})
     assert row_hash({"turns": [{"role": "user", "content": "a"}]}) != row_hash(
         {"turns": [{"role": "user", "content": "b"}]}
     )

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from gradfix.merging import merge as merge
     from gradfix.pipeline import transport as transport
     from gradfix.placement import place as place
+    from gradfix.tasks import CustomTask as CustomTask
     from gradfix.update import apply as apply
     from gradfix.vectors import TaskVector as TaskVector
     from gradfix.votes import Votes as Votes
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Checkpoint": "checkpoints",
     "CheckpointWriter": "checkpoints",
+    "CustomTask": "tasks",
     "GradfixError": "errors",
     "TaskVector": "vectors",
     "Votes": "votes",

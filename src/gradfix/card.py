@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from gradfix.recipes import only_in_python
 from gradfix.report.static import ALPHA_FILE, RESULTS_FILE
 
 _PIPELINES = {
@@ -28,16 +29,19 @@ def model_card(record: Mapping[str, Any], figures: Collection[str] = ()) -> str:
         Markdown with the Hub's metadata on top. ``base_model`` is left out for a model that is only on a disk.
     """
     inputs, recipe, _alpha = record["inputs"], record["recipe"], record["alpha"]
-    metadata: dict[str, Any] = {
-        "library_name": "transformers",
-        "tags": ["gradfix", "task-arithmetic", "model-merging"],
-    }
+    metadata: dict[str, Any] = {"tags": ["gradfix", "task-arithmetic", "model-merging"]}
     if recipe["task"] in _PIPELINES:
-        metadata["pipeline_tag"] = _PIPELINES[recipe["task"]]
+        metadata = {"library_name": "transformers", **metadata, "pipeline_tag": _PIPELINES[recipe["task"]]}
     hub = [entry["location"].partition("@")[0] for entry in inputs.values() if _is_hub_id(entry["location"])]
     if hub:
         metadata["base_model"] = sorted(set(hub))
         metadata["base_model_relation"] = "merge"
+    missing = ", ".join(only_in_python(recipe))
+    again = (
+        f"Of what made it, {missing} came from Python and is not in `recipe.yaml`."
+        if missing
+        else "`gradfix run recipe.yaml` makes this model again."
+    )
     applied = record["applied"]
     kept = applied["kept_share"]
     lines = [
@@ -58,8 +62,7 @@ def model_card(record: Mapping[str, Any], figures: Collection[str] = ()) -> str:
         "",
         f"The loss on these samples changes at first by {record['certificate']['slope']:.4g} per unit of α, "
         "as the gradient predicts; `report.html` shows every measured step and what was kept of each layer on one "
-        "page, and `gradfix.json` has the numbers and the hashes of all inputs. `gradfix run recipe.yaml` makes this "
-        "model again.",
+        f"page, and `gradfix.json` has the numbers and the hashes of all inputs. {again}",
         "",
     ]
     return "\n".join(lines)

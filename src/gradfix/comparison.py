@@ -453,7 +453,7 @@ def compare(
     data = Data(
         pool=load_rows(recipe.data, split=recipe.split),
         held={"test": load_rows(recipe.test)},
-        whole=False,
+        budget=max(recipe.samples_per_class),
         align_data=load_rows(recipe.align_data) if recipe.align_data else (),
     )
     task = ready_task(recipe, models, data, found)

@@ -241,6 +241,16 @@ def _canonical(value: Any) -> Any:
         return {"sha256": hashlib.sha256(value.read_bytes()).hexdigest()}
     if isinstance(value, list | tuple):
         return [_canonical(item) for item in value]
+    if hasattr(value, "detach"):  # a tensor, of whatever element type
+        import torch
+
+        whole = value.detach().cpu().contiguous()
+        content = whole.flatten().view(torch.uint8).numpy().tobytes()
+        return {
+            "values": hashlib.sha256(content).hexdigest(),
+            "dtype": str(whole.dtype),
+            "shape": list(whole.shape),
+        }
     if hasattr(value, "tobytes"):  # a PIL image or an array: its pixels, since the encoded bytes are gone
         shape = getattr(value, "size", None) if hasattr(value, "mode") else getattr(value, "shape", None)
         return {"pixels": hashlib.sha256(value.tobytes()).hexdigest(), "shape": list(shape or ())}

@@ -161,10 +161,11 @@ def look_at_source(
             )
     if align == "none" and not unlabelled:
         return None
-    if base.directory is None and not asked and not unlabelled:
+    alone = base.directory is None and not task.builds_model
+    if alone and not asked and not unlabelled:
         remark(f"{apart}: its weights stand alone, and the source must be run for that; give its directory")
         return None
-    if base.directory is None:
+    if alone:
         raise GradfixError(
             f"{base.location}: the source must be run, and weights alone can't be; give its directory, "
             "or --align none"

@@ -41,9 +41,11 @@ from gradfix.preparation import (
 )
 from gradfix.progress import Progress, silent
 from gradfix.recipes import (
+    IN_PYTHON,
     EvaluateRecipe,
     TransportRecipe,
     VotesRecipe,
+    only_in_python,
     validate,
 )
 from gradfix.report import REPORT_FILE, report
@@ -94,6 +96,7 @@ def transport(
     *,
     task: str | ModelTask,
     support: str | Path | Rows | None = None,
+    data: str | Path | Rows | None = None,
     validation: str | Path | Rows | None = None,
     test: str | Path | Rows | None = None,
     unlabelled: str | Path | Rows | None = None,
@@ -105,7 +108,8 @@ def transport(
 
     Args:
         task: A task's name, or a task of your own.
-        support: The labelled samples, as a location or as rows; or give ``data`` and ``samples_per_class``.
+        support: The labelled samples, as a location or as rows.
+        data: Or labelled rows to draw ``samples_per_class`` from, likewise.
         unlabelled: Inputs that the tuned source labels, likewise.
         align_data: Inputs to align on, likewise.
         validation: Labelled data to choose α on; without it the support set is cross-fitted.
@@ -119,6 +123,7 @@ def transport(
     """
     given: dict[str, Any] = {
         "support": support,
+        "data": data,
         "validation": validation,
         "test": test,
         "unlabelled": unlabelled,
@@ -129,7 +134,9 @@ def transport(
         for name, value in given.items()
         if value is not None and not isinstance(value, str | Path)
     }
-    places = {name: None if name in rows or value is None else str(value) for name, value in given.items()}
+    # Test rows shape nothing, so a recipe makes the same model without them.
+    places = {name: None if value is None else str(value) for name, value in given.items()}
+    places |= {name: None if name == "test" else IN_PYTHON for name in rows}
     own = None if isinstance(task, str) else task
     name = task if isinstance(task, str) else task.name
     recipe = validate(TransportRecipe, {"task": name, **places, **options}, "transport")
@@ -149,7 +156,7 @@ def run_transport(
     Args:
         recipe: The validated options.
         task: A task of the caller's own; else the recipe's is made.
-        rows: Rows in memory, for ``support``, ``validation`` or ``test``, in place of the recipe's locations.
+        rows: Rows in memory by option, in place of the recipe's locations.
         tell: Told what is found of the inputs, at once.
         progress: Told what is being done.
 
@@ -203,7 +210,7 @@ def run_transport(
             describe_head(placement.vector, model)
         with clock.stage("choose samples"):
             support = choose_support(model, data.pool, **recipe.drawing())
-            if not data.whole:
+            if data.budget is not None:
                 note_cut(task, support, "chosen", found, strict=recipe.strict)
             crossing = recipe.fixed_alpha() is None and "validation" not in data.held
             for doubt in cross_fitting_doubts(task.classes(support)) if crossing else ():
@@ -265,6 +272,11 @@ def run_transport(
                 limit=recipe.examples,
             )
 
+        missing = ", ".join(only_in_python(record["recipe"]))
+        warning = (
+            f"# Not the whole recipe: {missing} came from Python. Run that script again.\n" if missing else ""
+        )
+
         def companions(applied: Applied) -> dict[str, bytes]:
             record["applied"] = applied.to_json()
             record["seconds"] = clock.seconds
@@ -276,7 +288,7 @@ def run_transport(
                 RECORD_FILE: written.encode(),
                 # From the text, so that `gradfix report` makes the same page of the file.
                 REPORT_FILE: report(json.loads(written)).encode(),
-                "recipe.yaml": recipe.dump().encode(),
+                "recipe.yaml": (warning + recipe.dump()).encode(),
                 "README.md": model_card(record, figures).encode(),
             }
 

@@ -15,7 +15,7 @@ from gradfix.compatibility import (
 )
 from gradfix.data import Row, load_rows, origin
 from gradfix.errors import GradfixError
-from gradfix.recipes import CheckRecipe, Sampling, TaskRecipe, TransportRecipe
+from gradfix.recipes import IN_PYTHON, CheckRecipe, Sampling, TaskRecipe, TransportRecipe
 from gradfix.sampling import choose
 from gradfix.target_model import TargetModel
 from gradfix.tasks import Classification, HeadedClassification, ModelTask, get_task, label_names
@@ -31,14 +31,14 @@ class Data:
     Attributes:
         pool: Labelled rows: the support set, or what it is drawn from.
         held: Labelled rows that choose or judge, by ``"validation"`` and ``"test"``, as far as they were given.
-        whole: The pool is the support set.
+        budget: Samples a class to be drawn from the pool; None where all of it is the support set.
         align_data: Inputs to align on.
         unlabelled: Inputs that the tuned source labels.
     """
 
     pool: Rows
     held: Mapping[str, Rows]
-    whole: bool = True
+    budget: int | None = None
     align_data: Rows = ()
     unlabelled: Rows = ()
 
@@ -52,19 +52,33 @@ class Data:
 
         Returns:
             The rows.
+
+        Raises:
+            GradfixError: if rows can't be read, or came from memory and are gone.
         """
 
         def rows(name: str) -> Rows:
             place = getattr(recipe, name)
-            return given[name] if name in given else load_rows(place) if place else ()
+            if name in given:
+                return given[name]
+            if place == IN_PYTHON:
+                raise GradfixError(
+                    f"{name}: these rows were given in Python and no file holds them; run that script again"
+                )
+            return (
+                load_rows(place, split=recipe.split if name in {"support", "data"} else None) if place else ()
+            )
 
-        pool = given.get("support")
+        named = [name for name in ("support", "data") if name in given or getattr(recipe, name)]
+        if not named:
+            raise GradfixError(
+                "there are no labelled samples: give --support, or --data with --samples-per-class"
+            )
+        pool = rows(named[0])
         return cls(
-            pool=labelled_rows(recipe.support or recipe.data, recipe.split, "support")
-            if pool is None
-            else pool,
+            pool=pool,
             held={name: found for name in ("validation", "test") if len(found := rows(name))},
-            whole=recipe.samples_per_class is None,
+            budget=recipe.samples_per_class,
             align_data=rows("align_data"),
             unlabelled=rows("unlabelled"),
         )
@@ -100,7 +114,10 @@ def ready_task(
     for rows in (data.align_data, data.unlabelled):
         if len(rows):
             task.check(without_labels(task, rows))
-    for name, rows in {**({"support": data.pool} if data.whole else {}), **data.held}.items():
+    if data.budget is not None:
+        # For its refusal alone: which samples are drawn can depend on the target's features.
+        choose(task.classes(data.pool), data.budget, names=task.class_names)
+    for name, rows in {**({"support": data.pool} if data.budget is None else {}), **data.held}.items():
         note_cut(task, rows, name, found, strict=recipe.strict)
     return task
 
@@ -214,7 +231,14 @@ def choose_support(
     if samples_per_class is None:
         return pool
     features = None if sampling == "random" else model.features(pool)
-    chosen = choose(model.task.classes(pool), samples_per_class, sampling, seed=seed, features=features)
+    chosen = choose(
+        model.task.classes(pool),
+        samples_per_class,
+        sampling,
+        seed=seed,
+        features=features,
+        names=model.task.class_names,
+    )
     return [pool[position] for position in chosen]
 
 

@@ -5,6 +5,7 @@ neither torch nor transformers, so that ``gradfix --help`` answers at once.
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -46,6 +47,21 @@ Overwrite = Annotated[bool, Field(description="replace an existing output once t
 Resume = Annotated[bool, Field(description="go on with an interrupted run of the same inputs")]
 Restart = Annotated[bool, Field(description="discard an interrupted run")]
 
+
+TASKS = (
+    "text-classification",
+    "text-to-text",
+    "causal-lm",
+    "zero-shot-image-classification",
+    "image-classification",
+)
+"""The tasks that a recipe can name."""
+
+IN_PYTHON = "rows given in Python"
+"""What a recipe says in place of a location where rows came from memory."""
+
+ROWS = ("support", "data", "validation", "unlabelled", "align_data")
+"""The options of a transport that name rows which shape the model."""
 
 AUTO_STEPS = 4
 """Re-votes that ``--method auto`` tries at most."""
@@ -205,13 +221,7 @@ Sampling = Literal["random", "herding", "k-medoids", "coreset"]
 class TaskRecipe(Recipe):
     """What every command that runs a task on labelled data may be told of it."""
 
-    task: Annotated[
-        str,
-        Field(
-            description="text-classification, text-to-text, causal-lm, zero-shot-image-classification "
-            "or image-classification"
-        ),
-    ]
+    task: Annotated[str, Field(description=f"{', '.join(TASKS[:-1])} or {TASKS[-1]}")]
     column: Annotated[
         list[str], Field(description="role=name, where the data's columns have other names")
     ] = []
@@ -563,6 +573,19 @@ class LabTablesRecipe(Recipe):
         if unknown:
             raise ValueError(f"expected some of {', '.join(STUDIES)}, found {unknown[0]!r}")
         return study
+
+
+def only_in_python(recipe: Mapping[str, Any]) -> list[str]:
+    """Name what a transport's recipe does not hold, so that it can't make the same model again.
+
+    Args:
+        recipe: Its options as JSON.
+
+    Returns:
+        ``task`` where that was made of functions, and options whose rows came from memory.
+    """
+    rows = [name for name in ROWS if recipe.get(name) == IN_PYTHON]
+    return [*([] if recipe.get("task") in TASKS else ["task"]), *rows]
 
 
 def parse_size(text: str) -> int:

@@ -172,17 +172,19 @@ class FoldedVotes:
         self._files: list[Path] = []
 
     def __enter__(self) -> "FoldedVotes":
-        self._directory = tempfile.TemporaryDirectory(prefix="gradfix-votes-")
         done = 0
-        for number, fold in enumerate(self._folds if self._vote == "majority" else []):
-            self._files.append(Path(self._directory.name) / f"{number}.safetensors")
-            self._count(fold).save(self._files[-1])
-            done += len(fold)
-            self._progress("counting votes", done, len(self._rows), "samples")
+        with ExitStack() as stack:
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="gradfix-votes-"))
+            for number, fold in enumerate(self._folds if self._vote == "majority" else []):
+                self._files.append(Path(directory) / f"{number}.safetensors")
+                self._count(fold).save(self._files[-1])
+                done += len(fold)
+                self._progress("counting votes", done, len(self._rows), "samples")
+            self._after = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._directory.cleanup()
+        self._after.close()
 
     def _count(self, positions: Sequence[int]) -> Votes:
         rows = [self._rows[index] for index in positions]

@@ -1,11 +1,12 @@
 """What it cost, from what it was made, and how to make it again."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gradfix.recipes import only_in_python
 from gradfix.report.blocks import Part, Section
-from gradfix.report.markup import Html, tag
+from gradfix.report.markup import Content, Html, tag
 from gradfix.report.numbers import duration, size
 
 STAGES = {
@@ -159,9 +160,18 @@ def _recipe(command: str, recipe: Mapping[str, Any]) -> Html:
             class_="code-head",
         ),
         tag("pre", tag("code", recipe_text(command, recipe), id="recipe")),
-        tag("p", "Made again by ", tag("code", "gradfix run recipe.yaml"), ".", class_="note"),
+        tag("p", *_again(only_in_python(recipe) if command == "transport" else []), class_="note"),
         class_="code",
     )
+
+
+def _again(missing: Sequence[str]) -> Sequence[Content]:
+    """Tell how to make the result again."""
+    if missing:
+        return [
+            f"Not the whole recipe: {', '.join(missing)} came from Python, so that script makes it again."
+        ]
+    return ["Made again by ", tag("code", "gradfix run recipe.yaml"), "."]
 
 
 def short(location: str) -> str:

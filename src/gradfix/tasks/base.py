@@ -226,6 +226,11 @@ class ModelTask(ABC):
             ``[B, d]`` float32.
         """
 
+    @property
+    def class_names(self) -> Sequence[str] | None:
+        """What messages call the groups of `classes`; None where they have no names."""
+        return None
+
     def classes(self, rows: Sequence[RowLike]) -> list[int]:
         """The group that each row is sampled within.
 

@@ -49,6 +49,11 @@ class Classification(ModelTask):
         return self._labels
 
     @property
+    def class_names(self) -> Sequence[str]:
+        """The names of the classes."""
+        return self.labels.names
+
+    @property
     def has_labels(self) -> bool:
         """Whether class names are known: given, bound with a model, or taken from data."""
         return self._labels is not None

@@ -166,7 +166,7 @@ class CustomTask(ModelTask):
             except TypeError as error:
                 raise GradfixError(
                     f"{where}: column {column!r} holds a {type(row[column]).__name__}, which can't be hashed; "
-                    "give numbers, text, lists, arrays, bytes, paths or images, or leave it out with columns="
+                    "give numbers, text, lists, arrays, tensors, bytes, paths or images, or leave it out with columns="
                 ) from error
             role = column
             if column == "image":

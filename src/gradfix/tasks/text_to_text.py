@@ -61,6 +61,11 @@ class TextToText(ModelTask):
         self.padding = padding_id(self.tokenizer, location)
         self.limit = self.max_length or context_length(self.config, self.tokenizer)
 
+    @property
+    def class_names(self) -> Sequence[str] | None:
+        """The candidates."""
+        return self.candidates
+
     def classes(self, rows: Sequence[RowLike]) -> list[int]:
         """Which candidate each target is.
 
