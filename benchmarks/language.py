@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 from docstrings import prose, split, task_sentences
-
 from gradfix.intervals import paired_difference
 
 LABELS = (
