@@ -1,29 +1,20 @@
 """The main job, end to end: from three models and a handful of samples to a model directory and its evidence."""
 
-import json
-import platform
-import resource
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import gradfix
-from gradfix.card import model_card
 from gradfix.checkpoints import Checkpoint
 from gradfix.compatibility import Compatibility, Finding, check_weights, open_models, unheard
-from gradfix.data import origin, row_hash
 from gradfix.decision import Decision, cross_fitting_doubts, decide, standing_ground
 from gradfix.descent import Certificate, certify
 from gradfix.errors import GradfixError
 from gradfix.evaluation import Evaluation
-from gradfix.examples import changed_examples
 from gradfix.judgement import Judgement, judge
 from gradfix.observation import look_at_source
 from gradfix.placement import own_weights, place
@@ -37,29 +28,16 @@ from gradfix.preparation import (
     note_cut,
     ready_task,
     use_head,
-    used_columns,
 )
 from gradfix.progress import Progress, silent
-from gradfix.recipes import (
-    IN_PYTHON,
-    EvaluateRecipe,
-    TransportRecipe,
-    VotesRecipe,
-    only_in_python,
-    validate,
-)
-from gradfix.report import REPORT_FILE, report
-from gradfix.report.static import card_figures
-from gradfix.report.verdict import transport_verdict
+from gradfix.recipes import IN_PYTHON, EvaluateRecipe, TransportRecipe, VotesRecipe, validate
+from gradfix.record import Clock, output_files, transport_record, votes_facts
 from gradfix.scaling import AlphaChoice
 from gradfix.target_model import TargetModel
 from gradfix.tasks import ModelTask, get_task
 from gradfix.update import Applied, apply
 from gradfix.vectors import TaskVector
 from gradfix.votes import Votes
-
-FORMAT_VERSION = 1
-RECORD_FILE = "gradfix.json"
 
 
 @dataclass(frozen=True)
@@ -166,7 +144,7 @@ def run_transport(
     Raises:
         GradfixError: if the inputs don't allow it; nothing is written then.
     """
-    clock, found = _Clock(), Compatibility(tell=tell)
+    clock, found = Clock(), Compatibility(tell=tell)
     if recipe.output.exists() and not recipe.overwrite:
         raise GradfixError(f"{recipe.output}: exists already; choose another output or give --overwrite")
     with clock.stage("check"):
@@ -234,64 +212,20 @@ def run_transport(
             certificate = certify(model, tried.delta, support, choice.alpha)
         with clock.stage("judge"):
             judgement = _judged(model, tried, data.held, progress)
-        record: dict[str, Any] = {
-            "format": "gradfix-transport",
-            "version": FORMAT_VERSION,
-            "versions": versions(),
-            "recipe": recipe.model_dump(mode="json"),
-            "inputs": {
-                name: {"location": checkpoint.location, "sha256": checkpoint.digest()}
-                for name, checkpoint in (
-                    ("source_base", base),
-                    ("source_tuned", models.tuned),
-                    ("target_base", target),
-                )
-            },
-            "check": found.to_json(),
-            "support": [
-                {"row": origin(row, number), "sha256": row_hash(row, used_columns(task, row))}
-                for number, row in enumerate(support)
-            ],
-            "votes": votes_facts(decision.votes) if decision.votes is not None else None,
-            "silent_parameters": model.silent_parameters,
-            "method": decision.method,
-            "alignment": aligned.to_json() if aligned is not None else None,
-            "observation": sight.to_json(task) if sight is not None else None,
-            "steps": decision.steps,
-            "alpha": choice.to_json(),
-            "certificate": certificate.to_json(),
-            "judgement": judgement.to_json() if judgement else None,
-        }
-        record["verdict"] = transport_verdict(record).text
-        if judgement is not None:
-            record["examples"] = changed_examples(
-                task,
-                data.held[judgement.data],
-                judgement.base,
-                judgement.transported,
-                limit=recipe.examples,
+        with clock.stage("hash inputs"):
+            record = transport_record(
+                recipe,
+                models,
+                found,
+                data,
+                model,
+                support,
+                decision,
+                certificate,
+                judgement,
+                sight=sight,
+                aligned=aligned,
             )
-
-        missing = ", ".join(only_in_python(record["recipe"]))
-        warning = (
-            f"# Not the whole recipe: {missing} came from Python. Run that script again.\n" if missing else ""
-        )
-
-        def companions(applied: Applied) -> dict[str, bytes]:
-            record["applied"] = applied.to_json()
-            record["seconds"] = clock.seconds
-            record["peak_memory_bytes"] = peak_memory()
-            written = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-            figures = card_figures(record)
-            return {
-                **figures,
-                RECORD_FILE: written.encode(),
-                # From the text, so that `gradfix report` makes the same page of the file.
-                REPORT_FILE: report(json.loads(written)).encode(),
-                "recipe.yaml": (warning + recipe.dump()).encode(),
-                "README.md": model_card(record, figures).encode(),
-            }
-
         with clock.stage("write"):
             applied = apply(
                 delta,
@@ -300,7 +234,7 @@ def run_transport(
                 output=recipe.output,
                 **recipe.writing(),
                 heads=model.head_tensors(),
-                companions=companions,
+                companions=lambda applied: output_files(record, recipe, applied.to_json(), clock.seconds),
                 progress=progress,
             )
         return Transported(
@@ -396,63 +330,3 @@ def _judged(
                 progress=progress,
             )
     return None
-
-
-def votes_facts(votes: Votes) -> dict[str, Any]:
-    """Say of votes what a report shows.
-
-    Args:
-        votes: The votes.
-
-    Returns:
-        JSON: mode, N, tie rate, and the expected stability of the signs where votes are counts.
-    """
-    facts: dict[str, Any] = {
-        "vote": votes.vote,
-        "samples": votes.samples,
-        "tie_rate": votes.tie_rate(),
-        "uncovered": list(votes.uncovered),
-        "counted_plainly": dict(votes.plain),
-    }
-    if votes.vote == "majority" and votes.samples > 1:
-        facts["stability"] = asdict(votes.stability())
-    return facts
-
-
-def versions() -> dict[str, str]:
-    """List the versions that a result depends on.
-
-    Returns:
-        By package, and the interpreter's.
-    """
-    from importlib.metadata import version
-
-    packages = ("torch", "transformers", "safetensors", "datasets", "numpy")
-    return {"gradfix": gradfix.__version__, "python": platform.python_version()} | {
-        p: version(p) for p in packages
-    }
-
-
-def peak_memory() -> int:
-    """Give the process's peak resident memory.
-
-    Returns:
-        Bytes.
-    """
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-class _Clock:
-    """Wall time by stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started

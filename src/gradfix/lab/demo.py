@@ -31,11 +31,12 @@ from gradfix.lab.processes import one_thread, processes
 from gradfix.lab.store import load
 from gradfix.lab.studies.bench import BATCH, INDEPENDENT, PAIRS, Bench, bench
 from gradfix.observation import look_at_source
-from gradfix.pipeline import RECORD_FILE, Transported, transport
+from gradfix.pipeline import Transported, transport
 from gradfix.placement import place
 from gradfix.preparation import Rows, choose_support
 from gradfix.progress import Progress, silent
 from gradfix.recipes import TransportRecipe
+from gradfix.record import RECORD_FILE
 from gradfix.report import REPORT_FILE, report_of
 from gradfix.vectors import TaskVector
 

@@ -20,9 +20,9 @@ from gradfix.lab.studies.reports import STUDIES
 from gradfix.lab.studies.run import run
 from gradfix.lab.studies.tables import raw_csv
 from gradfix.lab.studies.units import Record, Unit, collect, identity, read_unit
-from gradfix.pipeline import versions
 from gradfix.progress import Progress, silent
 from gradfix.recipes import LabTablesRecipe
+from gradfix.record import versions
 from gradfix.report import REPORT_FILE, report
 
 UNITS = "units"

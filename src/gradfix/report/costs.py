@@ -19,6 +19,7 @@ STAGES = {
     "vote and choose α": "vote and choose α",
     "certify": "certify the first-order change",
     "judge": "judge beside the control",
+    "hash inputs": "hash the inputs",
     "write": "write the model",
 }
 

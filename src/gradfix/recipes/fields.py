@@ -1,0 +1,82 @@
+"""What several recipes have in common: the types of their options, and what these say in the help."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+Mask = Literal["agreement", "confident", "force", "soft", "random", "none"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+Rounding = Literal["nearest", "stochastic"]
+MergeMethod = Literal["mean", "ties"]
+MergeOrder = Literal["merge-then-mask", "mask-then-merge"]
+
+SourceBase = Annotated[
+    str, Field(description="the old base model, θ_A: directory, file or Hub id (id@revision)")
+]
+SourceTuned = Annotated[str, Field(description="the model fine-tuned from it, θ_A^ft, or a LoRA adapter")]
+TargetBase = Annotated[str, Field(description="the new base model, θ_B")]
+Output = Annotated[Path, Field(description="where to write; it appears there only when whole")]
+Confidence = Annotated[
+    float,
+    Field(
+        gt=0,
+        le=0.5,
+        description="for mask confident: a coordinate is dropped where so many votes against it would be by luck "
+        "with at most this probability",
+    ),
+]
+Overwrite = Annotated[bool, Field(description="replace an existing output once the new one is whole")]
+Resume = Annotated[bool, Field(description="go on with an interrupted run of the same inputs")]
+Restart = Annotated[bool, Field(description="discard an interrupted run")]
+
+
+TASKS = (
+    "text-classification",
+    "text-to-text",
+    "causal-lm",
+    "zero-shot-image-classification",
+    "image-classification",
+)
+"""The tasks that a recipe can name."""
+
+IN_PYTHON = "rows given in Python"
+"""What a recipe says in place of a location where rows came from memory."""
+
+ROWS = ("support", "data", "validation", "unlabelled", "align_data")
+"""The options of a transport that name rows which shape the model."""
+
+AUTO_STEPS = 4
+"""Re-votes that ``--method auto`` tries at most."""
+
+Align = Literal["auto", "none", "regression", "procrustes", "permutation"]
+AlignData = Annotated[
+    str | None, Field(description="inputs to align on, labels not needed; else the labelled data's own")
+]
+
+Vote = Literal["majority", "mean"]
+Sampling = Literal["random", "herding", "k-medoids", "coreset"]
+
+
+def parse_size(text: str) -> int:
+    """Read a size such as ``5GB`` or ``500MB``, in powers of ten as disks are sold.
+
+    Args:
+        text: Digits, optionally with a unit of B, KB, MB, GB or TB.
+
+    Returns:
+        Bytes.
+
+    Raises:
+        ValueError: if it is not a positive size.
+    """
+    units = {"TB": 10**12, "GB": 10**9, "MB": 10**6, "KB": 10**3, "B": 1}
+    cleaned = text.strip().upper()
+    unit = next((unit for unit in units if cleaned.endswith(unit)), "")
+    try:
+        size = float(cleaned.removesuffix(unit)) * units.get(unit, 1)
+    except ValueError:
+        size = 0.0
+    if not size >= 1:
+        raise ValueError(f"expected a size such as 5GB or 500MB, found {text!r}")
+    return int(size)

@@ -1,0 +1,182 @@
+"""Recipes of the commands that run a model on labelled data: votes, evaluate, compare."""
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from gradfix.recipes.base import Recipe
+from gradfix.recipes.fields import (
+    TASKS,
+    Align,
+    AlignData,
+    Output,
+    Overwrite,
+    Sampling,
+    SourceBase,
+    SourceTuned,
+    TargetBase,
+    Vote,
+)
+
+
+class TaskRecipe(Recipe):
+    """What every command that runs a task on labelled data may be told of it."""
+
+    task: Annotated[str, Field(description=f"{', '.join(TASKS[:-1])} or {TASKS[-1]}")]
+    column: Annotated[
+        list[str], Field(description="role=name, where the data's columns have other names")
+    ] = []
+    label: Annotated[
+        list[str], Field(description="class names in order, where neither model nor data has them")
+    ] = []
+    candidate: Annotated[
+        list[str], Field(description="text-to-text: answers to rank, in place of generating")
+    ] = []
+    prefix: Annotated[str | None, Field(description="text-to-text: put before every input")] = None
+    templates: Annotated[
+        Path | None, Field(description="prompt templates for zero-shot images, one a line")
+    ] = None
+    max_length: Annotated[
+        int | None, Field(description="longest input in tokens; the model's context if not given")
+    ] = None
+    batch_size: Annotated[int, Field(ge=1, description="samples a pass")] = 32
+    device: Annotated[str, Field(description="cpu, cuda or mps")] = "cpu"
+    strict: Annotated[bool, Field(description="refuse samples that would be truncated")] = False
+    trust_remote_code: Annotated[bool, Field(description="run code that a model repository brings")] = False
+
+    @field_validator("column")
+    @classmethod
+    def _roles(cls, column: list[str]) -> list[str]:
+        wrong = [entry for entry in column if not all(entry.partition("="))]
+        if wrong:
+            raise ValueError(f"expected role=name, found {wrong[0]!r}")
+        return column
+
+    def task_options(self) -> dict[str, Any]:
+        """Give the options of the task itself.
+
+        Returns:
+            Columns by role, and class names, templates or a length where they were given.
+        """
+        options: dict[str, Any] = {
+            role: name for role, _, name in (entry.partition("=") for entry in self.column)
+        }
+        given = {
+            "labels": self.label,
+            "candidates": self.candidate,
+            "prefix": self.prefix,
+            "templates": self.templates,
+            "max_length": self.max_length,
+        }
+        return {**options, **{key: value for key, value in given.items() if value}}
+
+    def loading(self) -> dict[str, Any]:
+        """Give the options that :meth:`gradfix.target_model.TargetModel.load` takes by these names.
+
+        Returns:
+            Keyword arguments.
+        """
+        return {name: getattr(self, name) for name in ("device", "batch_size", "strict", "trust_remote_code")}
+
+
+class SupportRecipe(TaskRecipe):
+    """Where the support set comes from: all rows of a file, or some of a larger one."""
+
+    support: Annotated[
+        str | None, Field(description="the labelled samples: jsonl, csv, parquet, images, Hub id")
+    ] = None
+    data: Annotated[
+        str | None, Field(description="labelled data to choose samples from, in place of support")
+    ] = None
+    split: Annotated[str | None, Field(description="of the data, where it has several")] = None
+    samples_per_class: Annotated[
+        int | None, Field(ge=1, description="how many of the data to choose a class")
+    ] = None
+    sampling: Annotated[Sampling, Field(description="how to choose them")] = "random"
+    seed: Annotated[int, Field(description="for what is drawn at random")] = 0
+    vote: Annotated[Vote, Field(description="one vote a sample, or the sign of the mean gradient")] = (
+        "majority"
+    )
+    votes_dtype: Annotated[
+        Literal["bfloat16"] | None, Field(description="compute gradients under autocast")
+    ] = None
+
+    @model_validator(mode="after")
+    def _one_support(self) -> "SupportRecipe":
+        if self.support is not None and self.data is not None:
+            raise ValueError("give either support or data, not both")
+        if (self.data is None) != (self.samples_per_class is None):
+            raise ValueError("data and samples_per_class go together")
+        return self
+
+    def drawing(self) -> dict[str, Any]:
+        """Give the options that :func:`gradfix.preparation.choose_support` takes by these names.
+
+        Returns:
+            Keyword arguments.
+        """
+        return {name: getattr(self, name) for name in ("samples_per_class", "sampling", "seed")}
+
+
+class VotesRecipe(SupportRecipe):
+    """Count the votes of labelled samples at a model, and write them to a file."""
+
+    command: ClassVar[str] = "votes"
+    target_base: TargetBase
+    output: Output
+    source_base: Annotated[
+        str | None, Field(description="with source_tuned: votes for the tuned model's head")
+    ] = None
+    source_tuned: Annotated[
+        str | None, Field(description="where the head is from, if the new base has none")
+    ] = None
+    overwrite: Overwrite = False
+
+    @model_validator(mode="after")
+    def _both_sources(self) -> "VotesRecipe":
+        if (self.source_base is None) != (self.source_tuned is None):
+            raise ValueError("source_base and source_tuned go together")
+        return self
+
+
+class EvaluateRecipe(TaskRecipe):
+    """Measure one model on labelled data."""
+
+    command: ClassVar[str] = "evaluate"
+    model: Annotated[str, Field(description="directory or Hub id")]
+    data: Annotated[str, Field(description="labelled data")]
+    split: Annotated[str | None, Field(description="of the data, where it has several")] = None
+    output: Annotated[Path | None, Field(description="write the result, each sample's included, as JSON")] = (
+        None
+    )
+
+
+class CompareRecipe(TaskRecipe):
+    """Measure a transport beside all baselines, over several draws of the samples."""
+
+    command: ClassVar[str] = "compare"
+    source_base: SourceBase
+    source_tuned: SourceTuned
+    target_base: TargetBase
+    target_tuned: Annotated[str | None, Field(description="θ_B fully fine-tuned, for the upper bounds")] = (
+        None
+    )
+    data: Annotated[str, Field(description="labelled data to draw samples from")]
+    split: Annotated[str | None, Field(description="of the data, where it has several")] = None
+    test: Annotated[str, Field(description="labelled data to judge on; nothing is chosen there")]
+    align: Annotated[
+        Align, Field(description="for auto: carry τ over by activations first, where the bases are not alike")
+    ] = "auto"
+    align_data: AlignData = None
+    retain: Annotated[str | None, Field(description="labelled data of what the model could do before")] = None
+    samples_per_class: Annotated[list[int], Field(description="budgets to compare, repeatable")] = [
+        1,
+        2,
+        5,
+        10,
+    ]
+    sampling: Annotated[Sampling, Field(description="how to choose samples")] = "random"
+    seeds: Annotated[int, Field(ge=1, description="draws a budget")] = 3
+    output: Annotated[Path, Field(description="folder for the table as JSON and CSV")]
+    overwrite: Overwrite = False

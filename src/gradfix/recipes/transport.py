@@ -1,0 +1,165 @@
+"""Recipes of the main job and of its check."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from gradfix.recipes.fields import (
+    AUTO_STEPS,
+    IN_PYTHON,
+    ROWS,
+    TASKS,
+    Align,
+    AlignData,
+    Confidence,
+    Mask,
+    Output,
+    SourceBase,
+    SourceTuned,
+    TargetBase,
+)
+from gradfix.recipes.running import SupportRecipe
+from gradfix.recipes.writing import WritingRecipe
+
+
+class TransportRecipe(SupportRecipe, WritingRecipe):
+    """Move a fine-tune to a new base model: from three models and a few samples to a model directory."""
+
+    command: ClassVar[str] = "transport"
+    source_base: SourceBase
+    source_tuned: SourceTuned
+    target_base: TargetBase
+    output: Output
+    validation: Annotated[
+        str | None, Field(description="labelled data to choose α on; else cross-fitting")
+    ] = None
+    test: Annotated[
+        str | None, Field(description="labelled data to judge the result on; nothing is chosen there")
+    ] = None
+    alpha: Annotated[str, Field(description="auto, a number, or candidates as 0,0.5,1")] = "auto"
+    method: Annotated[
+        Literal["auto", "gradfix"] | None,
+        Field(
+            description="auto chooses among nothing, naive addition, GradFix, confident, aligned and re-voted; gradfix "
+            "does what alpha, mask, steps … say (if one of them is given, it is the default)"
+        ),
+    ] = None
+    align: Annotated[
+        Align | None,
+        Field(description="carry τ over by activations first; auto: where the two bases are not alike"),
+    ] = None
+    align_data: AlignData = None
+    steps: Annotated[
+        int, Field(ge=1, description="re-votes at most; 1 is the paper's method, auto tries up to 4")
+    ] = 1
+    vote_at: Annotated[Literal["base", "naive"], Field(description="count votes at θ_B, or at θ_B + τ")] = (
+        "base"
+    )
+    finetune_steps: Annotated[
+        int | None, Field(ge=1, description="then train so many steps on the samples; with auto: try it")
+    ] = None
+    unlabelled: Annotated[
+        str | None, Field(description="inputs without labels that vote too, as the tuned source labels them")
+    ] = None
+    mask: Annotated[Mask, Field(description="mask strategy")] = "agreement"
+    confidence: Confidence = 0.1
+    head: Annotated[
+        Literal["copy", "probe"], Field(description="copy the tuned head, or refit it on samples")
+    ] = "copy"
+    examples: Annotated[
+        int, Field(ge=0, description="judged inputs to show in the report; 0 keeps them out of the output")
+    ] = 12
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, options: Any) -> Any:
+        """Settle what is the default of what, so that the saved recipe says it."""
+        if not isinstance(options, dict):
+            return options
+        fields = cls.model_fields
+        told = [
+            name
+            for name in ("alpha", "mask", "confidence", "vote_at")
+            if options.get(name, fields[name].default) != fields[name].default
+        ]
+        method = options.get("method")
+        if method == "auto" and told:
+            raise ValueError(
+                f"method auto chooses {', '.join(told)} itself; leave it out, or give method gradfix"
+            )
+        # A re-vote asks for the method that has steps; without anything said, auto may take up to four.
+        steps = options.get("steps", fields["steps"].default)
+        plain = bool(told) or (steps != fields["steps"].default and method is None)
+        method = method or ("gradfix" if plain else "auto")
+        if method == "auto" and steps == fields["steps"].default:
+            steps = AUTO_STEPS
+        align = options.get("align") or ("auto" if method == "auto" else "none")
+        return {**options, "method": method, "align": align, "steps": steps}
+
+    @model_validator(mode="after")
+    def _readable(self) -> "TransportRecipe":
+        self.alphas()
+        if self.vote_at == "naive" and self.mask in {"none", "random"}:
+            raise ValueError(f"vote_at naive: mask {self.mask} asks for no votes")
+        if self.mask == "confident" and self.vote == "mean":
+            raise ValueError(
+                "mask confident counts votes, and a mean vote is one ballot: it needs vote majority"
+            )
+        return self
+
+    def fixed_alpha(self) -> float | None:
+        """Tell whether α was given.
+
+        Returns:
+            It, or None where it must be chosen.
+        """
+        candidates = self.alphas()
+        return candidates[0] if candidates is not None and len(candidates) == 1 else None
+
+    def alphas(self) -> list[float] | None:
+        """Read ``alpha``.
+
+        Returns:
+            The candidates, one for a fixed α; None for ``auto``.
+
+        Raises:
+            ValueError: if it is neither.
+        """
+        if self.alpha == "auto":
+            return None
+        try:
+            candidates = [float(part) for part in self.alpha.split(",")]
+        except ValueError:
+            candidates = []
+        if not candidates or not all(math.isfinite(alpha) and alpha >= 0 for alpha in candidates):
+            raise ValueError(
+                f"alpha: expected auto, a number or numbers such as 0,0.5,1, found {self.alpha!r}"
+            )
+        return candidates
+
+
+class CheckRecipe(TransportRecipe):
+    """Tell from headers, configurations, rows and a few weights whether a transport of the same options is possible."""
+
+    command: ClassVar[str] = "check"
+    task: Annotated[str, Field(description="as for transport; without it the models alone are checked")] = ""
+    # Wider than a transport's: nothing is written, so it may be missing.
+    output: Annotated[
+        Path | None, Field(description="where the result would go: its disk is checked too")
+    ] = None  # type: ignore[assignment]
+
+
+def only_in_python(recipe: Mapping[str, Any]) -> list[str]:
+    """Name what a transport's recipe does not hold, so that it can't make the same model again.
+
+    Args:
+        recipe: Its options as JSON.
+
+    Returns:
+        ``task`` where that was made of functions, and options whose rows came from memory.
+    """
+    rows = [name for name in ROWS if recipe.get(name) == IN_PYTHON]
+    return [*([] if recipe.get("task") in TASKS else ["task"]), *rows]

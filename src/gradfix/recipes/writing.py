@@ -1,0 +1,149 @@
+"""Recipes of the commands that do arithmetic on weights: diff, apply, merge."""
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field, field_validator, model_validator
+
+from gradfix.recipes.base import Recipe
+from gradfix.recipes.fields import (
+    Confidence,
+    Dtype,
+    Mask,
+    MergeMethod,
+    MergeOrder,
+    Output,
+    Overwrite,
+    Restart,
+    Resume,
+    Rounding,
+    SourceBase,
+    SourceTuned,
+    TargetBase,
+    parse_size,
+)
+
+
+class DiffRecipe(Recipe):
+    """Write the task vector between a base and its fine-tune."""
+
+    command: ClassVar[str] = "diff"
+    source_base: SourceBase
+    source_tuned: SourceTuned
+    output: Output
+    dtype: Annotated[Dtype, Field(description="element type on disk")] = "float32"
+    overwrite: Overwrite = False
+
+
+class WritingRecipe(Recipe):
+    """How a model directory is written, for every command that writes one."""
+
+    dtype: Annotated[Dtype | None, Field(description="of the output; the target's if not given")] = None
+    rounding: Annotated[
+        Rounding, Field(description="stochastic keeps small changes in bfloat16 on average")
+    ] = "nearest"
+    seed: Annotated[int, Field(description="for what is drawn at random")] = 0
+    shard_size: Annotated[str, Field(description="largest weights file, as 5GB or 500MB")] = "5GB"
+    overwrite: Overwrite = False
+    resume: Resume = False
+    restart: Restart = False
+
+    @field_validator("shard_size")
+    @classmethod
+    def _size(cls, size: str) -> str:
+        parse_size(size)
+        return size
+
+    def writing(self) -> dict[str, Any]:
+        """Give the options that :func:`gradfix.update.apply` takes by these names.
+
+        Returns:
+            Keyword arguments.
+        """
+        options = {name: getattr(self, name) for name in WritingRecipe.model_fields}
+        return {**options, "shard_size": parse_size(self.shard_size)}
+
+
+class ApplyRecipe(WritingRecipe):
+    """Add a task vector, masked by votes, to a new base model."""
+
+    command: ClassVar[str] = "apply"
+    target_base: TargetBase
+    output: Output
+    source_base: Annotated[str | None, Field(description="the old base model, θ_A; with source_tuned")] = None
+    source_tuned: Annotated[
+        str | None, Field(description="the model fine-tuned from it, or a LoRA adapter")
+    ] = None
+    task_vector: Annotated[
+        Path | None, Field(description="a file of `gradfix diff`, in place of the two sources")
+    ] = None
+    votes: Annotated[
+        Path | None, Field(description="a file of `gradfix votes`; without it the addition is naive")
+    ] = None
+    mask: Annotated[Mask | None, Field(description="mask strategy; agreement with votes, none without")] = (
+        None
+    )
+    confidence: Confidence = 0.1
+    alpha: Annotated[float, Field(description="scaling coefficient α")] = 1.0
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "ApplyRecipe":
+        pair = self.source_base is not None and self.source_tuned is not None
+        partial = self.source_base is not None or self.source_tuned is not None
+        if (self.task_vector is not None) == partial or partial != pair:
+            raise ValueError("give either source_base and source_tuned, or task_vector")
+        if self.mask not in {None, "none", "random"} and self.votes is None:
+            raise ValueError(f"mask {self.mask} needs votes")
+        return self
+
+
+class MergeRecipe(Recipe):
+    """Merge task vectors into one, as a file; or, with a target, into a model."""
+
+    command: ClassVar[str] = "merge"
+    task_vector: Annotated[
+        list[Path], Field(min_length=2, description="a file of `gradfix diff`; give the option once a file")
+    ]
+    output: Output
+    votes: Annotated[
+        list[Path] | None,
+        Field(description="a file of `gradfix votes` for each task vector, in the same order; masks by them"),
+    ] = None
+    method: Annotated[MergeMethod, Field(description="average, or trim, elect a sign and average")] = "mean"
+    density: Annotated[
+        float, Field(gt=0, le=1, description="for ties: share of its coordinates a task vector keeps")
+    ] = 0.2
+    order: Annotated[
+        MergeOrder, Field(description="the first is best for several tasks, the second for several sources")
+    ] = "merge-then-mask"
+    mask: Annotated[Mask | None, Field(description="mask strategy; agreement with votes, none without")] = (
+        None
+    )
+    confidence: Confidence = 0.1
+    target_base: Annotated[
+        str | None, Field(description="the new base model, θ_B; without it a task vector file is written")
+    ] = None
+    alpha: Annotated[float, Field(description="scaling coefficient α, with a target")] = 1.0
+    dtype: Annotated[Dtype | None, Field(description="of the output; the target's, or float32 of a file")] = (
+        None
+    )
+    rounding: Annotated[Rounding, Field(description="with a target, as in `gradfix apply`")] = "nearest"
+    seed: Annotated[int, Field(description="for what is drawn at random")] = 0
+    shard_size: Annotated[str, Field(description="with a target: largest weights file")] = "5GB"
+    overwrite: Overwrite = False
+    resume: Resume = False
+    restart: Restart = False
+
+    @model_validator(mode="after")
+    def _fits(self) -> "MergeRecipe":
+        if self.votes is not None and len(self.votes) != len(self.task_vector):
+            raise ValueError(f"give votes for each of the {len(self.task_vector)} task vectors, or none")
+        if self.mask not in {None, "none", "random"} and self.votes is None:
+            raise ValueError(f"mask {self.mask} needs votes")
+        of_models = ("alpha", "rounding", "shard_size", "resume", "restart")
+        fields = type(self).model_fields
+        given = [name for name in of_models if getattr(self, name) != fields[name].default]
+        if given and self.target_base is None:
+            raise ValueError(f"{', '.join(given)}: only with target_base")
+        parse_size(self.shard_size)
+        return self
