@@ -60,7 +60,7 @@ def transport_verdict(record: Mapping[str, Any]) -> Verdict:
     numbers = f"{percent(new['score'])} against {percent(base['score'])} {metric_name(new['metric'])}"
     bounds = between(gain)
     samples = f"{gain['n']:,} {judgement['data']} samples"
-    interval = f"95 % interval {bounds}, {samples}" if bounds else samples
+    interval = f"{percent(0.95, 0)} interval {bounds}, {samples}" if bounds else samples
     if state == UNSURE:
         headline = (
             f"The new model can't be told apart from the new base: {points(gain['value'])} points, which can be chance "
