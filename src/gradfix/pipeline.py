@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from gradfix.checkpoints import Checkpoint
-from gradfix.compatibility import Compatibility, Finding, check_weights, open_models, unheard
+from gradfix.compatibility import Compatibility, Finding, check_weights, unheard
 from gradfix.decision import Decision, cross_fitting_doubts, decide, standing_ground
 from gradfix.descent import Certificate, certify
 from gradfix.errors import GradfixError
@@ -25,6 +25,7 @@ from gradfix.preparation import (
     choose_support,
     describe_head,
     labelled_rows,
+    models_of,
     note_cut,
     ready_task,
     use_head,
@@ -148,14 +149,7 @@ def run_transport(
     if recipe.output.exists() and not recipe.overwrite:
         raise GradfixError(f"{recipe.output}: exists already; choose another output or give --overwrite")
     with clock.stage("check"):
-        models = open_models(
-            recipe.source_base,
-            recipe.source_tuned,
-            recipe.target_base,
-            found,
-            output=recipe.output,
-            overwrite=recipe.overwrite,
-        )
+        models = models_of(recipe, found)
     base, target, tau, placement = models.base, models.target, models.tau, models.placement
     with clock.stage("read data"):
         data = Data.read(recipe, rows or {})

@@ -84,6 +84,26 @@ class Data:
         )
 
 
+def models_of(recipe: TransportRecipe, found: Compatibility) -> Models:
+    """Open the models of a transport; see :func:`gradfix.compatibility.open_models`.
+
+    Args:
+        recipe: The options.
+        found: Told what is found.
+
+    Returns:
+        The models.
+    """
+    return open_models(
+        recipe.source_base,
+        recipe.source_tuned,
+        recipe.target_base,
+        found,
+        output=recipe.output,
+        overwrite=recipe.overwrite,
+    )
+
+
 def ready_task(
     recipe: TaskRecipe, models: Models, data: Data, found: Compatibility, *, task: ModelTask | None = None
 ) -> ModelTask:
@@ -300,14 +320,7 @@ def check_inputs(recipe: CheckRecipe, *, tell: Callable[[Finding], None] = unhea
     """
     found = Compatibility(tell=tell)
     try:
-        models = open_models(
-            recipe.source_base,
-            recipe.source_tuned,
-            recipe.target_base,
-            found,
-            output=recipe.output,
-            overwrite=recipe.overwrite,
-        )
+        models = models_of(recipe, found)
         if recipe.task:
             ready_task(recipe, models, Data.read(recipe, {}), found)
         check_weights(models, found)

@@ -93,6 +93,8 @@ class ModelTask(ABC):
     name: str
     metric: str
     auto_class: ClassVar[str]
+    truncates: ClassVar[bool] = False
+    """Whether `encode` may cut a sample to the model's context."""
     builds_model: ClassVar[bool] = False
     """Whether `load_model` makes an empty module without looking at a place, so that weights need no directory around
     them; all its parameters and buffers are then filled from the weights."""
@@ -265,6 +267,8 @@ class ModelTask(ABC):
         Returns:
             Their number.
         """
+        if not self.truncates:
+            return 0
         parts = (rows[start : start + CHECKED_AT_ONCE] for start in range(0, len(rows), CHECKED_AT_ONCE))
         return sum(int(self.encode(part, strict=strict)["truncated"].sum()) for part in parts)
 

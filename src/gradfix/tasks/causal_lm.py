@@ -40,6 +40,7 @@ class CausalLM(ModelTask):
     name = "causal-lm"
     metric = "token_accuracy"
     auto_class = "AutoModelForCausalLM"
+    truncates = True
 
     def __init__(
         self,

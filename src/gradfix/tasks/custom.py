@@ -176,18 +176,6 @@ class CustomTask(ModelTask):
                     role = "image values"  # numbers, such as an image already normalised
             self.columns.setdefault(role, column)
 
-    def count_cut(self, rows: Sequence[RowLike], *, strict: bool = False) -> int:
-        """Count nothing: what is truncated, the function that encodes decides and keeps to itself.
-
-        Args:
-            rows: The samples.
-            strict: Without effect.
-
-        Returns:
-            0.
-        """
-        return 0
-
     def encode(self, rows: Sequence[Any], *, strict: bool = False) -> Any:
         """Turn rows into a batch.
 

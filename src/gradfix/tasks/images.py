@@ -58,18 +58,6 @@ class ImageInputs(Classification):
             "labels": torch.tensor(self.classes(rows)),
         }
 
-    def count_cut(self, rows: Sequence[RowLike], *, strict: bool = False) -> int:
-        """Images have no length that could be too long.
-
-        Args:
-            rows: The samples.
-            strict: Without effect.
-
-        Returns:
-            0.
-        """
-        return 0
-
     def size(self, row: RowLike) -> int:
         """Images are all of one size.
 

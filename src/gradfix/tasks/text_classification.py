@@ -27,6 +27,7 @@ class TextClassification(HeadedClassification):
 
     name = "text-classification"
     auto_class = "AutoModelForSequenceClassification"
+    truncates = True
 
     def __init__(
         self,

@@ -34,6 +34,7 @@ class TextToText(ModelTask):
     name = "text-to-text"
     metric = "exact_match"
     auto_class = "AutoModelForSeq2SeqLM"
+    truncates = True
 
     def __init__(
         self,
