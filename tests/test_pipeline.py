@@ -219,10 +219,11 @@ def test_the_recipe_in_the_output_makes_the_same_weights(tmp_path: Path) -> None
     work = job("text-classification", tmp_path)
     (tmp_path / "support.jsonl").write_text("\n".join(json.dumps(row) for row in work.rows))
     work.run(tmp_path / "out", support=tmp_path / "support.jsonl")
-    recipe = yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())
-    assert load_recipe(tmp_path / "out" / "recipe.yaml").command == "transport"
-    (tmp_path / "again.yaml").write_text(yaml.safe_dump({**recipe, "output": str(tmp_path / "again")}))
-    result = gradfix("run", tmp_path / "again.yaml")
+    recipe = tmp_path / "out" / "recipe.yaml"
+    assert load_recipe(recipe).command == "transport"
+    refused = gradfix("run", recipe)
+    assert (refused.exit_code, "exists already" in refused.stderr) == (1, True)
+    result = gradfix("run", recipe, "--output", tmp_path / "again")
     assert result.exit_code == 0, result.stderr
     one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "again"))
     assert one == two

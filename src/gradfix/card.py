@@ -40,7 +40,7 @@ def model_card(record: Mapping[str, Any], figures: Collection[str] = ()) -> str:
     again = (
         f"Of what made it, {missing} came from Python and is not in `recipe.yaml`."
         if missing
-        else "`gradfix run recipe.yaml` makes this model again."
+        else "`gradfix run recipe.yaml --output AGAIN` makes this model again."
     )
     applied = record["applied"]
     kept = applied["kept_share"]
@@ -109,7 +109,12 @@ def _how(record: Mapping[str, Any], kept: float | None) -> str:
         f"With [GradFix](https://arxiv.org/abs/2510.09658) as implemented by gradfix {record['versions']['gradfix']}: "
         f"the task vector between {source} was "
     )
-    if record.get("alignment"):
+    method = record.get("method")
+    why = f" Of {len(method['candidates'])} methods tried, {method['why']}" if method else ""
+    if alpha["alpha"] == 0:
+        return f"{text}held against {target} as it is ({alpha['chosen_on']}), and nothing was added.{why}"
+    # That an alignment was there to choose does not mean that it was chosen.
+    if record.get("alignment") and (method is None or method["why"].startswith("aligned")):
         facts = record["alignment"]
         text += f"carried over by {facts['method']} of activations on {facts['inputs']} inputs, "
     if votes is not None:
@@ -119,5 +124,4 @@ def _how(record: Mapping[str, Any], kept: float | None) -> str:
         text += "" if kept is None else f", {kept:.1%} of the coordinates kept"
         text += ") and "
     text += f"added with α = {alpha['alpha']:g} ({alpha['chosen_on']})."
-    method = record.get("method")
-    return text + (f" Of {len(method['candidates'])} methods tried, {method['why']}" if method else "")
+    return text + why

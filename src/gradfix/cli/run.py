@@ -12,10 +12,13 @@ from gradfix.recipes import load_recipe
 @app.command("run")
 def run_recipe(
     recipe: str = typer.Argument(help="the YAML file"),
+    output: str | None = typer.Option(None, help="where to write, in place of the recipe's output"),
+    overwrite: bool = typer.Option(False, "--overwrite", help="replace an existing output"),
     as_json: bool = typer.Option(False, "--json", help="print a machine-readable result on stdout"),
     debug: bool = typer.Option(False, "--debug", help="show tracebacks"),
 ) -> None:
     """Run any command from a recipe file, such as the recipe.yaml of an output."""
     with refusals("run", debug=debug), Console(as_json) as console:
-        loaded = load_recipe(Path(recipe))
+        changes = {"output": output} if output is not None else {}
+        loaded = load_recipe(Path(recipe), **changes, **({"overwrite": True} if overwrite else {}))
         JOBS[loaded.command](loaded, console)

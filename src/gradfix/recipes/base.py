@@ -42,11 +42,12 @@ def recipes() -> dict[str, type[Recipe]]:
     return found
 
 
-def load_recipe(path: Path) -> Recipe:
+def load_recipe(path: Path, **changes: Any) -> Recipe:
     """Read and validate a recipe.
 
     Args:
         path: A YAML file with a ``command`` and that command's options.
+        **changes: Options in place of the file's.
 
     Returns:
         The recipe of that command.
@@ -62,7 +63,7 @@ def load_recipe(path: Path) -> Recipe:
     command = content.get("command") if isinstance(content, dict) else None
     if command not in known:
         raise GradfixError(f"{path}: command: expected one of {', '.join(sorted(known))}, found {command!r}")
-    options = {key: value for key, value in content.items() if key != "command"}
+    options = {key: value for key, value in content.items() if key != "command"} | changes
     return validate(known[command], options, str(path))
 
 

@@ -172,7 +172,7 @@ def _again(missing: Sequence[str]) -> Sequence[Content]:
         return [
             f"Not the whole recipe: {', '.join(missing)} came from Python, so that script makes it again."
         ]
-    return ["Made again by ", tag("code", "gradfix run recipe.yaml"), "."]
+    return ["Made again by ", tag("code", "gradfix run recipe.yaml --output AGAIN"), "."]
 
 
 def short(location: str) -> str:
