@@ -321,15 +321,8 @@ def seen(rows: Mapping[tuple[str, int], Any], budgets: tuple[int, ...], tested: 
         found = {method: row for (method, of), row in rows.items() if of == budget}
         scores = {method: row["score"]["value"] for method, row in found.items()}
         best = max((method for method in found if method not in bounds), key=lambda method: scores[method])
-        beside = ", ".join(
-            f"{found[method]['label']} {scores[method]:.3f}"
-            for method in ("zero-shot", "naive", "auto", "gradfix", "control", "few-shot")
-            if method != best
-        )
-        text = (
-            f"- {budget} a class: {found[best]['label']} has the highest mean, {scores[best]:.3f} ({beside}; "
-        )
-        text += f"full fine-tuning has {scores['full']:.3f}). "
+        text = f"- {budget} a class: {found[best]['label']} has the highest mean, {scores[best]:.3f}"
+        text += f" (full fine-tuning has {scores['full']:.3f}). "
         text += f"{against(found['gradfix'], 'GradFix', 'the shuffled control')}; "
         text += against(found["auto"], "auto", "a control of its own")
         for rival in ("naive", "few-shot"):
