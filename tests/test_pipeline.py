@@ -468,6 +468,33 @@ def test_a_pool_is_sampled_and_the_chosen_rows_are_recorded(tmp_path: Path) -> N
         assert all(entry["row"].endswith("rows.jsonl") for entry in result.record["support"])
 
 
+def test_each_kind_of_data_may_be_another_split_of_one_data_set(tmp_path: Path) -> None:
+    import datasets
+
+    work = job("text-classification", tmp_path)
+    parts = {"train": tiny.texts(12), "dev": tiny.texts(9, seed=1), "test": tiny.texts(6, seed=2)}
+    datasets.DatasetDict(
+        {name: datasets.Dataset.from_list(rows) for name, rows in parts.items()}
+    ).save_to_disk(tmp_path / "all")
+    place = str(tmp_path / "all")
+    splits = {"split": "train", "validation_split": "dev", "test_split": "test"}
+    result = work.run(
+        tmp_path / "out",
+        support=None,
+        data=place,
+        validation=place,
+        test=place,
+        samples_per_class=2,
+        **splits,
+    )
+    assert len(result.record["support"]) == 6
+    assert result.alpha.samples == 9
+    assert result.judgement is not None
+    assert result.judgement.transported.n == 6
+    with pytest.raises(GradfixError, match="has several splits"):
+        work.run(tmp_path / "no", support=place, test=place, **{**splits, "test_split": None})
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

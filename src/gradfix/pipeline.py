@@ -24,10 +24,10 @@ from gradfix.preparation import (
     bind,
     choose_support,
     describe_head,
-    labelled_rows,
     models_of,
     note_cut,
     ready_task,
+    rows_at,
     use_head,
 )
 from gradfix.progress import Progress, silent
@@ -257,7 +257,7 @@ def count(recipe: VotesRecipe, *, progress: Progress = silent) -> tuple[Votes, d
     else:
         placement = place(own_weights(target), target)
     task = get_task(recipe.task, **recipe.task_options())
-    pool = labelled_rows(recipe.support or recipe.data, recipe.split, "support")
+    pool = rows_at(recipe, str(recipe.support or recipe.data), recipe.split)
     bind(task, target, placement.vector, pool, trust_remote_code=recipe.trust_remote_code)
     task.check(pool, support=True)
     model = TargetModel.load(
@@ -290,7 +290,7 @@ def measure(recipe: EvaluateRecipe, *, progress: Progress = silent) -> Evaluatio
     """
     checkpoint = Checkpoint.open(recipe.model)
     task = get_task(recipe.task, **recipe.task_options())
-    rows = labelled_rows(recipe.data, recipe.split, "labelled")
+    rows = rows_at(recipe, recipe.data, recipe.split)
     bind(task, checkpoint, None, rows, trust_remote_code=recipe.trust_remote_code)
     task.check(rows)
     model = TargetModel.load(

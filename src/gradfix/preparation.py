@@ -57,7 +57,7 @@ class Data:
             GradfixError: if rows can't be read, or came from memory and are gone.
         """
 
-        def rows(name: str) -> Rows:
+        def rows(name: str, split: str | None = None) -> Rows:
             place = getattr(recipe, name)
             if name in given:
                 return given[name]
@@ -65,19 +65,20 @@ class Data:
                 raise GradfixError(
                     f"{name}: these rows were given in Python and no file holds them; run that script again"
                 )
-            return (
-                load_rows(place, split=recipe.split if name in {"support", "data"} else None) if place else ()
-            )
+            return rows_at(recipe, place, split) if place else ()
 
         named = [name for name in ("support", "data") if name in given or getattr(recipe, name)]
         if not named:
             raise GradfixError(
                 "there are no labelled samples: give --support, or --data with --samples-per-class"
             )
-        pool = rows(named[0])
+        held = {
+            "validation": rows("validation", recipe.validation_split),
+            "test": rows("test", recipe.test_split),
+        }
         return cls(
-            pool=pool,
-            held={name: found for name in ("validation", "test") if len(found := rows(name))},
+            pool=rows(named[0], recipe.split),
+            held={name: found for name, found in held.items() if len(found)},
             budget=recipe.samples_per_class,
             align_data=rows("align_data"),
             unlabelled=rows("unlabelled"),
@@ -180,23 +181,18 @@ def without_labels(task: ModelTask, rows: Sequence[Mapping[str, Any]]) -> list[R
     ]
 
 
-def labelled_rows(location: str | None, split: str | None, what: str) -> Rows:
-    """Read labelled rows that a command needs.
+def rows_at(recipe: TaskRecipe, location: str, split: str | None = None) -> Rows:
+    """Read rows where a recipe has them.
 
     Args:
+        recipe: Tells the configuration of a Hub data set.
         location: Where they are.
         split: Of data with several.
-        what: What they are for, for the message.
 
     Returns:
         The rows.
-
-    Raises:
-        GradfixError: if no location was given, or it can't be read.
     """
-    if location is None:
-        raise GradfixError(f"no {what} samples: give --support, or --data with --samples-per-class")
-    return load_rows(location, split=split)
+    return load_rows(location, split=split, configuration=recipe.configuration)
 
 
 def bind(

@@ -11,11 +11,10 @@ from gradfix.checkpoints import Checkpoint
 from gradfix.comparison.draws import Judge, draw
 from gradfix.comparison.table import Line, chosen_ways, summarise, table_csv, table_json, table_markdown
 from gradfix.compatibility import Compatibility, Finding, check_weights, open_models, unheard
-from gradfix.data import load_rows
 from gradfix.evaluation import EncodedRows
 from gradfix.observation import look_at_source
 from gradfix.placement import place
-from gradfix.preparation import Data, bind, choose_support, ready_task
+from gradfix.preparation import Data, bind, choose_support, ready_task, rows_at
 from gradfix.progress import Progress, silent
 from gradfix.recipes import CompareRecipe
 from gradfix.report import REPORT_FILE, report
@@ -88,10 +87,10 @@ def compare(
     models = open_models(recipe.source_base, recipe.source_tuned, recipe.target_base, found)
     target = models.target
     data = Data(
-        pool=load_rows(recipe.data, split=recipe.split),
-        held={"test": load_rows(recipe.test)},
+        pool=rows_at(recipe, recipe.data, recipe.split),
+        held={"test": rows_at(recipe, recipe.test, recipe.test_split)},
         budget=max(recipe.samples_per_class),
-        align_data=load_rows(recipe.align_data) if recipe.align_data else (),
+        align_data=rows_at(recipe, recipe.align_data) if recipe.align_data else (),
     )
     task = ready_task(recipe, models, data, found)
     check_weights(models, found)
@@ -143,7 +142,7 @@ def _retention(
     """Prepare what the model could do before: the same kind of task on other data, with class names of its own."""
     if recipe.retain is None:
         return None
-    rows = load_rows(recipe.retain)
+    rows = rows_at(recipe, recipe.retain)
     options = {key: value for key, value in recipe.task_options().items() if key != "labels"}
     task = get_task(recipe.task, **options)
     bind(task, target, None, rows, trust_remote_code=recipe.trust_remote_code)

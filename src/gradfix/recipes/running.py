@@ -37,6 +37,7 @@ class TaskRecipe(Recipe):
     templates: Annotated[
         Path | None, Field(description="prompt templates for zero-shot images, one a line")
     ] = None
+    configuration: Annotated[str | None, Field(description="of a Hub data set that has several")] = None
     max_length: Annotated[
         int | None, Field(description="longest input in tokens; the model's context if not given")
     ] = None
@@ -135,6 +136,8 @@ class VotesRecipe(SupportRecipe):
 
     @model_validator(mode="after")
     def _both_sources(self) -> "VotesRecipe":
+        if self.support is None and self.data is None:
+            raise ValueError("give support, or data with samples_per_class")
         if (self.source_base is None) != (self.source_tuned is None):
             raise ValueError("source_base and source_tuned go together")
         return self
@@ -165,6 +168,7 @@ class CompareRecipe(TaskRecipe):
     data: Annotated[str, Field(description="labelled data to draw samples from")]
     split: Annotated[str | None, Field(description="of the data, where it has several")] = None
     test: Annotated[str, Field(description="labelled data to judge on; nothing is chosen there")]
+    test_split: Annotated[str | None, Field(description="of the test data, where it has several")] = None
     align: Annotated[
         Align, Field(description="for auto: carry τ over by activations first, where the bases are not alike")
     ] = "auto"

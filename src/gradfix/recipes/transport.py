@@ -36,9 +36,13 @@ class TransportRecipe(SupportRecipe, WritingRecipe):
     validation: Annotated[
         str | None, Field(description="labelled data to choose α on; else cross-fitting")
     ] = None
+    validation_split: Annotated[
+        str | None, Field(description="of the validation data, where it has several")
+    ] = None
     test: Annotated[
         str | None, Field(description="labelled data to judge the result on; nothing is chosen there")
     ] = None
+    test_split: Annotated[str | None, Field(description="of the test data, where it has several")] = None
     alpha: Annotated[str, Field(description="auto, a number, or candidates as 0,0.5,1")] = "auto"
     method: Annotated[
         Literal["auto", "gradfix"] | None,
