@@ -11,29 +11,40 @@ if TYPE_CHECKING:
 
 
 def comparison_table(lines: "Sequence[Line]", caption: str) -> "Table":
-    """Lay out a comparison.
+    """Lay out a comparison, narrow enough for 80 columns.
 
     Args:
         lines: Its rows.
         caption: What stands below.
 
     Returns:
-        A table with means and half-widths of intervals; the retention column only where there is retention.
+        A table of means and half-widths of intervals in per cent and points, a section for each number of samples;
+        retention only where there is any.
     """
+    from rich import box
     from rich.table import Table
 
     retained = any(line.retained is not None for line in lines)
-    columns = ["samples a class", "method", "score", "over the new base", "over the control"]
-    table = Table(*columns, *(["retained"] if retained else []), caption=caption)
+    several = len({line.budget for line in lines}) > 1
+    table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", pad_edge=False)
+    table.add_column("method", no_wrap=True)
+    for name in ("score, %", "over the\nnew base", "over the\ncontrol", *(["retained"] if retained else [])):
+        table.add_column(name, justify="right", no_wrap=True)
+    budget = None
     for line in lines:
-        cells = [line.score, line.gain, line.over_control, *([line.retained] if retained else [])]
-        table.add_row(str(line.budget), line.label, *(_cell(interval) for interval in cells))
+        if several and budget != line.budget:
+            table.add_section()
+            table.add_row(f"{line.budget} samples a class", style="italic")
+        budget = line.budget
+        cells = [_cell(line.score), _cell(line.gain, signed=True), _cell(line.over_control, signed=True)]
+        cells += [_cell(line.retained)] if retained else []
+        style = "bold" if line.method == "auto" else None
+        table.add_row(line.label, *cells, style=style)
     return table
 
 
-def _cell(interval: "Interval | None") -> str:
+def _cell(interval: "Interval | None", *, signed: bool = False) -> str:
     if interval is None:
         return ""
-    return f"{interval.value:.3f}" + (
-        "" if interval.low is None else f" ± {interval.value - interval.low:.3f}"
-    )
+    value = f"{interval.value * 100:{'+' if signed else ''}.1f}".replace("-", "−")
+    return value if interval.low is None else f"{value} ± {(interval.value - interval.low) * 100:.1f}"

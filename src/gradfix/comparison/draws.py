@@ -26,7 +26,7 @@ AUTO, AUTO_CONTROL = "auto", "auto-control"
 LABELS = {
     ZERO_SHOT: "new base as it is",
     **{name: method.label for name, method in METHODS.items()},
-    AUTO: "auto: the method chosen on the samples",
+    AUTO: "auto: method chosen on the samples",
     AUTO_CONTROL: "control of auto: τ shuffled first",
     FEW_SHOT: "few-shot fine-tuning",
     ORACLE: "oracle mask",
