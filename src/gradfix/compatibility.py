@@ -123,36 +123,6 @@ class Models:
     placement: Placement
 
 
-def check(
-    source_base: str | Checkpoint,
-    source_tuned: str | Checkpoint,
-    target_base: str | Checkpoint,
-    *,
-    output: Path | None = None,
-    tell: Callable[[Finding], None] = unheard,
-) -> Compatibility:
-    """Find what can be found before any real work: architecture, keys, shapes, vocabulary, descent, room.
-
-    Args:
-        source_base: θ_A.
-        source_tuned: θ_A^ft.
-        target_base: θ_B.
-        output: Where the result would go; its disk is checked if given.
-        tell: Told each finding at once.
-
-    Returns:
-        The findings. A refusal is a finding too, nothing is raised for it.
-    """
-    found = Compatibility(tell=tell)
-    try:
-        models = open_models(source_base, source_tuned, target_base, found, output=output)
-        check_weights(models, found)
-    except GradfixError as error:
-        if found.ok:
-            found.add("error", str(error))
-    return found
-
-
 def open_models(
     source_base: str | Checkpoint,
     source_tuned: str | Checkpoint,

@@ -174,9 +174,9 @@ class FoldedVotes:
     def __enter__(self) -> "FoldedVotes":
         done = 0
         with ExitStack() as stack:
-            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="gradfix-votes-"))
+            self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gradfix-votes-")))
             for number, fold in enumerate(self._folds if self._vote == "majority" else []):
-                self._files.append(Path(directory) / f"{number}.safetensors")
+                self._files.append(self._folder / f"{number}.safetensors")
                 self._count(fold).save(self._files[-1])
                 done += len(fold)
                 self._progress("counting votes", done, len(self._rows), "samples")
@@ -194,9 +194,14 @@ class FoldedVotes:
         """Give the votes of all samples.
 
         Returns:
-            The sum over folds, in memory.
+            The sum over folds, in a file: whoever asks for it may keep it.
         """
-        return self._sum(None)
+        if self._vote != "majority" or len(self._files) == 1:
+            return self._sum(None)
+        whole = self._folder / "all.safetensors"
+        if not whole.exists():
+            self._sum(None).save(whole)
+        return Votes.load(whole)
 
     def without(self, fold: int) -> Votes:
         """Give the votes of all samples but one fold's.

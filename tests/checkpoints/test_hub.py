@@ -17,9 +17,11 @@ from tests.triples import perturbed
 
 from gradfix.checkpoints import Checkpoint, remote
 from gradfix.checkpoints.remote_header import FIRST_BYTES, GLANCE
-from gradfix.compatibility import check
+from gradfix.compatibility import Compatibility
 from gradfix.errors import GradfixError
 from gradfix.placement import own_weights, place
+from gradfix.preparation import check_inputs
+from gradfix.recipes import CheckRecipe, validate
 from gradfix.target_model import TargetModel
 from gradfix.tasks import get_task
 from gradfix.vectors import TaskVector
@@ -220,6 +222,12 @@ def _push_triple(hub: FakeHub, tmp_path: Path, words: bool, **target: Any) -> No
 NAMES = ("org/base", "org/tuned", "org/target")
 
 
+def checked(**options: Any) -> Compatibility:
+    """Check the three as `gradfix check` does."""
+    models = dict(zip(("source_base", "source_tuned", "target_base"), NAMES, strict=True))
+    return check_inputs(validate(CheckRecipe, dict(models), "check"), **options)
+
+
 @pytest.mark.parametrize(
     ("target", "message"),
     [
@@ -231,7 +239,7 @@ def test_models_that_do_not_fit_are_refused_before_any_weights_are_fetched(
     hub: FakeHub, tmp_path: Path, target: dict[str, Any], message: str
 ) -> None:
     _push_triple(hub, tmp_path, words=False, **target)
-    found = check(*NAMES)
+    found = checked()
     assert not found.ok
     assert message in found.findings[-1].text
     assert [hub.weight_bytes(name) for name in NAMES] == [FIRST_BYTES] * 3
@@ -244,9 +252,7 @@ def test_other_vocabularies_are_known_before_any_weights_are_fetched(hub: FakeHu
     assert placement.matched_tokens["lm_head.weight"] == (words, ROWS + 8)
     assert [hub.weight_bytes(name) for name in NAMES] == [FIRST_BYTES] * 3
     told: dict[str, list[int]] = {}
-    found = check(
-        *NAMES, tell=lambda said: told.update({said.text: [hub.weight_bytes(name) for name in NAMES]})
-    )
+    found = checked(tell=lambda said: told.update({said.text: [hub.weight_bytes(name) for name in NAMES]}))
     warning = f"lm_head.weight: the vocabularies differ; {words} of {ROWS + 8} rows"
     assert [told[text] for text in told if text.startswith(warning)] == [[2 * FIRST_BYTES] * 3]
     assert found.ok
