@@ -131,7 +131,11 @@ class Votes(Mapping[str, Tensor]):
         """
         names = [name] if name is not None else list(self)
         total = sum(self.specs[each].numel for each in names)
-        decided = sum(int(torch.count_nonzero(self.read(each))) for each in names)
+        decided = sum(
+            int(torch.count_nonzero(self.read(each, rows)))
+            for each in names
+            for rows in self.specs[each].row_blocks()
+        )
         return (total - decided) / total if total else 0.0
 
     def histogram(self) -> np.ndarray:
@@ -141,10 +145,11 @@ class Votes(Mapping[str, Tensor]):
             Shape (N + 1,), int64.
         """
         total = np.zeros(self.samples + 1, dtype=np.int64)
-        for name in self:
-            # absolute values in a wider type: |−128| does not fit int8
-            counts = self.read(name).reshape(-1).to(torch.int32).abs()
-            total += torch.bincount(counts, minlength=self.samples + 1).cpu().numpy()
+        for name, spec in self.specs.items():
+            for rows in spec.row_blocks():
+                # absolute values in a wider type: |−128| does not fit int8
+                counts = self.read(name, rows).reshape(-1).to(torch.int32).abs()
+                total += torch.bincount(counts, minlength=self.samples + 1).cpu().numpy()
         return total
 
     def stability(self) -> Stability:
