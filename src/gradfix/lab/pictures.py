@@ -86,7 +86,7 @@ def picture(changed: Sequence[Changed], lines: Sequence[Line]) -> bytes:
         axes.grid(axis="x")
         axes.set_axisbelow(True)
         axes.invert_yaxis()
-        axes.set_xlabel(f"accuracy on scanned digits, %, {shown[0].budget} samples a class")
+        axes.set_xlabel(f"accuracy, %, {shown[0].budget} samples a class")
         cells = right.subplots(2, (len(changed) + 1) // 2, squeeze=False).flatten()
         for cell in cells:
             cell.set_axis_off()
