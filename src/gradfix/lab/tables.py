@@ -148,8 +148,7 @@ def page(
 
 
 def _head(recipe: LabTablesRecipe, scale: Scale, lines: Sequence[str]) -> str:
-    found = "\n".join(lines) if lines else "The baselines are not measured yet."
-    return f"""# Results on the embedded pair
+    text = f"""# Results on the embedded pair
 
 Written by `{command_of(recipe)} --write-docs {_docs_name(recipe)}`; nothing here is typed by hand.
 
@@ -158,7 +157,11 @@ classifications. Numbers are accuracies in % or differences of them in points: t
 the support set ± the half-width of Student's 95 % interval, on the first {scale.test} test images of each task.
 Differences are paired by draw; those in bold exclude 0. Intervals speak of other support sets, not of other test
 images. Nothing is chosen on test images.
-
+"""
+    if not lines:  # no study of the baselines, so no orderings of theirs
+        return text
+    found = "\n".join(lines)
+    return f"""{text}
 ## What this shows
 
 Each line is an ordering that the paper reports, or one of the control that it lacks, on every task and number of
