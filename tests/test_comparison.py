@@ -14,6 +14,7 @@ from gradfix.checkpoints import Checkpoint
 from gradfix.comparison import LABELS, Outcome, chosen_ways, summarise, table_csv, table_markdown
 from gradfix.placement import place
 from gradfix.preparation import bind
+from gradfix.scaling import FoldedVotes
 from gradfix.target_model import TargetModel
 from gradfix.tasks import get_task
 from gradfix.vectors import TaskVector
@@ -57,6 +58,21 @@ def test_a_model_moved_and_restored_is_the_target_to_the_bit(work: Job) -> None:
     model.restore()
     assert same(before, state(model))
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.model.parameters())
+
+
+def test_votes_by_folds_add_up_to_those_of_their_samples(work: Job) -> None:
+    model, folds = loaded(work), [[0, 3, 6], [1, 4, 7], [2, 5, 8]]
+    with FoldedVotes(model, work.rows, folds) as ballots:
+        for found, chosen in (
+            (ballots.all(), range(9)),
+            (ballots.all(), range(9)),  # asked for again, it is read again
+            (ballots.without(1), [0, 2, 3, 5, 6, 8]),
+        ):
+            expected = model.votes([work.rows[index] for index in chosen])
+            assert found.samples == expected.samples
+            # Of a key's bias the gradient is rounding alone, so its votes depend on the batch.
+            names = [name for name in expected if not name.endswith("key.bias")]
+            assert all(torch.equal(found[name], expected[name]) for name in names)
 
 
 def test_the_slope_is_the_derivative_of_the_loss_along_the_direction(work: Job) -> None:

@@ -124,9 +124,9 @@ class Models:
 
 
 def open_models(
-    source_base: str | Checkpoint,
-    source_tuned: str | Checkpoint,
-    target_base: str | Checkpoint,
+    source_base: str,
+    source_tuned: str,
+    target_base: str,
     found: Compatibility,
     *,
     output: Path | None = None,
@@ -148,9 +148,9 @@ def open_models(
     Raises:
         GradfixError: if one can't be opened, or an error was found.
     """
-    base = source_base if isinstance(source_base, Checkpoint) else Checkpoint.open(source_base)
-    tuned = source_tuned if isinstance(source_tuned, Checkpoint) else Checkpoint.open(source_tuned, base=base)
-    target = target_base if isinstance(target_base, Checkpoint) else Checkpoint.open(target_base)
+    base = Checkpoint.open(source_base)
+    tuned = Checkpoint.open(source_tuned, base=base)
+    target = Checkpoint.open(target_base)
     _check_architecture(found, base, tuned, target)
     found.refuse()
     tau = TaskVector.between(base, tuned)

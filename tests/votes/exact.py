@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
+from gradfix.batches import batch_size, select
 from gradfix.votes import Votes, count_votes
-from gradfix.votes.batches import batch_size, select
 
 
 def sample_gradients(model, batch, loss, names=None):

@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from gradfix.batches import batch_size, to_device
 from gradfix.data import origin, row_hash
 from gradfix.errors import GradfixError, listed
 from gradfix.tasks.base import Measured, ModelTask, RowLike
 from gradfix.tasks.images import read_image
-from gradfix.votes.batches import batch_size, to_device
 
 
 class CustomTask(ModelTask):

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Mapping, Sized
 import torch
 from torch import nn
 
+from gradfix.batches import Batch, batch_size, sample_fingerprints, to_device
 from gradfix.errors import GradfixError
 from gradfix.fingerprint import tensor_fingerprint
 from gradfix.progress import Progress, silent
-from gradfix.votes.batches import Batch, batch_size, sample_fingerprints, to_device
 from gradfix.votes.fast import FastCounter
 from gradfix.votes.gradient import summed_gradient
 from gradfix.votes.guard import Loss, counted_parameters, held_still, number_format

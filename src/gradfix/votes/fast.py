@@ -7,8 +7,8 @@ from types import MethodType
 import torch
 from torch import nn
 
+from gradfix.batches import Batch, batch_size, select
 from gradfix.errors import GradfixError
-from gradfix.votes.batches import Batch, batch_size, select
 from gradfix.votes.blocks import Blocks
 from gradfix.votes.chains import SampleGradients
 from gradfix.votes.crew import Crew

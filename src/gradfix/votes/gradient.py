@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from gradfix.batches import Batch, batch_size, to_device
 from gradfix.progress import Progress, silent
-from gradfix.votes.batches import Batch, batch_size, to_device
 from gradfix.votes.guard import Loss, autocast, checked_losses, counted_parameters, held_still, number_format
 from gradfix.votes.plain import arriving, count_plainly, refuse_not_finite
 

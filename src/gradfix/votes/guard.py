@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from gradfix.batches import Batch
 from gradfix.errors import GradfixError
-from gradfix.votes.batches import Batch
 
 Loss: TypeAlias = Callable[[nn.Module, Batch], Tensor]
 """``loss(model, batch)`` gives one value a sample: shape (N,)."""

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from gradfix.batches import Batch, select
 from gradfix.errors import GradfixError
-from gradfix.votes.batches import Batch, select
 from gradfix.votes.guard import Loss, autocast, checked_losses
 
 

@@ -16,7 +16,7 @@ from itertools import islice, product
 import torch
 from torch import Tensor, nn
 
-from gradfix.votes.batches import Batch, batch_size, tensors_of
+from gradfix.batches import Batch, batch_size, tensors_of
 from gradfix.votes.blocks import Blocks
 from gradfix.votes.chains import SampleGradients
 from gradfix.votes.contributions import Contribution
