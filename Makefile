@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test check format bench-language bench-transport
+.PHONY: setup demo test quick check format wheel bench-language bench-transport
 
 setup: $(STAMP)
 
@@ -19,14 +19,24 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -n 2
 
+# Without what runs whole commands: an answer while one waits.
+quick: setup
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# What people install: the package and the embedded pair, without studies and tests.
+wheel: setup
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	@du -h dist/*.whl
 
 # docs/language.md: half an hour to some hours, by how busy the machine is; what is made is kept between runs.
 bench-language: setup

@@ -27,8 +27,8 @@ from pathlib import Path
 import torch
 
 from gradfix.checkpoints import Checkpoint, TensorSpec, write_safetensors
-from gradfix.fingerprint import fingerprints
-from gradfix.votes.record import VoteRecord
+from gradfix.checkpoints.fingerprint import fingerprints
+from gradfix.votes.metadata import VoteRecord
 from llama_triple import NAMES, llama_specs, make_triple
 
 MERGEKIT = (

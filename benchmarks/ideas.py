@@ -3,9 +3,9 @@
     python benchmarks/ideas.py                       print the table
     python benchmarks/ideas.py --write docs/beyond.md   put it into the page
 
-Nothing here is used by the package: what won was built there anew (`gradfix.alignment`, `gradfix.ways`). Settings are
-fixed beforehand, the same for every task and draw; none is chosen on test images. 200 unlabelled images, behind the
-test images, stand for inputs at hand.
+Nothing here is used by the package: what won was built there anew (`gradfix.alignment`,
+`gradfix.transport.methods`). Settings are fixed beforehand, the same for every task and draw; none is chosen on test
+images. 200 unlabelled images, behind the test images, stand for inputs at hand.
 """
 
 import argparse
@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.functional import normalize, one_hot
 
-from gradfix.evaluation import mean_interval
-from gradfix.lab.datasets import load_task
-from gradfix.lab.models import pixel_values
-from gradfix.lab.store import load, load_model
-from gradfix.lab.studies.bench import task_of
+from gradfix.demo.bench import task_of
+from gradfix.demo.datasets import load_task
+from gradfix.demo.models import pixel_values
+from gradfix.demo.pair import load, load_model
+from gradfix.evaluation.evaluate import mean_interval
 
 Weights = Mapping[str, Tensor]
 TESTED, INPUTS, EACH = 500, 200, 5
@@ -123,7 +123,7 @@ class Pair:
         self.tuned = {key: self.source.weights[key] + value for key, value in self.tau.items()}
 
     def plus(self, change: Weights, alpha: float, start: Weights | None = None) -> dict[str, Tensor]:
-        """Start + α · change."""
+        """StartingPoint + α · change."""
         return {key: value + alpha * change[key] for key, value in (start or self.base).items()}
 
     @torch.no_grad()

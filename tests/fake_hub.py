@@ -65,7 +65,7 @@ class FakeHub:
         )
 
     def forget(self) -> None:
-        """Start counting anew."""
+        """StartingPoint counting anew."""
         self.requests.clear()
         self.sent.clear()
 

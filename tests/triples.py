@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from gradfix.fingerprint import fingerprints
+from gradfix.checkpoints.fingerprint import fingerprints
 from gradfix.votes import Votes
-from gradfix.votes.record import VoteRecord
+from gradfix.votes.metadata import VoteRecord
 from tests.models import (
     tiny_bert,
     tiny_clip,

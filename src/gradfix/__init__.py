@@ -3,19 +3,19 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from gradfix._version import __version__
 
 if TYPE_CHECKING:
     from gradfix.checkpoints import Checkpoint as Checkpoint
     from gradfix.checkpoints import CheckpointWriter as CheckpointWriter
     from gradfix.errors import GradfixError as GradfixError
-    from gradfix.masks import mask as mask
-    from gradfix.merging import merge as merge
-    from gradfix.pipeline import transport as transport
-    from gradfix.placement import place as place
     from gradfix.tasks import CustomTask as CustomTask
-    from gradfix.update import apply as apply
-    from gradfix.vectors import TaskVector as TaskVector
+    from gradfix.transport.pipeline import transport as transport
+    from gradfix.vectors.apply import apply as apply
+    from gradfix.vectors.masks import mask as mask
+    from gradfix.vectors.merging import merge as merge
+    from gradfix.vectors.placement import place as place
+    from gradfix.vectors.task_vector import TaskVector as TaskVector
     from gradfix.votes import Votes as Votes
     from gradfix.votes import count_votes as count_votes
 
@@ -25,14 +25,14 @@ _HOMES = {
     "CheckpointWriter": "checkpoints",
     "CustomTask": "tasks",
     "GradfixError": "errors",
-    "TaskVector": "vectors",
+    "TaskVector": "vectors.task_vector",
     "Votes": "votes",
-    "apply": "update",
+    "apply": "vectors.apply",
     "count_votes": "votes",
-    "mask": "masks",
-    "merge": "merging",
-    "place": "placement",
-    "transport": "pipeline",
+    "mask": "vectors.masks",
+    "merge": "vectors.merging",
+    "place": "vectors.placement",
+    "transport": "transport.pipeline",
 }
 
 __all__ = [*_HOMES, "__version__"]
@@ -41,7 +41,8 @@ __all__ = [*_HOMES, "__version__"]
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'gradfix' has no attribute {name!r}")
-    return getattr(import_module(f"gradfix.{_HOMES[name]}"), name)
+    home = import_module(f"gradfix.{_HOMES[name]}")
+    return import_module("gradfix.transport") if name == "transport" else getattr(home, name)
 
 
 def __dir__() -> list[str]:

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from gradfix.alignment import regression
 from gradfix.alignment.activations import Activations, Point
+from gradfix.alignment.blocks import Writer, find_writers
 from gradfix.alignment.regression import SHUFFLED, SOURCE, TARGET, TUNED, Fitted, fit_blocks
-from gradfix.alignment.streams import Writer, find_writers
 from gradfix.errors import GradfixError
 from gradfix.tasks import get_task
 from tests import tiny
 from tests.alignment.twins import inputs_of, model_of, outputs_of, random_maps, twin_of
 from tests.models import tiny_bert, tiny_t5
-from tests.test_pipeline import job
+from tests.transport.test_pipeline import job
 
 FAMILIES = ["bert", "gpt2", "t5", "clip", "vit", "llama"]
 SAMPLES = 48

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from gradfix.alignment.activations import Activations, Point
-from gradfix.alignment.rotate import Rotated, RotationAlignment, rotation, rotation_points
-from gradfix.alignment.rotations import Rotation
-from gradfix.alignment.spaces import Place
+from gradfix.alignment.rotation.maps import Rotation
+from gradfix.alignment.rotation.rotate import Rotated, RotationAlignment, rotation, rotation_points
+from gradfix.alignment.rotation.spaces import Place
+from gradfix.checkpoints.expressions import Given
 from gradfix.errors import GradfixError
-from gradfix.sources import Given
-from gradfix.vectors import TaskVector
+from gradfix.vectors.task_vector import TaskVector
 from tests.alignment.twins import (
     MODELS,
     UNIT_GAIN,

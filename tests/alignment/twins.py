@@ -18,12 +18,12 @@ from transformers import (
 )
 
 from gradfix.alignment.activations import Activations
-from gradfix.alignment.families import spaces_of
-from gradfix.alignment.rotate import Rotated, rotation_points
-from gradfix.alignment.rotations import HeadMap, Map, Permutation, Rotation
-from gradfix.alignment.spaces import HEADS, Spaces
-from gradfix.sources import Given
-from gradfix.vectors import TaskVector
+from gradfix.alignment.rotation.families import spaces_of
+from gradfix.alignment.rotation.maps import HeadMap, Map, Permutation, Rotation
+from gradfix.alignment.rotation.rotate import Rotated, rotation_points
+from gradfix.alignment.rotation.spaces import HEADS, Spaces
+from gradfix.checkpoints.expressions import Given
+from gradfix.vectors.task_vector import TaskVector
 from tests import models as shapes
 from tests.triples import FAMILIES, perturbed
 

@@ -11,20 +11,21 @@ import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save, save_file
+
+from gradfix.checkpoints import Checkpoint
+from gradfix.checkpoints.reading import remote
+from gradfix.checkpoints.reading.remote_header import FIRST_BYTES, GLANCE
+from gradfix.errors import GradfixError
+from gradfix.evaluation.target_model import TargetModel
+from gradfix.recipes import CheckRecipe, validate
+from gradfix.tasks import get_task
+from gradfix.transport.checks import Findings
+from gradfix.transport.inputs import check_inputs
+from gradfix.vectors.placement import own_weights, place
+from gradfix.vectors.task_vector import TaskVector
 from tests import fake_hub, models, tiny
 from tests.fake_hub import FakeHub
 from tests.triples import perturbed
-
-from gradfix.checkpoints import Checkpoint, remote
-from gradfix.checkpoints.remote_header import FIRST_BYTES, GLANCE
-from gradfix.compatibility import Compatibility
-from gradfix.errors import GradfixError
-from gradfix.placement import own_weights, place
-from gradfix.preparation import check_inputs
-from gradfix.recipes import CheckRecipe, validate
-from gradfix.target_model import TargetModel
-from gradfix.tasks import get_task
-from gradfix.vectors import TaskVector
 
 ROWS = 8000
 """Rows of the embeddings, so that weights are many times as long as what is asked for at first."""
@@ -222,7 +223,7 @@ def _push_triple(hub: FakeHub, tmp_path: Path, words: bool, **target: Any) -> No
 NAMES = ("org/base", "org/tuned", "org/target")
 
 
-def checked(**options: Any) -> Compatibility:
+def checked(**options: Any) -> Findings:
     """Check the three as `gradfix check` does."""
     models = dict(zip(("source_base", "source_tuned", "target_base"), NAMES, strict=True))
     return check_inputs(validate(CheckRecipe, dict(models), "check"), **options)

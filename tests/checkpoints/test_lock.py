@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gradfix.checkpoints import CheckpointWriter, TensorSpec
-from gradfix.checkpoints.lock import OutputLock, _start_time
+from gradfix.checkpoints.writing.lock import OutputLock, _start_time
 from gradfix.errors import GradfixError
 
 SPECS = {name: TensorSpec(torch.float32, (4,)) for name in "abc"}
@@ -37,7 +37,7 @@ def test_the_second_run_names_the_first(tmp_path):
 
 def test_a_lock_held_by_another_process_is_seen(tmp_path):
     program = (
-        "import sys, pathlib\nfrom gradfix.checkpoints.lock import OutputLock\n"
+        "import sys, pathlib\nfrom gradfix.checkpoints.writing.lock import OutputLock\n"
         f"with OutputLock(pathlib.Path({str(tmp_path / 'out')!r})):\n    print('held', flush=True); sys.stdin.read()\n"
     )
     with subprocess.Popen(

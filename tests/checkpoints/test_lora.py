@@ -9,11 +9,11 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests import models
 from torch import nn
 
 from gradfix.checkpoints import Checkpoint
 from gradfix.errors import GradfixError
+from tests import models
 
 # peft asks transformers for an attribute that 5.x deprecates, remarks on ties, and saves targeted embeddings
 pytestmark = [

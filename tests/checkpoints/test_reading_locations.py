@@ -11,10 +11,11 @@ import pytest
 import torch
 from huggingface_hub import errors
 from safetensors.torch import save_file
-from tests import models
 
-from gradfix.checkpoints import Checkpoint, TensorSpec, hub
+from gradfix.checkpoints import Checkpoint, TensorSpec
+from gradfix.checkpoints.reading import hub
 from gradfix.errors import GradfixError
+from tests import models
 
 INDEX = "model.safetensors.index.json"
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests import models
 from torch import nn
 
 from gradfix.checkpoints import Checkpoint
 from gradfix.checkpoints.architecture import may_tie
+from tests import models
 
 T5_ALIASES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
 BUILDERS = [

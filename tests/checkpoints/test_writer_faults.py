@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gradfix.checkpoints import CheckpointWriter, TensorSpec, atomic, files, write_safetensors
+from gradfix.checkpoints import CheckpointWriter, TensorSpec, files, write_safetensors
+from gradfix.checkpoints.writing import atomic
 from gradfix.errors import GradfixError
 
 ROWS, WIDTH = 64, 16

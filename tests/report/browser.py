@@ -22,7 +22,7 @@ needs_browser = pytest.mark.skipif(
 
 @contextmanager
 def launched() -> Iterator[Any]:
-    """Start the browser; one serves a whole module of tests."""
+    """StartingPoint the browser; one serves a whole module of tests."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:

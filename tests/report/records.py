@@ -6,6 +6,10 @@ from typing import Any
 
 from PIL import Image
 
+from gradfix.report import report
+from gradfix.report.page import page_html
+from studies.page import tables_page
+
 EVIL = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>"
 
 
@@ -241,7 +245,7 @@ def tables_record(text: str = "seven") -> dict[str, Any]:
         "points": True,
     }
     return {
-        "format": "gradfix-lab-tables",
+        "format": "gradfix-studies",
         "version": 1,
         "draws": 3,
         "test_samples": 200,
@@ -266,3 +270,8 @@ RECORDS = {
     "demo": demo_record,
     "tables": tables_record,
 }
+
+
+def page_of(record: dict[str, Any]) -> str:
+    """The page of any record: the studies bring their own."""
+    return page_html(tables_page(record)) if record["format"] == "gradfix-studies" else report(record)

@@ -8,7 +8,7 @@ import pytest
 
 from gradfix.report import report
 from tests.report.browser import check_page, launched, needs_browser, opened
-from tests.report.records import EVIL, RECORDS
+from tests.report.records import EVIL, RECORDS, page_of
 
 pytestmark = needs_browser
 
@@ -21,7 +21,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.mark.parametrize("kind", ["transport", "comparison"])
 def test_a_page_is_drawn_sorts_and_fits(browser: Any, kind: str, tmp_path: Path) -> None:
-    (tmp_path / "report.html").write_text(report(RECORDS[kind]()))
+    (tmp_path / "report.html").write_text(page_of(RECORDS[kind]()))
     check_page(browser, tmp_path / "report.html")
 
 

@@ -15,13 +15,21 @@ from hypothesis import strategies as st
 
 from gradfix.errors import GradfixError
 from gradfix.report import report, report_of
-from gradfix.report.documents import comparison_verdict
 from gradfix.report.markup import Html, embedded_json, tag
+from gradfix.report.pages import comparison_verdict
+from gradfix.report.record import PAGES
 from gradfix.report.static import card_figures
 from gradfix.report.verdict import share_from_source, transport_verdict
-from gradfix.report.writing import PAGES
-from tests.report.records import EVIL, RECORDS, comparison_record, demo_record, interval, transport_record
-from tests.test_cli import gradfix
+from tests.cli.test_cli import gradfix
+from tests.report.records import (
+    EVIL,
+    RECORDS,
+    comparison_record,
+    demo_record,
+    interval,
+    page_of,
+    transport_record,
+)
 
 
 class Reader(html.parser.HTMLParser):
@@ -67,7 +75,7 @@ class Reader(html.parser.HTMLParser):
 
 @pytest.mark.parametrize("kind", RECORDS)
 def test_names_and_texts_are_shown_and_never_run(kind: str) -> None:
-    plain, evil = Reader(report(RECORDS[kind]())), Reader(report(RECORDS[kind](EVIL)))
+    plain, evil = Reader(page_of(RECORDS[kind]())), Reader(page_of(RECORDS[kind](EVIL)))
     assert evil.tags == plain.tags  # the text made no element
     assert evil.handlers == []
     assert EVIL in evil.words
@@ -79,9 +87,9 @@ def test_names_and_texts_are_shown_and_never_run(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", RECORDS)
 def test_a_page_asks_for_nothing(kind: str) -> None:
-    page = Reader(report(RECORDS[kind]()))
+    page = Reader(page_of(RECORDS[kind]()))
     assert [a for a in page.addresses if not a.startswith(("#", "data:"))] == []
-    assert "default-src 'none'" in html.unescape(report(RECORDS[kind]())[:2000])
+    assert "default-src 'none'" in html.unescape(page_of(RECORDS[kind]())[:2000])
 
 
 def test_a_picture_from_elsewhere_is_not_loaded() -> None:
@@ -92,8 +100,8 @@ def test_a_picture_from_elsewhere_is_not_loaded() -> None:
 
 @pytest.mark.parametrize("kind", RECORDS)
 def test_the_same_record_gives_the_same_bytes_and_under_six_megabytes(kind: str) -> None:
-    page = report(RECORDS[kind]())
-    assert page == report(json.loads(json.dumps(RECORDS[kind]())))
+    page = page_of(RECORDS[kind]())
+    assert page == page_of(json.loads(json.dumps(RECORDS[kind]())))
     assert len(page.encode()) < 6_000_000
     assert page.count("plotly.js v") == 1  # once, however many figures
 
@@ -102,7 +110,7 @@ def test_the_same_record_gives_the_same_bytes_and_under_six_megabytes(kind: str)
 def test_figures_are_what_plotly_takes(kind: str) -> None:
     import plotly.graph_objects as go
 
-    figures = Reader(report(RECORDS[kind]())).figures
+    figures = Reader(page_of(RECORDS[kind]())).figures
     assert len(figures) >= 2
     for figure in figures:
         assert go.Figure(figure).data  # raises for an unknown or wrong property

@@ -27,7 +27,7 @@ def chatting(tmp_path_factory):
     return tiny.save_tiny_gpt2(tmp_path_factory.mktemp("chat"), chat_template=CHAT)
 
 
-def labelled(task, batch, index):
+def pseudo_labels(task, batch, index):
     labels = batch["labels"][index]
     return task.tokenizer.decode(labels[labels != -100])
 
@@ -35,7 +35,7 @@ def labelled(task, batch, index):
 def test_only_the_completion_and_its_end_are_predicted(loaded):
     task, model = loaded
     batch = task.encode(ROWS)
-    assert [labelled(task, batch, index) for index in range(3)] == [
+    assert [pseudo_labels(task, batch, index) for index in range(3)] == [
         "city river </s>",
         "film not very good really so loved </s>",
         "no </s>",
@@ -94,9 +94,9 @@ def test_too_long_a_sample_loses_the_start_of_its_prompt_then_the_end_of_its_com
     batch = task.encode(rows)
     assert batch["truncated"].tolist() == [True, True, False]
     assert batch["input_ids"].shape == (3, 64)
-    assert labelled(task, batch, 0) == "yes </s>"
+    assert pseudo_labels(task, batch, 0) == "yes </s>"
     assert task.tokenizer.decode(batch["input_ids"][0, -3:]) == "blue yes </s>"
-    assert labelled(task, batch, 1) == " ".join(["yes"] * 63)
+    assert pseudo_labels(task, batch, 1) == " ".join(["yes"] * 63)
     assert task.tokenizer.decode(batch["input_ids"][1, :2]) == "red yes"
     assert torch.isfinite(task.loss(model, batch)).all()
     with pytest.raises(GradfixError, match="row 0: 73 tokens, longer than the model's context of 64"):
@@ -109,7 +109,7 @@ def test_a_chat_template_is_used_where_there_is_one(chatting):
     batch = task.encode(ROWS[:1])
     text = task.tokenizer.decode(batch["input_ids"][0])
     assert " ".join(text.split()) == "<s> user what is the capital </s> <s> assistant city river </s>"
-    assert labelled(task, batch, 0) == "city river </s>"
+    assert pseudo_labels(task, batch, 0) == "city river </s>"
     assert torch.isfinite(task.loss(model, batch)).all()
     plain = get_task("causal-lm", chat=False)
     plain.bind(chatting)
@@ -126,7 +126,7 @@ def test_of_a_conversation_the_last_answer_is_predicted(chatting):
         {"role": "assistant", "content": "no really"},
     ]
     batch = task.encode([{"turns": turns}])
-    assert labelled(task, batch, 0) == "no really </s>"
+    assert pseudo_labels(task, batch, 0) == "no really </s>"
     assert task.size({"turns": turns}) == len("good bookyesbad filmno really")
     for wrong, message in [
         (turns[:3], "expected the assistant's answer as the last message"),

@@ -16,13 +16,13 @@ from torch.nn.functional import cross_entropy
 
 from gradfix.checkpoints import Checkpoint
 from gradfix.errors import GradfixError
-from gradfix.evaluation import evaluate
-from gradfix.pipeline import Transported, transport
-from gradfix.placement import place
-from gradfix.target_model import TargetModel
+from gradfix.evaluation.evaluate import evaluate
+from gradfix.evaluation.target_model import TargetModel
 from gradfix.tasks import CustomTask, get_task
-from gradfix.vectors import TaskVector
-from tests.test_cli import gradfix
+from gradfix.transport.pipeline import Transported, transport
+from gradfix.vectors.placement import place
+from gradfix.vectors.task_vector import TaskVector
+from tests.cli.test_cli import gradfix
 
 CLASSES = ("down", "up", "flat")
 ALPHA = 0.6

@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 from torch.nn.functional import cross_entropy
 
-from gradfix.data import Row
 from gradfix.errors import GradfixError
 from gradfix.tasks import get_task
+from gradfix.tasks.data import Row
 from gradfix.tasks.zero_shot import read_templates
 from tests import tiny
 

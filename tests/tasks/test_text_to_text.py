@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from gradfix.errors import GradfixError
-from gradfix.evaluation import evaluate
+from gradfix.evaluation.evaluate import evaluate
 from gradfix.tasks import get_task
 from tests import tiny
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from gradfix.batches import batch_size, select
+from gradfix.tasks.batches import batch_size, select
 from gradfix.votes import Votes, count_votes
 
 

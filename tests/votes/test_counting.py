@@ -11,7 +11,7 @@ from gradfix.votes import count_votes, mean_gradient
 from tests.models import tiny_bert
 from tests.votes.exact import assert_exact, sample_gradients
 
-METHODS = pytest.mark.parametrize("method", ["fast", "plain"])
+COUNTERS = pytest.mark.parametrize("method", ["fast", "plain"])
 
 
 def network(seed=0):
@@ -75,7 +75,7 @@ def test_the_mean_is_over_samples_not_over_batches():
         torch.testing.assert_close(g, expected.float())
 
 
-@METHODS
+@COUNTERS
 @pytest.mark.parametrize(
     ("loss", "text"),
     [
@@ -122,7 +122,7 @@ def test_batch_statistics_are_refused_by_name():
         count_votes(model, [data(3)], squares)
 
 
-@METHODS
+@COUNTERS
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_losses_that_are_not_finite_name_the_sample(method, poison):
     batch = data(5)
@@ -131,7 +131,7 @@ def test_losses_that_are_not_finite_name_the_sample(method, poison):
         count_votes(network(), [part(batch, 0, 2), part(batch, 2, 5)], squares, method=method)
 
 
-@METHODS
+@COUNTERS
 def test_gradients_that_are_not_finite_name_the_sample_and_the_parameter(method):
     def rooted(model, batch):
         return (model(batch["x"]) * batch["y"]).abs().sum(1).sqrt()  # √ has no slope at 0
@@ -142,7 +142,7 @@ def test_gradients_that_are_not_finite_name_the_sample_and_the_parameter(method)
         count_votes(network(), [part(batch, 0, 2), part(batch, 2, 5)], rooted, method=method)
 
 
-@METHODS
+@COUNTERS
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_model_is_left_as_it_was(method, fails):
     model = network().train()

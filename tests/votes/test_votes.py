@@ -9,7 +9,7 @@ from torch import nn
 
 from gradfix.errors import GradfixError
 from gradfix.votes import Votes, count_votes
-from gradfix.votes.record import VoteRecord, counts_dtype
+from gradfix.votes.metadata import VoteRecord, counts_dtype
 from gradfix.votes.stability import agreement_of_draws, stability_from_histogram
 from tests.models import tiny_bert
 from tests.votes.exact import assert_exact
@@ -131,12 +131,12 @@ def test_another_target_is_refused():
 
 @pytest.mark.parametrize(("plus", "minus", "silent"), [(3, 2, 0), (4, 0, 0), (5, 1, 0), (3, 1, 1), (4, 3, 0)])
 def test_split_half_agreement_is_the_average_over_all_splits(plus, minus, silent):
-    ballots = [1] * plus + [-1] * minus + [0] * silent
-    N = len(ballots)
+    votes_without = [1] * plus + [-1] * minus + [0] * silent
+    N = len(votes_without)
     agree = splits = 0
     for half in itertools.combinations(range(N), N // 2):
-        first = sum(ballots[n] for n in half)
-        agree += first * (sum(ballots) - first) > 0
+        first = sum(votes_without[n] for n in half)
+        agree += first * (sum(votes_without) - first) > 0
         splits += 1
     votes = Votes({"w": torch.full((3,), plus - minus, dtype=torch.int8)}, record(N))
     stability = votes.stability()
@@ -149,12 +149,12 @@ def test_split_half_agreement_is_the_average_over_all_splits(plus, minus, silent
     ("plus", "minus", "silent", "size"), [(5, 2, 0, 2), (4, 4, 0, 3), (5, 1, 1, 3), (7, 0, 0, 3)]
 )
 def test_agreement_of_draws_is_the_average_over_all_pairs_of_separate_draws(plus, minus, silent, size):
-    ballots = [1] * plus + [-1] * minus + [0] * silent
-    N = len(ballots)
+    votes_without = [1] * plus + [-1] * minus + [0] * silent
+    N = len(votes_without)
     agree = pairs = 0
     for first in itertools.combinations(range(N), size):
         for second in itertools.combinations(sorted(set(range(N)) - set(first)), size):
-            agree += sum(ballots[n] for n in first) * sum(ballots[n] for n in second) > 0
+            agree += sum(votes_without[n] for n in first) * sum(votes_without[n] for n in second) > 0
             pairs += 1
     assert agreement_of_draws(plus - minus, N, size) == pytest.approx(agree / pairs)
 

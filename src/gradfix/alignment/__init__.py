@@ -1,21 +1,19 @@
-"""Carry a task vector over to a model that was trained independently: observe, rotate, fit."""
+"""Carry a task vector over to a model that was trained independently: run the source, then rotate or fit."""
 
 from gradfix.alignment.activations import Activations, Point
-from gradfix.alignment.align import (
-    Aligned,
-    align_by_regression,
-    align_by_rotation,
-    same_tokens,
-)
-from gradfix.alignment.source import Observed, observe
+from gradfix.alignment.align import Aligned, align, align_by_regression, align_by_rotation
+from gradfix.alignment.source import Observed, SourceRun, observe, run_source, same_tokens
 
 __all__ = [
     "Activations",
     "Aligned",
     "Observed",
     "Point",
+    "SourceRun",
+    "align",
     "align_by_regression",
     "align_by_rotation",
     "observe",
+    "run_source",
     "same_tokens",
 ]

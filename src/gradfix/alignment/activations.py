@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gradfix.checkpoints.expressions import require_finite
 from gradfix.errors import AlignmentError
-from gradfix.sources import require_finite
-from gradfix.tasks.running import evaluating
+from gradfix.tasks.forward import evaluating
 
 ROWS = 4096
 """At most about this many tokens are recorded of all samples together: more change a rotation little."""
@@ -93,7 +93,7 @@ class Activations:
         outputs = []
         try:
             for batch in batches:
-                with observed(model, points) as seen, evaluating(model):
+                with record_points(model, points) as seen, evaluating(model):
                     outputs.append(run(batch))
                 for point in points:
                     rows = self.rows(one_pass(seen, point, model), batch, point)
@@ -169,7 +169,7 @@ class Activations:
 
 
 @contextmanager
-def observed(model: nn.Module, points: Sequence[Point]) -> Iterator[Mapping[Point, list[Tensor]]]:
+def record_points(model: nn.Module, points: Sequence[Point]) -> Iterator[Mapping[Point, list[Tensor]]]:
     """Watch what passes some points while the model runs; the hooks come off also after an error.
 
     Args:

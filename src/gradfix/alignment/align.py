@@ -4,17 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from gradfix.alignment.activations import Activations
 from gradfix.alignment.regression import SHUFFLED, SOURCE, TARGET, TUNED, fit_blocks
-from gradfix.alignment.rotate import rotate, rotation
-from gradfix.alignment.source import Observed, runner
-from gradfix.baselines import shuffled
-from gradfix.sources import Given
-from gradfix.target_model import TargetModel
-from gradfix.tasks import ModelTask
-from gradfix.vectors import TaskVector
+from gradfix.alignment.rotation.rotate import rotate, rotation
+from gradfix.alignment.source import Observed, SourceRun, runner
+from gradfix.checkpoints.expressions import Given
+from gradfix.evaluation.target_model import TargetModel
+from gradfix.vectors.control import shuffled
+from gradfix.vectors.task_vector import TaskVector
 
 
 @dataclass(frozen=True)
@@ -47,6 +44,25 @@ class Aligned:
             "held_out": True,
             "tensors": {name: dict(facts) for name, facts in self.tensors.items()},
         }
+
+
+def align(source: SourceRun, model: TargetModel, *, control_seed: int | None) -> Aligned | None:
+    """Carry τ over to the target, in the way that the source was run for.
+
+    Args:
+        source: What was recorded of it.
+        model: The target at θ_B.
+        control_seed: Of the control's shuffle; None for no control.
+
+    Returns:
+        The alignment; None where none was wanted.
+    """
+    seen = model, source.inputs, source.observed, source.activations
+    if source.method == "none":
+        return None
+    if source.method == "regression":
+        return align_by_regression(*seen, control=control_seed is not None)
+    return align_by_rotation(*seen, source.method, control_seed=control_seed)
 
 
 def align_by_regression(
@@ -120,22 +136,3 @@ def align_by_rotation(
     if control_seed is not None:
         control = rotate(shuffled(model.vector, control_seed), found.places, found.maps)
     return Aligned(found.vector, control, method, found.residuals, len(inputs))
-
-
-def same_tokens(source: ModelTask, target: ModelTask, inputs: Sequence[Any]) -> bool:
-    """Tell whether two models cut the inputs into the same tokens, so that tokens can be compared one by one.
-
-    Args:
-        source: The task bound to the source.
-        target: The task bound to the target.
-        inputs: The samples.
-
-    Returns:
-        True also for images, whose patches are where they are.
-    """
-    ours, theirs = source.encode(inputs), target.encode(inputs)
-    return all(
-        name not in theirs or torch.equal(ours[name], theirs[name])
-        for name in ("input_ids", "attention_mask")
-        if name in ours
-    )

@@ -30,10 +30,9 @@ import torch
 from torch import Tensor, nn
 
 from gradfix.alignment.activations import Activations, Point, first_input, first_output
-from gradfix.alignment.procrustes import procrustes
-from gradfix.alignment.rotations import unexplained
-from gradfix.alignment.streams import Writer
-from gradfix.tasks.running import evaluating
+from gradfix.alignment.blocks import Writer
+from gradfix.alignment.rotation.maps import procrustes, unexplained
+from gradfix.tasks.forward import evaluating
 
 RIDGES = (0.03, 0.1, 0.3)
 """Candidates of λ, in units of the mean square of a column of u."""

@@ -1,6 +1,8 @@
-"""What is needed of the source models, taken before the target is loaded: no two models are in memory together."""
+"""What is taken from the source models before the target is loaded: activations, and labels for inputs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,17 +10,21 @@ import torch
 from torch import Tensor
 
 from gradfix.alignment.activations import Activations, Point
+from gradfix.alignment.blocks import Writer, find_writers
 from gradfix.alignment.regression import SHUFFLED, SOURCE, TUNED
-from gradfix.alignment.rotate import rotation_points
-from gradfix.alignment.streams import Writer, find_writers
-from gradfix.baselines import shuffled
+from gradfix.alignment.rotation.rotate import rotation_points
 from gradfix.checkpoints import Checkpoint
-from gradfix.evaluation import Evaluation
-from gradfix.placement import place
+from gradfix.errors import AlignmentError, GradfixError
+from gradfix.evaluation.binding import Rows, bind, without_labels
+from gradfix.evaluation.evaluate import Evaluation
+from gradfix.evaluation.target_model import TargetModel
 from gradfix.progress import Progress, silent
-from gradfix.target_model import TargetModel
 from gradfix.tasks import Classification, ModelTask
-from gradfix.vectors import TaskVector
+from gradfix.tasks.data import Row, origin
+from gradfix.vectors.control import shuffled
+from gradfix.vectors.placement import place
+from gradfix.vectors.similarity import CLOSE
+from gradfix.vectors.task_vector import TaskVector
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ def observe(
         method: How the target will be aligned: it tells where to look. ``none`` looks at no activations.
         control_seed: Also record the base with τ's values shuffled, as the control; None for not.
         progress: Told the passes done.
-        **loading: Options of :meth:`gradfix.target_model.TargetModel.load`.
+        **loading: Options of :meth:`gradfix.evaluation.target_model.TargetModel.load`.
 
     Returns:
         What the rest needs.
@@ -116,3 +122,184 @@ def runner(task: ModelTask, model: TargetModel) -> Callable[[Any], Any]:
     if isinstance(task, Classification):
         return lambda batch: task.logits(model.model, batch).cpu()
     return lambda batch: task.loss(model.model, batch)
+
+
+MOST_INPUTS = 256
+"""Inputs that are aligned on: all of them pass through the target in one batch."""
+
+
+CONFIDENCE = 0.5
+"""Confidence, from 0 at chance to 1 at certainty, from which the source's label of an input counts as a vote."""
+
+
+@dataclass(frozen=True)
+class SourceRun:
+    """What was seen of the source.
+
+    Attributes:
+        inputs: The samples it was run on.
+        observed: What was found.
+        activations: Where its activations are.
+        method: How the target is aligned; ``none`` where it is not.
+        similarity: Cosine of the two bases' weights; None where it is not known.
+        unlabelled: How many of the first inputs are to be labelled by the source.
+    """
+
+    inputs: Rows
+    observed: Observed
+    activations: Activations
+    method: str
+    similarity: float | None
+    unlabelled: int
+
+    def pseudo_labels(self, task: ModelTask) -> list[Row]:
+        """Label the unlabelled inputs with what the tuned source is sure of.
+
+        Args:
+            task: The target's, whose class names are used.
+
+        Returns:
+            Rows with a label; those of which the source is not sure are left out.
+        """
+        if not self.unlabelled or self.observed.probabilities is None or not isinstance(task, Classification):
+            return []
+        chance = 1 / self.observed.probabilities.shape[1]
+        top = self.observed.probabilities[: self.unlabelled].max(dim=1)
+        column, names = task.columns["label"], task.labels.names
+        return [
+            Row({**row, column: names[label]}, origin(row, number))
+            for number, (row, label, sure) in enumerate(
+                zip(self.inputs, top.indices.tolist(), top.values.tolist(), strict=False)
+            )
+            if (sure - chance) / (1 - chance) >= CONFIDENCE
+        ]
+
+    def to_json(self, task: ModelTask) -> dict[str, Any]:
+        """Give what a report shows.
+
+        Args:
+            task: The target's.
+
+        Returns:
+            Inputs, similarity, and how good a labeller the source is on the labelled samples.
+        """
+        support = self.observed.support
+        return {
+            "inputs": len(self.inputs),
+            "similarity": self.similarity,
+            "source_on_support": support.to_json() if support is not None else None,
+            "unlabelled": self.unlabelled,
+            "labelled_by_source": len(self.pseudo_labels(task)),
+        }
+
+
+def run_source(
+    base: Checkpoint,
+    tau: TaskVector,
+    task: ModelTask,
+    pool: Rows,
+    stack: ExitStack,
+    *,
+    align: str,
+    alike: float | None,
+    align_data: Rows = (),
+    unlabelled: Rows = (),
+    control_seed: int | None = None,
+    loading: Mapping[str, Any],
+    remark: Callable[[str], None] = lambda text: None,
+    progress: Progress = silent,
+) -> SourceRun | None:
+    """Run the source models over inputs, as far as there is something to align or to label.
+
+    Args:
+        base: θ_A.
+        tau: θ_A^ft − θ_A.
+        task: Bound to the target.
+        pool: The labelled rows: inputs to align on where no others were given, and a test of the source.
+        stack: What is recorded goes with it.
+        align: How; ``none``, or ``auto``: by regression where the two bases are not alike.
+        alike: Cosine of the two bases' weights, by :func:`gradfix.vectors.similarity.similarity`; None if unknown.
+        align_data: Inputs to align on; their labels are not used.
+        unlabelled: Inputs that the source is to label; they are aligned on, too.
+        control_seed: Of the control's shuffle; None for no control.
+        loading: How to load a model, as :meth:`gradfix.evaluation.target_model.TargetModel.load` takes it.
+        remark: Told why ``auto`` does without an alignment that the two bases would need.
+        progress: Told the passes done.
+
+    Returns:
+        What was seen; None where nothing is to be labelled, and the two bases are alike or ``auto`` finds that the
+        source can't be aligned: it has no directory to be run from, or no blocks.
+
+    Raises:
+        AlignmentError: if the source can't be aligned as asked.
+        GradfixError: if the source has no directory to be run from, or inputs can't be labelled.
+    """
+    asked, apart = align != "auto", ""
+    if not asked:
+        align = "none"
+        if alike is not None and alike < CLOSE:
+            align = "regression"
+            apart = (
+                f"the old base is not like the new one (cosine {alike:.2f}), and the fine-tune is not aligned"
+            )
+    if align == "none" and not unlabelled:
+        return None
+    alone = base.directory is None and not task.builds_model
+    if alone and not asked and not unlabelled:
+        remark(f"{apart}: its weights stand alone, and the source must be run for that; give its directory")
+        return None
+    if alone:
+        raise GradfixError(
+            f"{base.location}: the source must be run, and weights alone can't be; give its directory, "
+            "or --align none"
+        )
+    inputs = without_labels(task, [*unlabelled, *align_data] or list(pool)[:MOST_INPUTS])
+    ours = deepcopy(task)
+    trusted = bool(loading.get("trust_remote_code"))
+    bind(ours, base, tau, pool, trust_remote_code=trusted)
+    pooled = not same_tokens(ours, task, inputs)
+    activations = stack.enter_context(Activations(len(inputs), pooled=pooled))
+
+    def look(method: str) -> Observed:
+        return observe(
+            base,
+            tau,
+            ours,
+            inputs,
+            list(pool)[:MOST_INPUTS],
+            activations,
+            method=method,
+            control_seed=control_seed,
+            progress=progress,
+            **loading,
+        )
+
+    try:
+        observed = look(align)
+    except AlignmentError as error:
+        if asked:
+            raise
+        remark(f"{apart}: {error}")
+        if not unlabelled:
+            return None
+        align, observed = "none", look("none")
+    return SourceRun(inputs, observed, activations, align, alike, len(unlabelled))
+
+
+def same_tokens(source: ModelTask, target: ModelTask, inputs: Sequence[Any]) -> bool:
+    """Tell whether two models cut the inputs into the same tokens, so that tokens can be compared one by one.
+
+    Args:
+        source: The task bound to the source.
+        target: The task bound to the target.
+        inputs: The samples.
+
+    Returns:
+        True also for images, whose patches are where they are.
+    """
+    ours, theirs = source.encode(inputs), target.encode(inputs)
+    return all(
+        name not in theirs or torch.equal(ours[name], theirs[name])
+        for name in ("input_ids", "attention_mask")
+        if name in ours
+    )

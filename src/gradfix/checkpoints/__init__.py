@@ -1,12 +1,12 @@
 """Weights on disk, one tensor at a time."""
 
 from gradfix.checkpoints.checkpoint import Checkpoint
-from gradfix.checkpoints.manifest import JSON, Manifest, read_manifest
 from gradfix.checkpoints.names import NameMatch, match_names
-from gradfix.checkpoints.safetensors_file import SafetensorsFile
-from gradfix.checkpoints.single import write_safetensors
-from gradfix.checkpoints.specs import BLOCK, TensorSource, TensorSpec
-from gradfix.checkpoints.writer import CheckpointWriter
+from gradfix.checkpoints.reading.safetensors_file import SafetensorsFile
+from gradfix.checkpoints.tensors import BLOCK, TensorSource, TensorSpec
+from gradfix.checkpoints.writing.manifest import JSON, Manifest, read_manifest
+from gradfix.checkpoints.writing.single import write_safetensors
+from gradfix.checkpoints.writing.writer import CheckpointWriter
 
 __all__ = [
     "BLOCK",

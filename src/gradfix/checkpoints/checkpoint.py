@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -10,14 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradfix.checkpoints.adapter import AdaptedWeights
-from gradfix.checkpoints.digest import content_digest
-from gradfix.checkpoints.index import WeightFile
-from gradfix.checkpoints.json_files import read_json_object
-from gradfix.checkpoints.locate import ADAPTER_CONFIG, PICKLE_SUFFIXES, Found, Located
-from gradfix.checkpoints.lora_config import read_lora_config
-from gradfix.checkpoints.resolve import resolve
-from gradfix.checkpoints.specs import TensorSpec
+from gradfix.checkpoints.fingerprint import content_digest
+from gradfix.checkpoints.lora.adapter import AdaptedWeights
+from gradfix.checkpoints.lora.config import read_lora_config
+from gradfix.checkpoints.reading.hub import is_hub_id, locate_on_hub
+from gradfix.checkpoints.reading.index import WeightFile
+from gradfix.checkpoints.reading.json_files import read_json_object
+from gradfix.checkpoints.reading.locate import (
+    ADAPTER_CONFIG,
+    PICKLE_SUFFIXES,
+    Found,
+    Located,
+    locate_weights,
+    open_weights,
+)
+from gradfix.checkpoints.tensors import TensorSpec
 from gradfix.checkpoints.ties import Ties, find_ties, same_values
 from gradfix.errors import GradfixError
 from gradfix.progress import Progress, silent
@@ -257,3 +264,31 @@ class Checkpoint(Mapping[str, Tensor]):
 def _kind(weights: WeightFile) -> str:
     written_by = "PyTorch" if weights.files[-1].suffix in PICKLE_SUFFIXES else "safetensors"
     return f"sharded {written_by}" if len(weights.files) > 1 else f"{written_by} file"
+
+
+def resolve(location: str, revision: str | None) -> Located:
+    """Find the weights that a location names; a local path wins over a Hub id.
+
+    Args:
+        location: A path, or ``org/name``, with ``@revision`` or without.
+        revision: Branch, tag or commit on the Hub; None for the default branch.
+
+    Returns:
+        The weights, not opened yet.
+
+    Raises:
+        GradfixError: If there are none, or a revision is given twice or for a local path.
+    """
+    path = Path(location)
+    if path.exists():
+        if revision is not None:
+            raise GradfixError(
+                f"{location}: revision {revision!r} was asked for, but this is a local path, which has "
+                "none: drop the revision, or rename the local directory to mean the Hub"
+            )
+        found = locate_weights(path)
+        return Located(found, location, partial(open_weights, found.weights))
+    name, at, tagged = location.partition("@")
+    if not is_hub_id(name) or (at and (revision is not None or not tagged)):
+        raise GradfixError(f"{location}: no such file or directory: check the path")
+    return locate_on_hub(name, tagged or revision)

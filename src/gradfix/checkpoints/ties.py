@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import torch
 
 from gradfix.checkpoints.architecture import architecture_of, may_tie
-from gradfix.checkpoints.index import WeightFile
 from gradfix.checkpoints.names import match_names
-from gradfix.checkpoints.specs import TensorSpec
+from gradfix.checkpoints.reading.index import WeightFile
+from gradfix.checkpoints.tensors import TensorSpec
 
 
 class TiedModel(Protocol):

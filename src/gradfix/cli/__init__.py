@@ -12,7 +12,6 @@ for _name in (
     "diff",
     "evaluate",
     "inspect",
-    "lab",
     "report",
     "run",
     "transport",

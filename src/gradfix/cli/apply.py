@@ -9,10 +9,10 @@ from gradfix.recipes import ApplyRecipe
 def apply(recipe: ApplyRecipe, console: Console) -> None:
     """Write θ_B + α (m ⊙ τ)."""
     from gradfix.checkpoints import Checkpoint, match_names
-    from gradfix.masks import mask
-    from gradfix.placement import place
-    from gradfix.update import apply as write
-    from gradfix.vectors import TaskVector
+    from gradfix.vectors.apply import apply as write
+    from gradfix.vectors.masks import mask
+    from gradfix.vectors.placement import place
+    from gradfix.vectors.task_vector import TaskVector
     from gradfix.votes import Votes
 
     target = Checkpoint.open(recipe.target_base)

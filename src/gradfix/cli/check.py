@@ -10,7 +10,7 @@ from gradfix.recipes import CheckRecipe
 @command(CheckRecipe)
 def check(recipe: CheckRecipe, console: Console) -> None:
     """Print findings as they are made, errors last; exit 1 if a transport is not possible."""
-    from gradfix.preparation import check_inputs
+    from gradfix.transport.inputs import check_inputs
 
     found = check_inputs(recipe, tell=console.tell)
     if found.ok:

@@ -9,7 +9,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from gradfix.compatibility import Finding
+    from gradfix.transport.checks import Finding
 
 
 class Console:

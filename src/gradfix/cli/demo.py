@@ -9,8 +9,8 @@ from gradfix.recipes import DemoRecipe
 @command(DemoRecipe)
 def demo(recipe: DemoRecipe, console: Console) -> None:
     """Show the table, the changed digits, where everything is, and what to type next."""
-    from gradfix.lab.demo import demo as run
-    from gradfix.lab.pictures import terminal_digits
+    from gradfix.demo.pictures import terminal_digits
+    from gradfix.demo.run import demo as run
 
     console.say(
         "A model fine-tuned to read handwritten digits, and a new base that was pre-trained apart from its own:\n"

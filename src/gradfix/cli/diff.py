@@ -10,7 +10,7 @@ def diff(recipe: DiffRecipe, console: Console) -> None:
     """Write tuned − base as one safetensors file."""
     import torch
 
-    from gradfix.vectors import TaskVector
+    from gradfix.vectors.task_vector import TaskVector
 
     tau = TaskVector.between(recipe.source_base, recipe.source_tuned)
     tau.save(

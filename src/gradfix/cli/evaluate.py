@@ -10,7 +10,7 @@ def evaluate(recipe: EvaluateRecipe, console: Console) -> None:
     """Print score, interval and loss."""
     import json
 
-    from gradfix.pipeline import measure
+    from gradfix.transport.pipeline import measure
 
     found = measure(recipe, progress=console.progress)
     interval = found.interval

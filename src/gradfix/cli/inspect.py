@@ -13,8 +13,8 @@ def inspect(recipe: InspectRecipe, console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from gradfix.inspection import by_block
-    from gradfix.inspection import inspect as look
+    from gradfix.cli.inspection import by_block
+    from gradfix.cli.inspection import inspect as look
 
     found = look(recipe.file)
     console.say(f"{found.path}: {found.kind}")

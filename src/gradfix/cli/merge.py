@@ -7,16 +7,16 @@ from gradfix.cli.console import Console
 from gradfix.recipes import MergeRecipe, parse_size
 
 if TYPE_CHECKING:
-    from gradfix.vectors import TaskVector
+    from gradfix.vectors.task_vector import TaskVector
 
 
 @command(MergeRecipe)
 def merge(recipe: MergeRecipe, console: Console) -> None:
     """Merge; then write the task vector, or θ_B + α times it."""
     from gradfix.checkpoints import Checkpoint, match_names
-    from gradfix.merging import merge as join
-    from gradfix.placement import place
-    from gradfix.vectors import TaskVector
+    from gradfix.vectors.merging import merge as join
+    from gradfix.vectors.placement import place
+    from gradfix.vectors.task_vector import TaskVector
     from gradfix.votes import Votes
 
     vectors = [TaskVector.load(path) for path in recipe.task_vector]
@@ -42,7 +42,7 @@ def merge(recipe: MergeRecipe, console: Console) -> None:
         return
     import torch
 
-    from gradfix.update import apply
+    from gradfix.vectors.apply import apply
 
     applied = apply(
         merged,
@@ -66,7 +66,7 @@ def merge(recipe: MergeRecipe, console: Console) -> None:
 def _write_vector(merged: "TaskVector", recipe: MergeRecipe, console: Console) -> None:
     import torch
 
-    from gradfix.vectors import TaskVector
+    from gradfix.vectors.task_vector import TaskVector
 
     merged.save(
         recipe.output,

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from gradfix.comparison import Line
-    from gradfix.evaluation import Interval
+    from gradfix.evaluation.evaluate import Interval
+    from gradfix.transport.comparison import Line
 
 
 def comparison_table(lines: "Sequence[Line]", caption: str) -> "Table":

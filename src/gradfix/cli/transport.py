@@ -8,7 +8,7 @@ from gradfix.recipes import TransportRecipe
 @command(TransportRecipe)
 def transport(recipe: TransportRecipe, console: Console) -> None:
     """Write the transported model and say whether it was worth it."""
-    from gradfix.pipeline import run_transport
+    from gradfix.transport.pipeline import run_transport
 
     result = run_transport(recipe, tell=console.tell, progress=console.progress)
     for note in result.applied.notes():

@@ -8,7 +8,7 @@ from gradfix.recipes import VotesRecipe
 @command(VotesRecipe)
 def votes(recipe: VotesRecipe, console: Console) -> None:
     """Write a votes file."""
-    from gradfix.pipeline import count
+    from gradfix.transport.pipeline import count
 
     counted, facts = count(recipe, progress=console.progress)
     console.say(f"wrote {recipe.output}: {counted!r}, {facts['tie_rate']:.1%} tied")

@@ -16,14 +16,13 @@ from gradfix.recipes.fields import (
     parse_size,
 )
 from gradfix.recipes.running import CompareRecipe, EvaluateRecipe, SupportRecipe, TaskRecipe, VotesRecipe
-from gradfix.recipes.showing import STUDIES, DemoRecipe, InspectRecipe, LabTablesRecipe, ReportRecipe
+from gradfix.recipes.showing import DemoRecipe, InspectRecipe, ReportRecipe
 from gradfix.recipes.transport import CheckRecipe, TransportRecipe, only_in_python
 from gradfix.recipes.writing import ApplyRecipe, DiffRecipe, MergeRecipe, WritingRecipe
 
 __all__ = [
     "AUTO_STEPS",
     "IN_PYTHON",
-    "STUDIES",
     "TASKS",
     "ApplyRecipe",
     "CheckRecipe",
@@ -32,7 +31,6 @@ __all__ = [
     "DiffRecipe",
     "EvaluateRecipe",
     "InspectRecipe",
-    "LabTablesRecipe",
     "Mask",
     "MergeMethod",
     "MergeOrder",

@@ -73,7 +73,7 @@ class TaskRecipe(Recipe):
         return {**options, **{key: value for key, value in given.items() if value}}
 
     def loading(self) -> dict[str, Any]:
-        """Give the options that :meth:`gradfix.target_model.TargetModel.load` takes by these names.
+        """Give the options that :meth:`gradfix.evaluation.target_model.TargetModel.load` takes by these names.
 
         Returns:
             Keyword arguments.
@@ -112,7 +112,7 @@ class SupportRecipe(TaskRecipe):
         return self
 
     def drawing(self) -> dict[str, Any]:
-        """Give the options that :func:`gradfix.preparation.choose_support` takes by these names.
+        """Give the options that :func:`gradfix.evaluation.binding.choose_support` takes by these names.
 
         Returns:
             Keyword arguments.

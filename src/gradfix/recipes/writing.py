@@ -55,7 +55,7 @@ class WritingRecipe(Recipe):
         return size
 
     def writing(self) -> dict[str, Any]:
-        """Give the options that :func:`gradfix.update.apply` takes by these names.
+        """Give the options that :func:`gradfix.vectors.apply.apply` takes by these names.
 
         Returns:
             Keyword arguments.

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-from gradfix.report.blocks import Section, figures_of, sections_html
-from gradfix.report.look import DARK
+from gradfix.report.elements import Section, figures_of, sections_html
 from gradfix.report.markup import Content, Html, embedded_json, joined, tag
+from gradfix.report.style import DARK
 from gradfix.report.verdict import BADGES, Verdict
 
 

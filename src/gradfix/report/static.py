@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gradfix.report.look import ACCENT, COLOURS, INK, MUTED, WARM, saved, static
 from gradfix.report.numbers import metric_name
-from gradfix.report.results import MODELS
+from gradfix.report.sections.results import MODELS
+from gradfix.report.style import ACCENT, COLOURS, INK, MUTED, WARM, saved, static
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

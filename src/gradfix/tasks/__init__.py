@@ -18,23 +18,18 @@ object with ``name``, ``metric``, ``encode``, ``loss``, ``measure`` and ``size``
 from typing import Any
 
 from gradfix.errors import GradfixError
-from gradfix.tasks.base import Batch, Measured, ModelTask, Task
+from gradfix.tasks.base import TASKS, Batch, Measured, ModelTask, Task
 from gradfix.tasks.causal_lm import CausalLM
 from gradfix.tasks.classification import Classification
 from gradfix.tasks.custom import CustomTask
+from gradfix.tasks.forward import evaluating
 from gradfix.tasks.headed import HeadedClassification
 from gradfix.tasks.image_classification import ImageClassification
 from gradfix.tasks.labels import Labels, label_names
 from gradfix.tasks.probe import Probe, fit_probe
-from gradfix.tasks.running import evaluating
 from gradfix.tasks.text_classification import TextClassification
 from gradfix.tasks.text_to_text import TextToText
 from gradfix.tasks.zero_shot import ZeroShotImageClassification
-
-TASKS: dict[str, type[ModelTask]] = {
-    task.name: task
-    for task in (TextClassification, TextToText, CausalLM, ZeroShotImageClassification, ImageClassification)
-}
 
 __all__ = [
     "TASKS",

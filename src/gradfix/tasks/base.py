@@ -7,13 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from gradfix.data import origin
 from gradfix.errors import GradfixError
+from gradfix.tasks.data import origin
 from gradfix.tasks.loading import load_config, load_pretrained
 
 Batch = dict[str, Tensor]
@@ -327,3 +327,22 @@ class ModelTask(ABC):
                     f"{origin(row, position)}: column {self.columns[role]!r}: expected text, found {found}"
                 )
         return values
+
+
+TASKS: dict[str, type[ModelTask]] = {}
+"""The tasks that are made by name."""
+
+Kind = TypeVar("Kind", bound=type[ModelTask])
+
+
+def register(kind: Kind) -> Kind:
+    """Make the decorated task one that a recipe can name.
+
+    Args:
+        kind: The task, with its ``name``.
+
+    Returns:
+        The task, unchanged.
+    """
+    TASKS[kind.name] = kind
+    return kind

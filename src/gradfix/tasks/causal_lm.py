@@ -6,14 +6,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gradfix.data import origin
 from gradfix.errors import GradfixError
-from gradfix.tasks.base import Batch, Measured, ModelTask, RowLike
+from gradfix.tasks.base import Batch, Measured, ModelTask, RowLike, register
+from gradfix.tasks.data import origin
+from gradfix.tasks.forward import backbone, mean_over_tokens, placed
 from gradfix.tasks.loading import context_length, load_tokenizer, padding_id
-from gradfix.tasks.running import backbone, mean_over_tokens, placed
 from gradfix.tasks.text import pad, refuse_long, token_losses
 
 
+@register
 class CausalLM(ModelTask):
     """Models of ``AutoModelForCausalLM``, such as GPT-2, Llama and Qwen.
 

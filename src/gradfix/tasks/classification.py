@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from gradfix.data import origin
 from gradfix.errors import GradfixError, listed
 from gradfix.tasks.base import Batch, Measured, ModelTask, RowLike
+from gradfix.tasks.data import origin
 from gradfix.tasks.labels import Labels
 
 

@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from gradfix.batches import batch_size, to_device
-from gradfix.data import origin, row_hash
 from gradfix.errors import GradfixError, listed
-from gradfix.tasks.base import Measured, ModelTask, RowLike
+from gradfix.tasks.base import TASKS, Measured, ModelTask, RowLike
+from gradfix.tasks.batches import batch_size, to_device
+from gradfix.tasks.data import origin, row_hash
 from gradfix.tasks.images import read_image
 
 
@@ -64,8 +64,6 @@ class CustomTask(ModelTask):
         voters_of: Callable[[nn.Module], Iterable[str]] | None = None,
         columns: Sequence[str] | None = None,
     ) -> None:
-        from gradfix.tasks import TASKS
-
         if name in TASKS:
             # Its recipe would run gradfix's own task of that name instead.
             raise GradfixError(f"name: {name!r} is a task that gradfix brings; choose another name")
@@ -95,7 +93,7 @@ class CustomTask(ModelTask):
         trust_remote_code: bool = False,
         **config: Any,
     ) -> nn.Module:
-        """Build the module, in eval mode; :class:`gradfix.target_model.TargetModel` fills it.
+        """Build the module, in eval mode; :class:`gradfix.evaluation.target_model.TargetModel` fills it.
 
         Args:
             location: Not looked at: the values are still those that ``build`` gave.

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from gradfix.errors import GradfixError
 from gradfix.tasks.base import Batch, RowLike
 from gradfix.tasks.classification import Classification
+from gradfix.tasks.forward import backbone, evaluating, mean_over_tokens, outside_backbone, placed
 from gradfix.tasks.probe import fit_probe
-from gradfix.tasks.running import backbone, evaluating, mean_over_tokens, outside_backbone, placed
 
 
 class HeadedClassification(Classification):

@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gradfix.tasks.base import register
 from gradfix.tasks.headed import HeadedClassification
 from gradfix.tasks.images import ImageInputs
 
 
+@register
 class ImageClassification(ImageInputs, HeadedClassification):
     """Models of ``AutoModelForImageClassification``.
 

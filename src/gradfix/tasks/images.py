@@ -9,10 +9,10 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from gradfix.data import origin
 from gradfix.errors import GradfixError
 from gradfix.tasks.base import Batch, RowLike
 from gradfix.tasks.classification import Classification
+from gradfix.tasks.data import origin
 from gradfix.tasks.loading import load_image_processor
 
 

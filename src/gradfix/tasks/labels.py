@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gradfix.data import origin
 from gradfix.errors import GradfixError, listed
+from gradfix.tasks.data import origin
 
 
 def label_names(rows: Sequence[Mapping[str, Any]], column: str = "label") -> list[str]:

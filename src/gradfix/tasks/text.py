@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from gradfix.data import origin
 from gradfix.errors import GradfixError
+from gradfix.tasks.data import origin
 
 FILL = {"attention_mask": 0, "special_tokens_mask": 1, "labels": -100}
 

@@ -6,14 +6,15 @@ from typing import Any
 
 import torch
 
-from gradfix.data import origin
 from gradfix.errors import GradfixError
-from gradfix.tasks.base import Batch, RowLike
+from gradfix.tasks.base import Batch, RowLike, register
+from gradfix.tasks.data import origin
 from gradfix.tasks.headed import HeadedClassification
 from gradfix.tasks.loading import context_length, load_tokenizer, padding_id
 from gradfix.tasks.text import pad_all, tokenize
 
 
+@register
 class TextClassification(HeadedClassification):
     """Models of ``AutoModelForSequenceClassification``: encoders, and decoders with a score layer.
 

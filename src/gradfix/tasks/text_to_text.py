@@ -7,14 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradfix.data import origin
 from gradfix.errors import GradfixError, listed
-from gradfix.tasks.base import Batch, Measured, ModelTask, RowLike
+from gradfix.tasks.base import Batch, Measured, ModelTask, RowLike, register
+from gradfix.tasks.data import origin
+from gradfix.tasks.forward import mean_over_tokens, placed
 from gradfix.tasks.loading import context_length, load_tokenizer, padding_id
-from gradfix.tasks.running import mean_over_tokens, placed
 from gradfix.tasks.text import pad, pad_all, token_losses, tokenize
 
 
+@register
 class TextToText(ModelTask):
     """Models of ``AutoModelForSeq2SeqLM``.
 

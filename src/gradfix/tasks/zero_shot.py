@@ -9,17 +9,18 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from gradfix.errors import GradfixError
-from gradfix.tasks.base import Batch
+from gradfix.tasks.base import Batch, register
+from gradfix.tasks.forward import evaluating
 from gradfix.tasks.images import ImageInputs
 from gradfix.tasks.labels import Labels
 from gradfix.tasks.loading import load_tokenizer
-from gradfix.tasks.running import evaluating
 
 TEMPLATES = ("a photo of a {}.",)
 VISION = ("vision_model.", "visual_projection.")
 PROMPTS_AT_ONCE = 256
 
 
+@register
 class ZeroShotImageClassification(ImageInputs):
     """CLIP, SigLIP and their kin: a vision tower, a text tower, and a learned scale.
 

@@ -1,8 +1,8 @@
 """Votes: the sign of each sample's own gradient, summed over samples, at the price of one backward pass."""
 
 from gradfix.votes.counting import count_votes
-from gradfix.votes.gradient import mean_gradient
-from gradfix.votes.guard import Loss
+from gradfix.votes.isolation import Loss
+from gradfix.votes.plain import mean_gradient
 from gradfix.votes.stability import Stability
 from gradfix.votes.votes import Votes
 

@@ -5,19 +5,18 @@ from collections.abc import Iterable, Mapping, Sized
 import torch
 from torch import nn
 
-from gradfix.batches import Batch, batch_size, sample_fingerprints, to_device
+from gradfix.checkpoints.fingerprint import tensor_fingerprint
 from gradfix.errors import GradfixError
-from gradfix.fingerprint import tensor_fingerprint
 from gradfix.progress import Progress, silent
-from gradfix.votes.fast import FastCounter
-from gradfix.votes.gradient import summed_gradient
-from gradfix.votes.guard import Loss, counted_parameters, held_still, number_format
-from gradfix.votes.plain import count_plainly
-from gradfix.votes.record import VOTE_MODES, VoteRecord
-from gradfix.votes.tally import Tally
+from gradfix.tasks.batches import Batch, batch_size, sample_fingerprints, to_device
+from gradfix.votes.fast.accumulate import Tally
+from gradfix.votes.fast.counter import FastCounter
+from gradfix.votes.isolation import Loss, counted_parameters, held_still, number_format
+from gradfix.votes.metadata import VOTE_MODES, VoteRecord
+from gradfix.votes.plain import count_plainly, summed_gradient
 from gradfix.votes.votes import Votes
 
-METHODS = ("fast", "plain")
+COUNTERS = ("fast", "plain")
 
 
 def count_votes(
@@ -62,7 +61,7 @@ def count_votes(
         GradfixError: For an unknown mode or name, losses that are not one a sample, values that are not
             finite, layers that mix samples, and ids that are fewer or more than the samples.
     """
-    for what, value, known in (("vote", vote, VOTE_MODES), ("method", method, METHODS)):
+    for what, value, known in (("vote", vote, VOTE_MODES), ("method", method, COUNTERS)):
         if value not in known:
             raise GradfixError(f"{what} {value!r} is not known; expected one of {', '.join(known)}")
     named, buffers = counted_parameters(model, parameters)

@@ -8,15 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradfix.checkpoints.safetensors_file import SafetensorsFile
-from gradfix.checkpoints.single import write_safetensors
-from gradfix.checkpoints.specs import TensorSpec
+from gradfix.checkpoints.expressions import DerivedTensors, TensorsInMemory
+from gradfix.checkpoints.fingerprint import StoredTensors, fingerprints
+from gradfix.checkpoints.reading.safetensors_file import SafetensorsFile
+from gradfix.checkpoints.tensors import TensorSpec
+from gradfix.checkpoints.writing.single import write_safetensors
 from gradfix.errors import GradfixError
-from gradfix.fingerprint import StoredTensors, fingerprints
-from gradfix.votes.derived import DerivedTensors
-from gradfix.votes.record import VoteRecord, counts_dtype
+from gradfix.votes.metadata import VoteRecord, counts_dtype
 from gradfix.votes.stability import Stability, stability_from_histogram
-from gradfix.votes.storage import TensorsInMemory
 
 
 class Votes(Mapping[str, Tensor]):
@@ -217,7 +216,7 @@ class Votes(Mapping[str, Tensor]):
         """Give the votes the names under which a checkpoint stores the parameters.
 
         Args:
-            names: Parameter name to checkpoint name; see :func:`gradfix.modules.checkpoint_names`.
+            names: Parameter name to checkpoint name; see :func:`gradfix.checkpoints.architecture.checkpoint_names`.
 
         Returns:
             The same counts; parameters that ``names`` lacks have no tensor in the checkpoint and are left out.

@@ -1,0 +1,1 @@
+"""Procrustes and permutation of τ itself, never tried by auto."""

@@ -1,0 +1,1 @@
+"""An adapter read as the dense weights it stands for."""

@@ -1,0 +1,1 @@
+"""Checkpoints as files: safetensors, pickled state dicts, shards, the Hub."""

@@ -1,0 +1,1 @@
+"""New checkpoints: shards, index, one commit."""

@@ -1,0 +1,79 @@
+"""One safetensors file, written as it is computed: votes and task vectors."""
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from gradfix.checkpoints.files import (
+    check_space,
+    explain_os_errors,
+    resolve_output,
+    sync_directory,
+    unique_sibling,
+)
+from gradfix.checkpoints.tensors import TensorSpec
+from gradfix.checkpoints.writing.atomic import publish
+from gradfix.checkpoints.writing.background import Background, HashingFile, checked_blocks
+from gradfix.checkpoints.writing.layout import file_layout
+from gradfix.errors import GradfixError
+
+
+def write_safetensors(
+    path: Path,
+    specs: Mapping[str, TensorSpec],
+    blocks: Callable[[str], Iterable[torch.Tensor]],
+    metadata: Mapping[str, str],
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write one safetensors file that has its name only when it is whole and on the disk.
+
+    Args:
+        path: The file to be; its directory exists.
+        specs: Dtype and shape of each tensor, in the order of writing.
+        blocks: Gives a tensor's rows in order, each block ``[rows, *shape[1:]]``; a scalar is one block. The
+            writer keeps a block until it is on its way to the disk, so it must not be changed afterwards.
+        metadata: Free text for the header.
+        overwrite: Replace an existing file, at the end and in one step.
+
+    Raises:
+        GradfixError: The file exists; no such directory, no permission or no space; blocks that don't make
+            up their tensor. Nothing is left behind then.
+    """
+    target = resolve_output(Path(path))
+    if os.path.lexists(target):
+        if not overwrite:
+            raise GradfixError(
+                f"{target}: exists already; replace it with --overwrite or choose another output"
+            )
+        if target.is_symlink() or not target.is_file():
+            raise GradfixError(f"{target}: is not a regular file; choose another output")
+    layout = file_layout(target.name, specs, metadata)
+    check_space(target, layout.size)
+    temporary = unique_sibling(target, "partial")
+    remedy = "nothing was written under this name; run again when that is solved"
+    background = Background()
+    file = None
+    try:
+        with explain_os_errors(target, remedy):
+            file = HashingFile(temporary, layout.header)
+            for name, spec in specs.items():
+                offset = layout.offsets[name]
+                for data in checked_blocks(str(target), name, spec, blocks(name)):
+                    background.submit(partial(file.append, data, offset), len(data))
+                    offset += len(data)
+            background.drain()
+            file.sync()
+            if overwrite:
+                os.replace(temporary, target)
+                sync_directory(target.parent)
+            else:
+                publish(temporary, target)
+    finally:
+        background.stop()
+        if file is not None:
+            file.close()
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,264 @@
+"""A checkpoint directory written one tensor at a time, under its name only when whole."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+import torch
+
+from gradfix.checkpoints.files import check_space, explain_os_errors, resolve_output
+from gradfix.checkpoints.tensors import TensorSpec
+from gradfix.checkpoints.writing.atomic import refuse_existing
+from gradfix.checkpoints.writing.background import Background, HashingFile, checked_blocks, checked_bytes
+from gradfix.checkpoints.writing.extras import add_extra_file
+from gradfix.checkpoints.writing.layout import INDEX_FILE, FileLayout, index_content, plan_shards
+from gradfix.checkpoints.writing.lock import OutputLock
+from gradfix.checkpoints.writing.manifest import JSON, MANIFEST_FILE, new_manifest
+from gradfix.checkpoints.writing.partial import abandon_partial, open_partial, publish_partial, verify_shards
+from gradfix.errors import GradfixError
+from gradfix.progress import Progress, silent
+
+SHARD_SIZE = 5_000_000_000
+T = TypeVar("T")
+
+
+class CheckpointWriter:
+    """Context manager that streams tensors into a Hugging Face directory and commits it in one step.
+
+    Data are hashed and written by a second thread. Until the end everything is in
+    ``<output>.partial-<8 hexadecimal digits>``; leaving the context without an exception puts all of it on
+    the disk and renames. With an exception nothing has the final name, and the partial directory stays if it
+    has a shard to continue from. ``specs`` fixes the order: for each tensor that isn't in `done` call `write`
+    (or `copy`), then `add_file` for everything else.
+
+    Args:
+        output: The directory to be; its parent exists.
+        specs: Dtype and shape of each tensor, in the order of writing.
+        identity: What the output is made of (hashes of the inputs, alpha, …), as JSON values; an unfinished
+            output made of something else is not continued.
+        metadata: Free text for the shards' headers.
+        shard_size: Most bytes of data in one file.
+        overwrite: Replace an existing checkpoint, which stays as it is until the new one is whole.
+        resume: Continue an unfinished run if there is one.
+        restart: Delete unfinished runs and begin anew.
+        progress: Told about the checking of shards that an earlier run wrote.
+
+    Attributes:
+        done: Tensors that an earlier run wrote and that were verified on entering; skip them.
+        facts: Tensor to JSON values worth keeping, the earlier run's included. Set a tensor's facts before
+            writing the next one: they are saved in the manifest with its shard.
+        partial: The directory being written; after an exception the one left behind, else None.
+        nbytes: Size in bytes of all shards.
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        specs: Mapping[str, TensorSpec],
+        *,
+        identity: Mapping[str, JSON],
+        metadata: Mapping[str, str] | None = None,
+        shard_size: int = SHARD_SIZE,
+        overwrite: bool = False,
+        resume: bool = False,
+        restart: bool = False,
+        progress: Progress = silent,
+    ) -> None:
+        if resume and restart:
+            raise GradfixError(f"{output}: --resume and --restart exclude each other; give one")
+        self.output = Path(output)
+        self.specs = dict(specs)
+        self.done: set[str] = set()
+        self.facts: dict[str, JSON] = {}
+        self.partial: Path | None = None
+        metadata = {"format": "pt"} if metadata is None else dict(metadata)
+        self._shards = plan_shards(self.specs, shard_size, metadata)
+        self._shard_of = {name: shard for shard in self._shards for name in shard.offsets}
+        self._manifest = new_manifest(identity, shard_size, metadata, self._shards)
+        self.nbytes = sum(shard.size for shard in self._shards)
+        self._overwrite, self._resume, self._restart, self._progress = overwrite, resume, restart, progress
+        self._remaining: deque[str] = deque()
+        self._files: list[HashingFile] = []
+        self._open: FileLayout | None = None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "CheckpointWriter":
+        """Lock the output, take over what an earlier run wrote if asked, and make room.
+
+        Returns:
+            Itself.
+
+        Raises:
+            GradfixError: The output exists, is locked, was left unfinished, can't be written or doesn't fit.
+        """
+        self.output = resolve_output(self.output)
+        refuse_existing(self.output, self._overwrite)
+        with ExitStack() as stack:
+            stack.enter_context(OutputLock(self.output))
+            refuse_existing(self.output, self._overwrite)  # again, as a run may have finished meanwhile
+            with explain_os_errors(self.output, "choose an output in a directory you may write to"):
+                self.partial = open_partial(self.output, self._manifest, self._resume, self._restart)
+                stack.callback(self._clean_up)
+                verify_shards(self.partial, self._shards, self.specs, self._manifest, self._progress)
+                check_space(self.output, self._missing_bytes())
+            self.done = {name for shard in self._manifest.shards.values() for name in shard}
+            self.facts = dict(self._manifest.facts)
+            self._remaining = deque(name for name in self.specs if name not in self.done)
+            self._background = Background()
+            stack.callback(self._background.stop)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Commit, or after an exception keep what can be continued."""
+        with self._stack:  # stops the thread, cleans up, unlocks, whatever happens here
+            if kind is None:
+                with explain_os_errors(self.output, self._remedy):
+                    self._commit()
+
+    def write(self, name: str, blocks: Iterable[torch.Tensor]) -> None:
+        """Write a tensor from its rows.
+
+        Args:
+            name: The next of ``specs``; one in `done` is skipped without touching ``blocks``.
+            blocks: Consecutive rows, each ``[rows, *shape[1:]]`` in the tensor's dtype; a scalar is one
+                block. A block belongs to the writer from now on: the thread may still read it, so don't
+                change it in place.
+
+        Raises:
+            GradfixError: Not the next name; blocks that don't make up the tensor; an error of the disk, which
+                may stem from an earlier tensor.
+        """
+        self._stream(name, blocks, checked_blocks)
+
+    def copy(self, name: str, chunks: Iterable[bytes | memoryview]) -> None:
+        """Write a tensor's bytes as they are stored elsewhere, so that it stays identical.
+
+        Args:
+            name: As in `write`.
+            chunks: Consecutive little-endian bytes; not to be changed afterwards.
+
+        Raises:
+            GradfixError: As `write`.
+        """
+        self._stream(name, chunks, checked_bytes)
+
+    def add_file(self, relative: str, content: bytes | Path) -> None:
+        """Add a file that has no weights: config, tokenizer, model card.
+
+        Args:
+            relative: Path inside the output, with ``/``.
+            content: Its bytes, or a file to copy.
+
+        Raises:
+            GradfixError: A path that leaves the output or is taken, or a file that can't be read or written.
+        """
+        taken = {MANIFEST_FILE, INDEX_FILE, *(shard.file for shard in self._shards), *self._manifest.files}
+        digest = add_extra_file(self._directory(), relative, content, taken, self._remedy)
+        self._manifest.files[relative] = digest
+
+    def _directory(self) -> Path:
+        if self.partial is None:
+            raise GradfixError(f"{self.output}: not being written; use the writer inside its with-block")
+        return self.partial
+
+    def _missing_bytes(self) -> int:
+        return sum(shard.size for shard in self._shards if shard.file not in self._manifest.shards)
+
+    def _remedy(self) -> str:
+        again = "continue with --resume" if self._manifest.shards else "run again"
+        return f"{self._missing_bytes()} bytes are still to be written; when that is solved, {again}"
+
+    def _next(self, name: str) -> None:
+        """Check the order, and change shards when it is time."""
+        if not self._remaining or self._remaining[0] != name:
+            expected = repr(self._remaining[0]) if self._remaining else "no further tensor"
+            raise GradfixError(
+                f"{self.output}: expected {expected}, got {name!r}; write in the order of specs"
+            )
+        if self._shard_of[name] is not self._open:
+            self._finish_shard()
+            self._open_shard(self._shard_of[name])
+
+    def _open_shard(self, layout: FileLayout) -> None:
+        path = self._directory() / layout.file
+        with explain_os_errors(path, self._remedy):
+            self._files.append(HashingFile(path, layout.header))
+        self._open = layout
+
+    def _stream(
+        self,
+        name: str,
+        blocks: Iterable[T],
+        check: Callable[[str, str, TensorSpec, Iterable[T]], Iterable[memoryview]],
+    ) -> None:
+        if name in self.done:
+            return
+        self._next(name)
+        file, offset = self._files[-1], self._shard_of[name].offsets[name]
+        self._submit(file, file.begin)
+        for part in check(str(self.output), name, self.specs[name], blocks):
+            self._submit(file, partial(file.append, part, offset), len(part))
+            offset += len(part)
+        self._submit(file, partial(file.end, name))
+        self._remaining.popleft()
+
+    def _submit(self, file: HashingFile, job: Callable[[], None], nbytes: int = 0) -> None:
+        def explained() -> None:
+            with explain_os_errors(file.path, self._remedy):
+                job()
+
+        self._background.submit(explained, nbytes)
+
+    def _finish_shard(self) -> None:
+        """Queue what makes the open shard one to continue from."""
+        if self._open is not None:
+            file, layout = self._files[-1], self._open
+            facts = {name: self.facts[name] for name in layout.offsets if name in self.facts}
+            self._submit(file, partial(self._record_shard, file, layout, facts))
+            self._open = None
+
+    def _record_shard(self, file: HashingFile, layout: FileLayout, facts: dict[str, JSON]) -> None:
+        size = file.sync()
+        file.close()
+        if size != layout.size:
+            raise GradfixError(f"{file.path}: {size} bytes after writing {layout.size}; {self._remedy()}")
+        shards = {**self._manifest.shards, layout.file: file.hashes}
+        manifest = replace(self._manifest, shards=shards, facts={**self._manifest.facts, **facts})
+        manifest.save(file.path.parent)
+        self._manifest = manifest
+
+    def _commit(self) -> None:
+        directory = self._directory()
+        if self._remaining:
+            raise GradfixError(
+                f"{self.output}: {len(self._remaining)} of {len(self.specs)} tensors were not written, "
+                f"the first is {self._remaining[0]!r}; write each of specs"
+            )
+        if not self.specs and not self._manifest.shards:
+            self._open_shard(self._shards[0])  # a file with a header only
+        self._finish_shard()
+        self._background.drain()
+        if len(self._shards) > 1:
+            content = index_content(self.specs, self._shards)
+            digest = add_extra_file(directory, INDEX_FILE, content, set(), self._remedy)
+            self._manifest.files[INDEX_FILE] = digest
+        self._manifest.facts = dict(self.facts)
+        self._manifest.complete = True
+        self._manifest.save(directory)
+        publish_partial(directory, self.output, self._overwrite)
+        self.partial = None
+
+    def _clean_up(self) -> None:
+        """Leave a directory to continue from, or nothing; runs when the thread has stopped."""
+        for file in self._files:
+            file.close()
+        if self.partial is not None:
+            self.partial = abandon_partial(self.partial, self._manifest.shards)

@@ -1,0 +1,1 @@
+"""The one model in memory: moved along a vector, measured, fine-tuned, judged."""

@@ -1,0 +1,196 @@
+"""How good a model is at a task. The intervals of `gradfix.evaluation.intervals` belong to this interface too."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradfix.errors import GradfixError
+from gradfix.evaluation.intervals import (
+    Interval,
+    mean_interval,
+    paired_difference,
+    paired_samples,
+    score_interval,
+)
+from gradfix.progress import Progress, silent
+from gradfix.tasks.base import Task
+from gradfix.tasks.forward import evaluating
+
+__all__ = [
+    "EncodedRows",
+    "Evaluation",
+    "Interval",
+    "encode_rows",
+    "evaluate",
+    "mean_interval",
+    "paired_difference",
+    "paired_samples",
+    "score_interval",
+]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The measurement of one model on one data set. `to_json` makes plain values of it.
+
+    Attributes:
+        task: The task's name.
+        metric: What `score` is: "accuracy", "exact_match", "token_accuracy".
+        n: Samples.
+        score: Mean score in [0, 1].
+        interval: Of the score, 95 %: Wilson's where each sample is right or wrong, else Student's t.
+        loss: Mean loss a sample.
+        truncated: Samples that were cut to the model's context.
+        seconds: Wall time, data included.
+        scores: Each sample's score, in the order of the rows.
+        losses: Each sample's loss.
+        predictions: Each sample's prediction.
+    """
+
+    task: str
+    metric: str
+    n: int
+    score: float
+    interval: Interval
+    loss: float
+    truncated: int
+    seconds: float
+    scores: list[float]
+    losses: list[float]
+    predictions: list[Any]
+
+    def to_json(self, *, samples: bool = False) -> dict[str, Any]:
+        """The result as plain values.
+
+        Args:
+            samples: Include the values of each sample.
+
+        Returns:
+            What ``json.dumps`` takes.
+        """
+        values = asdict(self)
+        if not samples:
+            for name in ("scores", "losses", "predictions"):
+                del values[name]
+        return values
+
+
+@dataclass(frozen=True)
+class EncodedRows:
+    """Rows encoded once, to be evaluated many times (α is tried at many values).
+
+    Attributes:
+        batches: What the task's ``encode`` returned, samples of like length together.
+        positions: For each batch, the places of its samples in the rows.
+    """
+
+    batches: list[Any]
+    positions: list[list[int]]
+
+
+def encode_rows(
+    task: Task, rows: Sequence[Any], *, batch_size: int = 32, strict: bool = False
+) -> EncodedRows:
+    """Encode rows for several evaluations.
+
+    Args:
+        task: The task.
+        rows: At least one sample. All their tensors are kept in memory.
+        batch_size: Samples a batch.
+        strict: Refuse samples longer than the model's context.
+
+    Returns:
+        The batches.
+    """
+    positions = _plan(task, rows, batch_size)
+    return EncodedRows(
+        [task.encode([rows[index] for index in places], strict=strict) for places in positions], positions
+    )
+
+
+def evaluate(
+    model: nn.Module,
+    task: Task,
+    rows: Sequence[Any] | EncodedRows,
+    *,
+    batch_size: int = 32,
+    strict: bool = False,
+    progress: Progress = silent,
+) -> Evaluation:
+    """Measure a model on labelled rows.
+
+    The model is in eval mode and without gradients meanwhile; afterwards every module is in the mode it was.
+
+    Args:
+        model: The model, on any device.
+        task: The task, prepared for this model or its base.
+        rows: Samples, encoded as they are needed; or what `encode_rows` made.
+        batch_size: Samples a forward pass; without effect on `EncodedRows`.
+        strict: Refuse samples longer than the model's context.
+        progress: Told after each batch.
+
+    Returns:
+        The measurement; per-sample values in the order of the rows.
+
+    Raises:
+        GradfixError: If there are no rows, or a loss is not finite.
+    """
+    start = time.perf_counter()
+    positions = rows.positions if isinstance(rows, EncodedRows) else _plan(task, rows, batch_size)
+    n = sum(map(len, positions))
+    scores, losses, predictions = [0.0] * n, [0.0] * n, [None] * n
+    truncated = done = 0
+    with evaluating(model):
+        for number, places in enumerate(positions):
+            if isinstance(rows, EncodedRows):
+                batch = rows.batches[number]
+            else:
+                batch = task.encode([rows[index] for index in places], strict=strict)
+            measured = task.measure(model, batch)
+            _finite(measured.losses, places)
+            values = zip(
+                places, measured.scores.tolist(), measured.losses.tolist(), measured.predictions, strict=True
+            )
+            for index, score, loss, prediction in values:
+                scores[index], losses[index], predictions[index] = score, loss, prediction
+            if isinstance(batch, dict) and "truncated" in batch:
+                truncated += int(batch["truncated"].sum())
+            done += len(places)
+            progress("evaluating", done, n, "samples")
+    return Evaluation(
+        task=task.name,
+        metric=task.metric,
+        n=n,
+        score=math.fsum(scores) / n,
+        interval=score_interval(scores),
+        loss=math.fsum(losses) / n,
+        truncated=truncated,
+        seconds=time.perf_counter() - start,
+        scores=scores,
+        losses=losses,
+        predictions=predictions,
+    )
+
+
+def _plan(task: Task, rows: Sequence[Any], batch_size: int) -> list[list[int]]:
+    """Places of the rows by batch, the longest first: little is padded, and too little memory shows early."""
+    if not len(rows):
+        raise GradfixError("there are no rows to evaluate")
+    sizes = [task.size(row) for row in rows]
+    order = sorted(range(len(sizes)), key=lambda index: (-sizes[index], index))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def _finite(losses: torch.Tensor, places: Sequence[int]) -> None:
+    bad = (~torch.isfinite(losses)).nonzero().flatten().tolist()
+    if bad:
+        rows = ", ".join(str(places[index]) for index in bad[:5])
+        raise GradfixError(
+            f"{len(bad)} of {len(losses)} losses in a batch are not finite (samples {rows}); "
+            "check the weights, or load them in float32"
+        )

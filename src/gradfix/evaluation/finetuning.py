@@ -1,0 +1,106 @@
+"""Few-shot fine-tuning of the target on the support set."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from typing import Any
+
+import torch
+
+from gradfix.evaluation.evaluate import EncodedRows
+from gradfix.evaluation.target_model import TargetModel
+
+TRAINING_BATCH = 16
+
+
+FUSED_DEVICES = ("cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class FewShot:
+    """What few-shot fine-tuning chooses among, by cross-fitting on its samples.
+
+    Attributes:
+        folds: Each trains anew with every learning rate, so fewer are faster.
+        learning_rates: Of AdamW.
+        steps: Steps of at most 16 samples; not training at all is always a candidate, too.
+    """
+
+    folds: int = 2
+    learning_rates: tuple[float, ...] = (1e-4, 3e-4)
+    steps: tuple[int, ...] = (5, 15, 40, 100)
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """The few-shot baseline's settings, chosen by cross-fitting on the support set.
+
+    Attributes:
+        learning_rate: Of AdamW.
+        steps: Steps of at most 16 samples; 0 where not training at all was best.
+        loss: Mean held-out loss with them.
+    """
+
+    learning_rate: float
+    steps: int
+    loss: float
+
+
+def finetune(
+    target: TargetModel,
+    rows: Sequence[Any],
+    *,
+    learning_rate: float,
+    stops: Sequence[int],
+    seed: int = 0,
+    head: bool = True,
+) -> Iterator[int]:
+    """Fine-tune the model in place with AdamW on batches of at most 16 samples, and pause at the given step counts.
+
+    Args:
+        target: The model, wherever it stands; the caller restores it.
+        rows: The samples to train on; up to 16 are one batch, more are dealt anew each time round.
+        learning_rate: Of AdamW, without decay of weights: a few steps are no place for it.
+        stops: Step counts at which to pause.
+        seed: Of the order of samples, and for models that draw at random; dropout is off, as for votes.
+        head: Train a head that τ does not cover, too.
+
+    Yields:
+        The number of steps done, at each stop.
+    """
+    torch.manual_seed(seed)
+    batches = _batches(target, rows, seed)
+    parameters = target.trainable(head=head)
+    needed = {id(parameter): parameter.requires_grad for parameter in target.model.parameters()}
+    trained = {id(parameter) for parameter in parameters}
+    # One pass over weights, gradients and moments; step by step it takes as long as the gradients of a small batch.
+    fused = all(parameter.device.type in FUSED_DEVICES for parameter in parameters)
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0, fused=fused)
+    try:
+        for parameter in target.model.parameters():
+            parameter.requires_grad_(id(parameter) in trained)
+        for step in range(1, max(stops) + 1):
+            optimizer.zero_grad()
+            encoded = next(batches)
+            samples = sum(map(len, encoded.positions))
+            for part in encoded.batches:
+                (target.task.loss(target.model, part).sum() / samples).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            if step in stops:
+                yield step
+    finally:
+        optimizer.zero_grad()
+        for parameter in target.model.parameters():
+            parameter.requires_grad_(needed[id(parameter)])
+
+
+def _batches(target: TargetModel, rows: Sequence[Any], seed: int) -> Iterator[EncodedRows]:
+    """Deal rows into batches of even sizes without end, in a new order each time round."""
+    count = math.ceil(len(rows) / TRAINING_BATCH)
+    if count == 1:
+        yield from repeat(target.encode(rows))
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        for places in torch.randperm(len(rows), generator=generator).tensor_split(count):
+            yield target.encode([rows[place] for place in places.tolist()])

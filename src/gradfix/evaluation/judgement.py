@@ -1,0 +1,104 @@
+"""Whether a transport was worth it: measured beside the new base, naive addition and the shuffled control."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from gradfix.evaluation.evaluate import Evaluation, Interval, paired_samples
+from gradfix.evaluation.target_model import TargetModel
+from gradfix.progress import Progress, silent
+from gradfix.vectors.task_vector import TaskVector
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How the transported model does beside the new base, on data that chose nothing or only α.
+
+    Attributes:
+        data: ``"test"``, or ``"validation"`` where no test data were given: α was then chosen on the same samples.
+        base: θ_B with the task's head.
+        naive: θ_B + τ.
+        transported: θ_B + α (m ⊙ τ).
+        control: The same with τ's values shuffled, at the same α.
+        gain: Transported − base, paired by sample.
+        over_control: Transported − control, paired by sample.
+        over_naive: Transported − naive, paired by sample.
+    """
+
+    data: str
+    base: Evaluation
+    naive: Evaluation
+    transported: Evaluation
+    control: Evaluation
+    gain: Interval
+    over_control: Interval
+    over_naive: Interval
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the judgement as JSON, without each sample's values.
+
+        Returns:
+            The attributes.
+        """
+        models = {name: getattr(self, name).to_json() for name in ("base", "naive", "transported", "control")}
+        return {
+            "data": self.data,
+            **models,
+            "gain": asdict(self.gain),
+            "over_control": asdict(self.over_control),
+            "over_naive": asdict(self.over_naive),
+        }
+
+
+def judge(
+    model: TargetModel,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    transported: TaskVector,
+    control: TaskVector,
+    alpha: float,
+    data: str,
+    known: Mapping[float, Evaluation] | None = None,
+    progress: Progress = silent,
+) -> Judgement:
+    """Measure a transport beside what it could be mistaken for.
+
+    Args:
+        model: The target; it is at θ_B afterwards, also after an error.
+        rows: Labelled samples to judge on.
+        transported: m ⊙ τ.
+        control: The same of a shuffled τ.
+        alpha: Scaling coefficient of both.
+        data: What the rows are: ``"test"`` or ``"validation"``.
+        known: What α times ``transported`` gave on these very rows, by α, as far as it was measured already.
+        progress: Told the samples measured.
+
+    Returns:
+        The judgement.
+    """
+    encoded = model.encode(rows)
+    known = known or {}
+    measured = {
+        kind: known[scale] for kind, scale in (("base", 0.0), ("transported", alpha)) if scale in known
+    }
+    if alpha == 0 and "base" in measured:
+        measured["control"] = measured["base"]  # nothing is added to θ_B, whatever the direction
+    try:
+        for kind, vector, scale in (
+            ("base", transported, 0.0),
+            ("naive", model.vector, 1.0),
+            ("control", control, alpha),
+            ("transported", transported, alpha),
+        ):
+            if kind not in measured:
+                model.move(vector, scale)
+                measured[kind] = model.evaluate(encoded, progress=progress)
+    finally:
+        model.restore()
+
+    def over(other: str) -> Interval:
+        return paired_samples(measured["transported"].scores, measured[other].scores)
+
+    return Judgement(
+        data, **measured, gain=over("base"), over_control=over("control"), over_naive=over("naive")
+    )

@@ -1,0 +1,494 @@
+"""The new base, loaded once: it votes, it is moved along a task vector in place, and it comes back exactly.
+
+There is never a second model in memory. θ_B is read from its checkpoint whenever it is needed again, so moving to
+α and back leaves no rounding behind, and what is evaluated is what would be written.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradfix.checkpoints import Checkpoint
+from gradfix.checkpoints.architecture import checkpoint_names
+from gradfix.checkpoints.expressions import Difference, Given, Selection, require_finite
+from gradfix.errors import GradfixError, listed
+from gradfix.evaluation.evaluate import EncodedRows, Evaluation, encode_rows, evaluate
+from gradfix.evaluation.stored_weights import NOT_STORED, StoredAs, stored_as, stored_buffers
+from gradfix.progress import Progress, silent
+from gradfix.tasks import ModelTask
+from gradfix.tasks.data import row_hash
+from gradfix.tasks.forward import evaluating
+from gradfix.vectors.apply import add_scaled
+from gradfix.vectors.model_files import merged_config
+from gradfix.vectors.task_vector import Placement, TaskVector
+from gradfix.votes import Votes, count_votes
+
+
+class TargetModel:
+    """θ_B with a task's head, in memory.
+
+    Attributes:
+        model: The module, in eval mode.
+        task: The task it is used for, prepared.
+        vector: τ restricted to what the task's gradients reach, with the target checkpoint's names.
+        silent_parameters: What τ covers but the task has no gradient for (a frozen tower, running statistics): it
+            keeps θ_B's value.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: ModelTask,
+        target: Checkpoint,
+        placement: Placement,
+        *,
+        dtype: torch.dtype | None = None,
+        batch_size: int = 32,
+        strict: bool = False,
+    ) -> None:
+        """Take over a loaded model; :meth:`load` also loads it.
+
+        Args:
+            model: θ_B as the task loads it, or empty if the task builds it. Parameters and buffers are filled from the
+                target, those it lacks from the tuned model.
+            task: Bound to the target.
+            target: θ_B's checkpoint.
+            placement: τ laid onto it.
+            dtype: Of the output; the target's if None. Weights are rounded to it before they are evaluated.
+            batch_size: Samples a forward pass.
+            strict: Refuse samples that would be truncated.
+
+        Raises:
+            GradfixError: if τ covers no parameter that the task's gradients reach, or a model that the task builds
+                is not of the architecture that is stored.
+        """
+        self.model, self.task = model, task
+        self._target, self._dtype = target, dtype
+        self._batch_size, self._strict = batch_size, strict
+        self._heads: dict[str, Tensor] = {}
+        self._placement = placement
+        self._parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
+        self._buffers = stored_buffers(model)
+        self._stored_as = self._find_stored()
+        self._missing = {
+            name
+            for name, home in self._stored_as.items()
+            # A counter that only training reads; torch itself takes a file without it.
+            if home == NOT_STORED and not name.endswith("num_batches_tracked")
+        }
+        if task.builds_model:
+            self.require_weights()
+            self._require_shapes()
+        else:
+            # What transformers loads it has checked: a buffer that no file holds was computed.
+            self._missing -= self._buffers.keys()
+        self.restore()
+        task.prepare(model)
+        voting = set(task.voters(model))
+        self._covered = {
+            name: home.theirs
+            for name, home in self._stored_as.items()
+            if home.theirs is not None and home.theirs in placement.vector.specs and name in voting
+        }
+        if not self._covered:
+            raise GradfixError(
+                f"{target.location}: the task vector covers none of the parameters that {task.name} uses; "
+                "check that the models belong to this task"
+            )
+        self.vector = self.restricted(placement.vector)
+        self.silent_parameters = [name for name in placement.vector.specs if name not in self.vector.specs]
+
+    @classmethod
+    def load(
+        cls,
+        task: ModelTask,
+        target: Checkpoint,
+        placement: Placement,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        batch_size: int = 32,
+        strict: bool = False,
+        trust_remote_code: bool = False,
+    ) -> "TargetModel":
+        """Load θ_B in float32 with the architecture and labels of the tuned model's head.
+
+        Args:
+            task: Bound to the target or not yet.
+            target: θ_B's checkpoint, in a directory unless the task builds its model.
+            placement: τ laid onto it.
+            device: Where to compute.
+            dtype: Of the output; the target's if None.
+            batch_size: Samples a forward pass.
+            strict: Refuse samples that would be truncated.
+            trust_remote_code: Allow the code that a repository brings.
+
+        Returns:
+            The model at θ_B.
+
+        Raises:
+            GradfixError: if the target has no directory to load a model from.
+        """
+        if target.directory is None and not task.builds_model:
+            raise GradfixError(
+                f"{target.location}: a model can't be built from weights alone; "
+                "give the directory with its config.json"
+            )
+        config = merged_config(placement.vector, target.config)
+        overrides = {
+            key: config[key]
+            for key in ("id2label", "label2id")
+            if key in config and placement.vector.additions.specs
+        }
+        if "id2label" in overrides:
+            overrides["id2label"] = {int(key): name for key, name in overrides["id2label"].items()}
+        target.fetch()  # what the task loads must be in the directory
+        model = task.load_model(
+            target.directory or target.location,
+            dtype=torch.float32,
+            device=device,
+            trust_remote_code=trust_remote_code,
+            **overrides,
+        )
+        return cls(model, task, target, placement, dtype=dtype, batch_size=batch_size, strict=strict)
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """The parameters that τ covers and the task's gradients reach: module name to the target checkpoint's."""
+        return self._covered
+
+    def encode(self, rows: Sequence[Any], *, task: ModelTask | None = None) -> EncodedRows:
+        """Encode rows once for many passes.
+
+        Args:
+            rows: Samples.
+            task: Of which they are; the model's own by default.
+
+        Returns:
+            Batches of like lengths.
+        """
+        return encode_rows(task or self.task, rows, batch_size=self._batch_size, strict=self._strict)
+
+    def evaluate(
+        self,
+        rows: Sequence[Any] | EncodedRows,
+        *,
+        task: ModelTask | None = None,
+        progress: Progress = silent,
+    ) -> Evaluation:
+        """Measure the model where it stands.
+
+        Args:
+            rows: Samples, or what :meth:`encode` made of them.
+            task: Of which they are; the model's own by default.
+            progress: Told after each batch.
+
+        Returns:
+            The measurement.
+        """
+        return evaluate(
+            self.model,
+            task or self.task,
+            rows,
+            batch_size=self._batch_size,
+            strict=self._strict,
+            progress=progress,
+        )
+
+    def restricted(self, vector: TaskVector) -> TaskVector:
+        """Leave out of a vector what the task's gradients don't reach.
+
+        Args:
+            vector: With the target checkpoint's names.
+
+        Returns:
+            The same vector over the parameters that vote.
+        """
+        reached = {name: name for name in self._covered.values() if name in vector.specs}
+        return vector.derive(Selection(vector.source, reached), operation="restrict", task=self.task.name)
+
+    def features(self, rows: Sequence[Any]) -> Tensor:
+        """Compute what the model makes of samples before any head.
+
+        Args:
+            rows: Samples.
+
+        Returns:
+            Float32 of shape [samples, features], in the order of the rows.
+        """
+        encoded = self.encode(rows)
+        with evaluating(self.model):
+            parts = [self.task.features(self.model, batch).cpu() for batch in encoded.batches]
+        order = torch.tensor([index for places in encoded.positions for index in places])
+        return torch.cat(parts)[order.argsort()].clone()
+
+    def votes(
+        self,
+        rows: Sequence[Any],
+        *,
+        vote: str = "majority",
+        seed: int | None = None,
+        dtype: str | None = None,
+        progress: Progress = silent,
+    ) -> Votes:
+        """Let samples vote at the model's present weights.
+
+        Args:
+            rows: Labelled samples.
+            vote: ``majority`` or ``mean``.
+            seed: Of the draw of samples, recorded with the votes.
+            dtype: ``bfloat16`` to compute gradients under autocast.
+            progress: Told the samples counted.
+
+        Returns:
+            Votes with the target checkpoint's names.
+        """
+        encoded = self.encode(rows)
+        ids = _sample_ids(self.task, rows)
+        order = [index for places in encoded.positions for index in places]
+        votes = count_votes(
+            self.model,
+            encoded.batches,
+            self.task.loss,
+            vote=vote,
+            parameters=list(self._covered),
+            dtype=dtype,
+            seed=seed,
+            samples=[ids[index] for index in order],
+            progress=progress,
+        )
+        return votes.renamed(self._covered)
+
+    def move(self, delta: TaskVector, alpha: float) -> None:
+        """Set the weights to θ_B + α·δ, rounded as the output will be; whatever they were before.
+
+        Args:
+            delta: A vector with the target checkpoint's names.
+            alpha: Scaling coefficient.
+        """
+        self._set(delta if alpha else None, alpha)
+
+    def restore(self) -> None:
+        """Set all weights to θ_B, and the head to the tuned model's or to what :meth:`use_head` gave.
+
+        Buffers that are stored, such as running statistics, are θ_B's too: nothing else ever sets them.
+        """
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                home = self._stored_as.get(name)
+                if name in self._heads:
+                    parameter.copy_(self._heads[name])
+                elif home is not None and home.addition is not None:
+                    self._fill(parameter, home.addition)
+            for name, buffer in self._buffers.items():
+                home = self._stored_as[name]
+                if home.addition is not None:
+                    self._fill(buffer, home.addition)
+                elif home.theirs is not None:
+                    value = self._target.read(home.theirs)
+                    if value.is_floating_point():
+                        require_finite(value, self._target.location, home.theirs)
+                        value = value.to(self._dtype or value.dtype)
+                    buffer.copy_(value)
+        self._set(None, 0.0)
+
+    def _find_stored(self) -> dict[str, StoredAs]:
+        """Find where each parameter, and each buffer that a checkpoint may hold, is stored."""
+        stored = checkpoint_names(self.model)
+        aliases: dict[int, list[str]] = {}
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            if name in stored:
+                aliases.setdefault(id(parameter), []).append(stored[name])
+        found_as = {}
+        for name, parameter in self._parameters.items():
+            names = aliases.get(id(parameter), [])
+            found = {alias: stored_as(self._placement, self._target, alias) for alias in names}
+            known = list(dict.fromkeys(home for home in found.values() if home != NOT_STORED))
+            if len(known) > 1 and self.task.builds_model:
+                # Writing would change one of them, and loading what was written take the other.
+                raise GradfixError(
+                    f"{self._target.location}: {listed(names)} are one tied weight in the model that {self.task.name} "
+                    "builds, and stored as several; store it once, under one of the names"
+                )
+            if name in stored:
+                own = found[stored[name]]
+                found_as[name] = own if own != NOT_STORED or not known else known[0]
+            elif self.task.builds_model:  # stored in another form, which nobody converts here
+                found_as[name] = NOT_STORED
+        for name in self._buffers:
+            found_as[name] = stored_as(self._placement, self._target, name)
+        return found_as
+
+    def _require_shapes(self) -> None:
+        """Refuse a built model whose tensors have other shapes than the stored ones."""
+        additions = self._placement.vector.additions.specs
+        differing = []
+        for name, tensor in {**self._parameters, **self._buffers}.items():
+            home = self._stored_as[name]
+            if home.addition is not None:
+                shape = additions[home.addition].shape
+            elif home.theirs is not None:
+                shape = self._target.specs[home.theirs].shape
+            else:
+                continue
+            if tuple(tensor.shape) != tuple(shape):
+                differing.append(f"{name} {list(tensor.shape)} against {list(shape)}")
+        if differing:
+            raise GradfixError(
+                f"{self._target.location}: the model that {self.task.name} builds has other shapes than are stored: "
+                f"{listed(differing)}; build the architecture of the files"
+            )
+
+    def _fill(self, parameter: Tensor, addition: str) -> None:
+        stored = self._placement.vector.additions.read(addition)
+        if stored.shape != parameter.shape:
+            raise GradfixError(
+                f"{addition}: {list(stored.shape)} in the tuned model, {list(parameter.shape)} in a model of "
+                f"{self.task.name} with the class names known here; name its classes in order with --label"
+            )
+        require_finite(stored, "the tuned model", addition)
+        parameter.copy_(stored)
+
+    def use_head(self, values: Mapping[str, Tensor]) -> None:
+        """Put a newly fitted head on the model, for good.
+
+        Args:
+            values: By parameter name.
+        """
+        self._heads.update({name: value.detach().clone() for name, value in values.items()})
+        self._missing -= values.keys()
+        self.restore()
+
+    def displacement(self) -> TaskVector:
+        """Tell how far the model stands from θ_B, as a vector over the parameters that vote.
+
+        Returns:
+            Lazy, and true only as long as the model stays where it is: keep it before moving on.
+        """
+        here = Given(
+            {theirs: self._parameters[name].detach().cpu() for name, theirs in self._covered.items()}
+        )
+        base = Selection(self._target, {theirs: theirs for theirs in self._covered.values()})
+        owners = ("the moved model", self._target.location)
+        return self.vector.derive(Difference(here, base, owners), operation="displacement")
+
+    def require_weights(self) -> None:
+        """Refuse a model of which some weights are nowhere stored, so that they are still random.
+
+        Raises:
+            GradfixError: naming them.
+        """
+        if self._missing:
+            remedy = (
+                "give a model fine-tuned for this task as the source, or refit the head with --head probe"
+            )
+            if self.task.builds_model:
+                remedy = f"build the files' architecture, with their names, such as {listed(self._target.specs, 3)}"
+            raise GradfixError(
+                f"{self._target.location}: has no weights for {listed(sorted(self._missing))}, and no tuned model "
+                f"brings them: {remedy}"
+            )
+
+    def head_tensors(self) -> dict[str, Tensor]:
+        """Give the head that :meth:`use_head` put on.
+
+        Returns:
+            By the output's names; empty where the tuned model's head was copied.
+        """
+        stored = checkpoint_names(self.model)
+        return {stored[name]: value for name, value in self._heads.items()}
+
+    def trainable(self, *, head: bool = True) -> list[nn.Parameter]:
+        """Give what few-shot fine-tuning trains: the parameters that vote, and the head.
+
+        Args:
+            head: Train the head, too; otherwise nothing but what τ covers.
+
+        Returns:
+            Parameters of the model.
+        """
+        names = {*self.task.voters(self.model), *self.task.head(self.model)} if head else self._covered.keys()
+        return [parameter for name, parameter in self._parameters.items() if name in names]
+
+    def slope(self, delta: TaskVector, rows: Sequence[Any]) -> float:
+        """Compute gᵀδ at the present weights: how fast the mean loss changes per unit of α.
+
+        Each parameter's gradient meets its δ as it arrives and is freed, so no full gradient is held.
+
+        Args:
+            delta: A vector with the target checkpoint's names.
+            rows: Labelled samples.
+
+        Returns:
+            The directional derivative of the mean loss; negative where moving along δ helps.
+        """
+        # An aligned δ has fewer tensors than τ: the others do not move.
+        moved = {name: theirs for name, theirs in self._covered.items() if theirs in delta.specs}
+        if not moved:
+            return 0.0
+        encoded = self.encode(rows)
+        total = 0.0
+
+        def meet(theirs: str) -> Any:
+            def hook(parameter: Tensor) -> None:
+                nonlocal total
+                gradient = parameter.grad
+                if gradient is not None:
+                    for rows, part in _blocks(gradient, delta, theirs):
+                        total += float(
+                            part.double().flatten().dot(delta.read(theirs, rows).double().flatten())
+                        )
+                    parameter.grad = None
+
+            return hook
+
+        needed = {name: parameter.requires_grad for name, parameter in self._parameters.items()}
+        handles = []
+        try:
+            for name, parameter in self._parameters.items():
+                parameter.requires_grad_(name in moved)
+                if name in moved:
+                    hook = meet(moved[name])
+                    handles.append(parameter.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
+            for batch in encoded.batches:
+                self.task.loss(self.model, batch).sum().backward()  # type: ignore[no-untyped-call]
+        finally:
+            for handle in handles:
+                handle.remove()
+            for name, parameter in self._parameters.items():
+                parameter.requires_grad_(needed[name])
+        return total / len(rows)
+
+    def _set(self, delta: TaskVector | None, alpha: float) -> None:
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                home = self._stored_as.get(name)
+                if home is None or home.theirs is None or name in self._heads:
+                    continue
+                moving = delta is not None and home.theirs in delta.specs and name in self._covered
+                spec = self._target.specs[home.theirs]
+                for rows in spec.row_blocks():
+                    value = self._target.read(home.theirs, rows)
+                    dtype = self._dtype or value.dtype
+                    if moving and delta is not None:
+                        value = add_scaled(value, delta.read(home.theirs, rows), alpha)
+                    (parameter if rows is None else parameter[rows]).copy_(value.to(dtype))
+
+
+def _blocks(gradient: Tensor, delta: TaskVector, name: str) -> Iterator[tuple[slice | None, Tensor]]:
+    for rows in delta.specs[name].row_blocks():
+        yield rows, (gradient if rows is None else gradient[rows]).cpu()
+
+
+def _sample_ids(task: ModelTask, rows: Sequence[Any]) -> list[str]:
+    """Hash each row's columns; a row that occurs twice votes twice, under two ids."""
+    seen: Counter[str] = Counter()
+    ids = []
+    for row in rows:
+        digest = row_hash(row, [column for column in task.columns.values() if column in row])
+        seen[digest] += 1
+        ids.append(digest if seen[digest] == 1 else f"{digest}#{seen[digest]}")
+    return ids

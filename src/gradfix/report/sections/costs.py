@@ -1,0 +1,189 @@
+"""What it cost, from what it was made, and how to make it again."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gradfix.recipes import only_in_python
+from gradfix.report.elements import Part, Section
+from gradfix.report.markup import Content, Html, tag
+from gradfix.report.numbers import duration, size
+
+STAGES = {
+    "check": "check the inputs",
+    "read data": "read the data",
+    "observe the source": "look at the tuned source",
+    "load": "load the new base",
+    "choose samples": "choose samples",
+    "align": "align the source",
+    "vote and choose α": "vote and choose α",
+    "certify": "certify the first-order change",
+    "judge": "judge beside the control",
+    "hash inputs": "hash the inputs",
+    "write": "write the model",
+}
+
+
+def cost_section(record: Mapping[str, Any]) -> Section | None:
+    """Show time by stage, and memory.
+
+    Args:
+        record: What ``gradfix.json`` holds.
+
+    Returns:
+        The section; None where no time was taken.
+    """
+    seconds = seconds_of(record)
+    if not seconds:
+        return None
+    total, longest = sum(seconds.values()), max(seconds.values()) or 1.0
+    slowest = max(seconds, key=lambda name: seconds[name])
+    lead = f"{duration(total)} in all, most of it to {STAGES.get(slowest, slowest)} ({duration(seconds[slowest])})"
+    peak = record.get("peak_memory_bytes")
+    lead += f"; the process held {size(peak)} of memory at most." if peak else "."
+    device = (record.get("recipe") or {}).get("device")
+    bars = tag(
+        "div",
+        *(
+            tag(
+                "div",
+                tag("span", STAGES.get(name, name), class_="name"),
+                tag("div", tag("span", style=f"width:{value / longest * 100:.2f}%"), class_="track"),
+                tag("span", duration(value), class_="value"),
+                class_="bar",
+            )
+            for name, value in seconds.items()
+        ),
+        class_="bars",
+    )
+    return Section("cost", "What it cost", lead + (f" Device: {device}." if device else ""), [bars])
+
+
+def seconds_of(record: Mapping[str, Any]) -> dict[str, float]:
+    """Give the wall time of each stage; that of writing is not over when the record is made, so its own is taken.
+
+    Args:
+        record: What ``gradfix.json`` holds.
+
+    Returns:
+        Seconds by stage.
+    """
+    found = record.get("seconds") or {}
+    seconds = {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
+    writing = (record.get("applied") or {}).get("seconds")
+    if "write" not in seconds and isinstance(writing, int | float):
+        seconds["write"] = float(writing)
+    return seconds
+
+
+def inputs_section(record: Mapping[str, Any]) -> Section | None:
+    """Name the inputs with their hashes, the versions, and the recipe to copy.
+
+    Args:
+        record: What ``gradfix.json`` or ``comparison.json`` holds.
+
+    Returns:
+        The section; None where nothing of it is known.
+    """
+    parts: list[Part] = []
+    inputs = record.get("inputs") or {}
+    if inputs:
+        rows = (
+            tag(
+                "tr",
+                tag("th", name.replace("_", " "), scope="row"),
+                tag("td", tag("code", str(entry.get("location", "")))),
+                tag("td", tag("code", str(entry.get("sha256", "")), class_="hash")),
+            )
+            for name, entry in inputs.items()
+        )
+        head = tag(
+            "tr",
+            tag("th", "input", scope="col"),
+            tag("th", "where", scope="col"),
+            tag("th", "SHA-256", scope="col"),
+        )
+        parts.append(tag("div", tag("table", tag("thead", head), tag("tbody", *rows)), class_="table facts"))
+    support = record.get("support") or []
+    if support:
+        listing = tag(
+            "ol",
+            *(
+                tag(
+                    "li",
+                    str(entry.get("row", "")),
+                    " ",
+                    tag("code", str(entry.get("sha256", ""))[:16], class_="hash"),
+                )
+                for entry in support
+            ),
+        )
+        parts.append(tag("details", tag("summary", f"The {len(support):,} samples that voted"), listing))
+    versions = record.get("versions") or {}
+    if versions:
+        parts.append(
+            tag(
+                "p",
+                "Versions: ",
+                ", ".join(f"{name} {version}" for name, version in versions.items()),
+                ".",
+                class_="note",
+            )
+        )
+    recipe = record.get("recipe")
+    if recipe:
+        parts.append(_recipe(str(record.get("command") or "transport"), recipe))
+    return Section("inputs", "Made from", "", parts) if parts else None
+
+
+def recipe_text(command: str, recipe: Mapping[str, Any]) -> str:
+    """Write a recipe as ``gradfix run`` reads it.
+
+    Args:
+        command: As ``transport``.
+        recipe: Its options.
+
+    Returns:
+        YAML.
+    """
+    import yaml
+
+    return str(yaml.safe_dump({"command": command, **recipe}, sort_keys=False, allow_unicode=True))
+
+
+def _recipe(command: str, recipe: Mapping[str, Any]) -> Html:
+    return tag(
+        "div",
+        tag(
+            "div",
+            tag("span", "recipe.yaml"),
+            tag("button", "Copy", type="button", class_="copy", data_copies="recipe"),
+            class_="code-head",
+        ),
+        tag("pre", tag("code", recipe_text(command, recipe), id="recipe")),
+        tag("p", *_again(only_in_python(recipe) if command == "transport" else []), class_="note"),
+        class_="code",
+    )
+
+
+def _again(missing: Sequence[str]) -> Sequence[Content]:
+    """Tell how to make the result again."""
+    if missing:
+        return [
+            f"Not the whole recipe: {', '.join(missing)} came from Python, so that script makes it again."
+        ]
+    return ["Made again by ", tag("code", "gradfix run recipe.yaml --output AGAIN"), "."]
+
+
+def short(location: str) -> str:
+    """Name a model for a heading.
+
+    Args:
+        location: Hub id or path.
+
+    Returns:
+        A Hub id whole, a path by its last part.
+    """
+    if location.count("/") == 1 and not os.path.isabs(location):
+        return location
+    return os.path.basename(location.rstrip("/")) or location

@@ -1,0 +1,153 @@
+"""How sure the mask is: votes against the number of samples, and how well the source was aligned."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gradfix.checkpoints.layers import layer_of
+from gradfix.report.elements import Figure, Section
+from gradfix.report.numbers import percent
+from gradfix.report.style import ACCENT, COLOURS, MUTED, SYMBOLS, layout
+
+
+def votes_section(record: Mapping[str, Any]) -> Section | None:
+    """Show how the signs settle as samples are added.
+
+    Args:
+        record: What ``gradfix.json`` holds.
+
+    Returns:
+        The section; None where the votes say nothing of it (a mean vote, one sample).
+    """
+    votes = record.get("votes") or {}
+    stability = votes.get("stability")
+    if not stability:
+        return None
+    low, high = sorted((1 - stability["redraw"], 1 - stability["split_half"]))
+    samples = votes["samples"]
+    lead = (
+        f"Another draw of {samples:,} samples would change between {percent(low, 0)} and {percent(high, 0)} of the "
+        f"signs; {percent(votes['tie_rate'])} of the coordinates are tied."
+    )
+    curve = stability.get("settling") or []
+    parts = [_settling(curve, samples, stability)] if len(curve) > 1 else []
+    return Section("votes", "Would more samples change the mask?", f"{lead} {_answer(high)}", parts)
+
+
+def _answer(high: float) -> str:
+    if high > 0.25:
+        return "The mask is still far from settled: more labelled samples would change it a good deal."
+    if high > 0.1:
+        return "The mask is settling: more labelled samples would still change some of it."
+    return "The mask has settled: more labelled samples would change little."
+
+
+def _settling(curve: Any, samples: int, stability: Mapping[str, Any]) -> Figure:
+    pairs = [(int(count), float(share)) for count, share in curve]
+    trace = {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": "two separate draws agree",
+        "x": [count for count, _ in pairs],
+        "y": [share * 100 for _, share in pairs],
+        "line": {"color": ACCENT, "width": 2.4},
+        "marker": {"color": ACCENT, "size": 8},
+        "hovertemplate": "two draws of %{x} samples agree on %{y:.1f} % of the signs<extra></extra>",
+    }
+    ends = sorted((stability["split_half"] * 100, stability["redraw"] * 100))
+    bracket = {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": f"range for {samples}",
+        "x": [samples, samples],
+        "y": ends,
+        "line": {"color": MUTED, "width": 2, "dash": "dot"},
+        "marker": {"color": MUTED, "size": 9, "symbol": "line-ew-open", "line": {"width": 2}},
+        "hovertemplate": f"two draws of {samples} samples: between {ends[0]:.1f} and {ends[1]:.1f} %<extra></extra>",
+    }
+    ticks = sorted({count for count, _ in pairs[:: max(1, len(pairs) // 6)]} | {pairs[-1][0], samples})
+    made = layout(
+        height=320,
+        showlegend=True,
+        xaxis={
+            "title": "samples in a draw",
+            "type": "log",
+            "tickvals": ticks,
+            "ticktext": [str(tick) for tick in ticks],
+        },
+        yaxis={"title": "signs that agree, %"},
+    )
+    title = f"Two draws of {pairs[-1][0]} samples agree on {percent(pairs[-1][1], 0)} of the signs"
+    note = (
+        f"Exact from the counts, over all ways to draw two separate sets out of the {samples} that voted; a tie counts "
+        f"as no agreement. For {samples} samples only a range is known."
+    )
+    return Figure(title, [trace, bracket], made, note)
+
+
+_SIDES = (
+    ("residual_in", "inputs"),
+    ("residual_out", "outputs"),
+    ("residual", "activations unexplained"),
+    ("unexplained", "change not carried over"),
+)
+"""What is known of an aligned tensor, and what the figure calls it."""
+
+
+def alignment_section(record: Mapping[str, Any]) -> Section | None:
+    """Show what alignment left of the difference between the two bases, layer by layer.
+
+    Args:
+        record: What ``gradfix.json`` holds.
+
+    Returns:
+        The section; None where nothing was aligned.
+    """
+    alignment = record.get("alignment")
+    if not alignment:
+        return None
+    lines: dict[tuple[str, str], dict[int, list[float]]] = {}
+    for name, residuals in (alignment.get("tensors") or {}).items():
+        place = layer_of(name)
+        if place.depth is None:
+            continue
+        for key, side in _SIDES:
+            if residuals.get(key) is not None:
+                lines.setdefault((place.tower, side), {}).setdefault(place.depth, []).append(residuals[key])
+    held = " on inputs that did not shape the alignment" if alignment.get("held_out") else ""
+    lead = (
+        "The task vector was carried over to the new base by what its layers do to activations (method: "
+        f"{alignment.get('method', 'unknown')}). The figure shows the share of each layer's part that this leaves "
+        f"unexplained{held}: 0 is a perfect match, 1 none."
+    )
+    if not lines:
+        return Section("alignment", "How well the source was aligned", lead)
+    deepest = max(depth for depths in lines.values() for depth in depths)
+    traces = []
+    means = []
+    for index, ((tower, side), depths) in enumerate(sorted(lines.items())):
+        values = [(depth, sum(found) / len(found)) for depth, found in sorted(depths.items())]
+        means += [value for _, value in values]
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "name": f"{tower} {side}".strip(),
+                "x": [depth for depth, _ in values],
+                "y": [value for _, value in values],
+                "line": {"color": COLOURS[index % len(COLOURS)], "width": 2.2},
+                "marker": {
+                    "color": COLOURS[index % len(COLOURS)],
+                    "size": 8,
+                    "symbol": SYMBOLS[index % len(SYMBOLS)],
+                },
+                "hovertemplate": "layer %{x}: %{y:.3f}<extra>%{fullData.name}</extra>",
+            }
+        )
+    made = layout(
+        height=320,
+        showlegend=True,
+        xaxis={"title": "layer", "tickformat": "d", "dtick": max(1, deepest // 8)},
+        yaxis={"title": "left unexplained (0 to 1)", "rangemode": "tozero"},
+    )
+    title = f"On average {percent(sum(means) / len(means), 0)} of a layer's part is left unexplained"
+    return Section("alignment", "How well the source was aligned", lead, [Figure(title, traces, made)])

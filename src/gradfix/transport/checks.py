@@ -1,0 +1,334 @@
+"""Do three models fit each other? Answered from headers and configurations, then from a few rows of each tensor."""
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from gradfix.checkpoints import Checkpoint
+from gradfix.checkpoints.expressions import Selection
+from gradfix.errors import GradfixError, listed
+from gradfix.vectors.apply import add_scaled, output_specs
+from gradfix.vectors.placement import own_weights, place
+from gradfix.vectors.similarity import CLOSE, UNRELATED, WeightSample, matrices
+from gradfix.vectors.task_vector import Placement, TaskVector
+
+Level = Literal["error", "warning", "note"]
+
+# Keys of a configuration that change what the same weights compute.
+_FUNCTIONAL = (
+    "hidden_act", "activation_function", "layer_norm_eps", "rms_norm_eps", "rope_theta", "rope_parameters",
+    "num_attention_heads", "num_key_value_heads", "patch_size", "image_size", "position_embedding_type",
+    "feed_forward_proj", "scale_attn_weights", "sliding_window",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that the check found.
+
+    Attributes:
+        level: ``error`` stops a transport, ``warning`` may spoil it, ``note`` is good to know.
+        text: What, and what to do about it.
+    """
+
+    level: Level
+    text: str
+
+
+def ignore(finding: Finding) -> None:
+    """Tell nobody: the default of whatever reports findings as they are made."""
+
+
+@dataclass
+class Findings:
+    """What was found of the inputs.
+
+    Attributes:
+        findings: In the order they were found.
+        cosine_tuned: Cosine between the sampled weights of θ_A and θ_A^ft.
+        cosine_target: Between θ_A and θ_B: near 1 for a close release, near 0 for another pre-training.
+        relative_norm: ‖τ‖ / ‖θ_A‖ on the sample.
+        output_bytes: Size of the model that would be written.
+        seconds: Estimated time to write it, measured on one block.
+        tell: Told each finding at once, so that a person reads it before anything long starts.
+    """
+
+    findings: list[Finding] = field(default_factory=list)
+    cosine_tuned: float | None = None
+    cosine_target: float | None = None
+    relative_norm: float | None = None
+    output_bytes: int | None = None
+    seconds: float | None = None
+    tell: Callable[[Finding], None] = field(default=ignore, repr=False, compare=False)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing stands against a transport."""
+        return all(finding.level != "error" for finding in self.findings)
+
+    def add(self, level: Level, text: str) -> None:
+        """Record a finding.
+
+        Args:
+            level: How bad.
+            text: What, and what to do.
+        """
+        finding = Finding(level, text)
+        self.findings.append(finding)
+        self.tell(finding)
+
+    def refuse(self) -> None:
+        """Stop where an error was found.
+
+        Raises:
+            GradfixError: with the first error, and how many more there are.
+        """
+        errors = [finding.text for finding in self.findings if finding.level == "error"]
+        if errors:
+            more = f" (and {len(errors) - 1} more; see `gradfix check`)" if len(errors) > 1 else ""
+            raise GradfixError(errors[0] + more)
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the result as JSON.
+
+        Returns:
+            The findings and measurements, and ``ok``.
+        """
+        values = {name: value for name, value in vars(self).items() if name != "tell"}
+        return {"ok": self.ok, **values, "findings": [asdict(finding) for finding in self.findings]}
+
+
+@dataclass(frozen=True)
+class Models:
+    """Three models whose headers fit each other.
+
+    Attributes:
+        base: θ_A.
+        tuned: θ_A^ft.
+        target: θ_B.
+        tau: θ_A^ft − θ_A.
+        placement: τ laid onto the target.
+    """
+
+    base: Checkpoint
+    tuned: Checkpoint
+    target: Checkpoint
+    tau: TaskVector
+    placement: Placement
+
+
+def open_models(
+    source_base: str,
+    source_tuned: str,
+    target_base: str,
+    found: Findings,
+    *,
+    output: Path | None = None,
+    overwrite: bool = False,
+) -> Models:
+    """Open three models and hold their headers, configurations and tokenizers against each other; no weight is read.
+
+    Args:
+        source_base: θ_A.
+        source_tuned: θ_A^ft; an adapter is read on top of θ_A.
+        target_base: θ_B.
+        found: Told what is found.
+        output: Where the result would go; its disk is checked if given.
+        overwrite: It may be there already.
+
+    Returns:
+        The models.
+
+    Raises:
+        GradfixError: if one can't be opened, or an error was found.
+    """
+    base = Checkpoint.open(source_base)
+    tuned = Checkpoint.open(source_tuned, base=base)
+    target = Checkpoint.open(target_base)
+    _check_architecture(found, base, tuned, target)
+    found.refuse()
+    tau = TaskVector.between(base, tuned)
+    placement = place(tau, target)
+    _note_placement(found, placement, target)
+    _check_room(found, placement, target, output, overwrite)
+    found.refuse()
+    return Models(base, tuned, target, tau, placement)
+
+
+def check_weights(models: Models, found: Findings) -> None:
+    """Read a few rows of each weight matrix: does τ come from this base, and how close is the target?
+
+    Args:
+        models: The three models.
+        found: Told what is found.
+
+    Raises:
+        GradfixError: if an error was found: τ is zero, or the tuned model is not a fine-tune of the base.
+    """
+    base, tuned, target, vector = models.base, models.tuned, models.target, models.placement.vector
+    names = matrices(vector)
+    delta = WeightSample(vector, names)
+    # θ_A^ft is not read again: with τ and θ_A known in the target's names, it is their sum.
+    origin = WeightSample(place(own_weights(base), target).vector, names)
+    theirs = WeightSample(Selection(target, {name: name for name in names}), names)
+    found.relative_norm = delta.norm() / origin.norm() if origin.norm() else None
+    found.cosine_tuned = origin.cosine(origin.values + delta.values)
+    found.cosine_target = origin.cosine(theirs.values)
+    if delta.norm() == 0 and models.tau.norm() == 0:
+        found.add(
+            "error",
+            f"{tuned.location}: equal to {base.location} in every weight, so the task vector is exactly zero; "
+            "give the fine-tuned model as the tuned one",
+        )
+    elif found.cosine_tuned is not None and found.cosine_tuned < UNRELATED:
+        found.add(
+            "error",
+            f"{tuned.location}: does not descend from {base.location}: the cosine of their weights is "
+            f"{found.cosine_tuned:.2f}, a fine-tune's is above 0.9; give the base it was tuned from",
+        )
+    if found.cosine_target is not None:
+        close = found.cosine_target > CLOSE
+        found.add(
+            "note",
+            f"{target.location} is {'a close release of' if close else 'pre-trained apart from'} {base.location}: "
+            f"the cosine of their weights is {found.cosine_target:.2f}; "
+            + ("naive addition may already work" if close else "naive addition is not expected to work"),
+        )
+        if found.cosine_target > 1 - 1e-9:
+            found.add(
+                "warning",
+                f"{target.location} has the same weights as {base.location}: there is nothing to move",
+            )
+    found.seconds = _measured_seconds(models.placement, target)
+    found.refuse()
+
+
+def _check_architecture(found: Findings, base: Checkpoint, tuned: Checkpoint, target: Checkpoint) -> None:
+    for other in (tuned, target):
+        kinds = base.config.get("model_type"), other.config.get("model_type")
+        if None not in kinds and kinds[0] != kinds[1]:
+            found.add(
+                "error",
+                f"{other.location}: model_type: expected {kinds[0]} as in {base.location}, found {kinds[1]}; "
+                "all three models must be of one architecture",
+            )
+        differing = [
+            f"{path} {theirs!r} against {ours!r}"
+            for path, ours, theirs in _differences(base.config, other.config)
+            if ours is not None and theirs is not None
+        ]
+        if differing:
+            found.add(
+                "warning",
+                f"{other.location}: its configuration computes something else than {base.location}'s: "
+                f"{listed(differing)}; the task vector may not carry over",
+            )
+    if not target.config:
+        found.add(
+            "note", f"{target.location}: no config.json, so the output will be weights without a model around"
+        )
+    ties = base.config.get("tie_word_embeddings"), target.config.get("tie_word_embeddings")
+    if None not in ties and ties[0] != ties[1]:
+        found.add(
+            "warning",
+            f"{target.location}: tie_word_embeddings is {ties[1]}, in {base.location} it is {ties[0]}; "
+            "input and output embeddings will change together in one model and apart in the other",
+        )
+
+
+def _differences(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    for key in _FUNCTIONAL:
+        if ours.get(key) != theirs.get(key):
+            yield prefix + key, ours.get(key), theirs.get(key)
+    for key in ("text_config", "vision_config"):
+        if isinstance(ours.get(key), dict) and isinstance(theirs.get(key), dict):
+            yield from _differences(ours[key], theirs[key], f"{key}.")
+
+
+def _note_placement(found: Findings, placement: Placement, target: Checkpoint) -> None:
+    if placement.rule:
+        found.add("note", f"names matched by a known prefix: {placement.rule}")
+    for name, (matched, rows) in placement.matched_tokens.items():
+        level: Level = "warning" if matched < 0.9 * rows else "note"
+        found.add(
+            level,
+            f"{name}: the vocabularies differ; {matched} of {rows} rows are matched by token text, "
+            "the others keep the new base's values",
+        )
+    if placement.untouched:
+        found.add(
+            "note",
+            f"keep the new base's values, the task vector has nothing for them: {listed(placement.untouched)}",
+        )
+    if placement.unplaced:
+        found.add(
+            "warning", f"{target.location} has no place for: {listed(placement.unplaced)}; they are left out"
+        )
+    if placement.dropped:
+        found.add("note", f"left out, the tuned model has a head of its own: {listed(placement.dropped)}")
+    if placement.vector.additions.specs:
+        found.add(
+            "note",
+            f"copied from the tuned model, the bases lack them: {listed(placement.vector.additions.specs)}",
+        )
+    if target.specs and {spec.dtype for spec in target.specs.values()} & {torch.bfloat16, torch.float16}:
+        found.add(
+            "note",
+            f"{target.location}: weights of 16 bits can swallow small changes; what is lost is counted when the "
+            "model is written, and --dtype float32 or --rounding stochastic keeps it",
+        )
+
+
+def _check_room(
+    found: Findings, placement: Placement, target: Checkpoint, output: Path | None, overwrite: bool
+) -> None:
+    specs = output_specs(placement, target, None)
+    found.output_bytes = sum(spec.nbytes for spec in specs.values())
+    if output is not None:
+        parent = next(folder for folder in Path(output).absolute().parents if folder.exists())
+        free = shutil.disk_usage(parent).free
+        if free < found.output_bytes:
+            found.add(
+                "error",
+                f"{output}: {found.output_bytes:,} bytes needed, {free:,} free on its disk; "
+                "make room or choose another output",
+            )
+        elif Path(output).exists() and not overwrite:
+            found.add("warning", f"{output}: exists already; the transport will need --overwrite")
+    # Weights in float32, and a byte of votes a coordinate.
+    needed = 5 * sum(spec.numel for spec in specs.values())
+    available = _available_memory()
+    if available is not None and needed > available:
+        found.add(
+            "warning",
+            f"counting votes in float32 takes about {needed / 1e9:.1f} GB of memory, "
+            f"{available / 1e9:.1f} GB are free; count on a larger machine, and apply the votes file here",
+        )
+
+
+def _measured_seconds(placement: Placement, target: Checkpoint) -> float:
+    """Time one block of the largest shared tensor through the steps of writing, and scale it up."""
+    elements = sum(spec.numel for spec in output_specs(placement, target, None).values())
+    name = max(placement.vector.specs, key=lambda name: placement.vector.specs[name].numel)
+    rows = next(placement.vector.specs[name].row_blocks())
+    started = time.perf_counter()
+    base, delta = target.read(name, rows), placement.vector.read(name, rows)
+    block = add_scaled(base, delta, 1.0).to(base.dtype)
+    hashlib.sha256(block.flatten().view(torch.uint8).numpy().data).hexdigest()
+    return (time.perf_counter() - started) * elements / max(1, block.numel())
+
+
+def _available_memory() -> int | None:
+    meminfo = Path("/proc/meminfo")  # on Linux; elsewhere nothing is said about memory
+    if not meminfo.exists():
+        return None
+    entries = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    return int(entries["MemAvailable"].removesuffix("kB")) * 1024 if "MemAvailable" in entries else None

@@ -1,0 +1,46 @@
+"""A transport beside everything it could be mistaken for: all baselines, several draws, paired intervals."""
+
+from gradfix.transport.comparison.compare import Comparison, compare
+from gradfix.transport.comparison.draws import (
+    AUTO,
+    AUTO_CONTROL,
+    CONTROL,
+    FEW_SHOT,
+    FULL,
+    LABELS,
+    ORACLE,
+    ZERO_SHOT,
+    Judge,
+    Outcome,
+    draw,
+)
+from gradfix.transport.comparison.table import (
+    Line,
+    chosen_ways,
+    summarise,
+    table_csv,
+    table_json,
+    table_markdown,
+)
+
+__all__ = [
+    "AUTO",
+    "AUTO_CONTROL",
+    "CONTROL",
+    "FEW_SHOT",
+    "FULL",
+    "LABELS",
+    "ORACLE",
+    "ZERO_SHOT",
+    "Comparison",
+    "Judge",
+    "Line",
+    "Outcome",
+    "chosen_ways",
+    "compare",
+    "draw",
+    "summarise",
+    "table_csv",
+    "table_json",
+    "table_markdown",
+]

@@ -1,0 +1,168 @@
+"""The outcomes of several draws as a table: means, paired intervals, and its forms for people and programs."""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from gradfix.evaluation.evaluate import Interval, mean_interval, paired_difference
+from gradfix.transport.comparison.draws import AUTO, AUTO_CONTROL, CONTROL, FULL, LABELS, ZERO_SHOT, Outcome
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the table: one method at one budget.
+
+    Attributes:
+        budget: Samples a class.
+        method: Its name.
+        score: Mean over draws with a 95 % interval.
+        gain: Difference to the new base as it is, paired by draw.
+        over_control: Difference to the shuffled control, of ``auto`` to its own, paired by draw; None for what no
+            control fits.
+        retained: Mean retention score, where it was measured.
+        outcomes: Of each draw.
+    """
+
+    budget: int
+    method: str
+    score: Interval
+    gain: Interval
+    over_control: Interval | None
+    retained: Interval | None
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def label(self) -> str:
+        """What tables call the method."""
+        return LABELS.get(self.method, self.method)
+
+
+def summarise(draws: Sequence[Mapping[str, Outcome]], budget: int) -> list[Line]:
+    """Turn the outcomes of several draws into rows with intervals.
+
+    Args:
+        draws: Outcomes by method, for each draw.
+        budget: Samples a class they were drawn with.
+
+    Returns:
+        A row a method.
+    """
+    lines = []
+    for method in draws[0]:
+        outcomes = tuple(outcome[method] for outcome in draws)
+        scores = [outcome.score for outcome in outcomes]
+        shuffled_way = AUTO_CONTROL if method == AUTO else CONTROL
+        compared = shuffled_way in draws[0] and method not in {ZERO_SHOT, CONTROL, AUTO_CONTROL, FULL}
+        kept = [outcome.retained for outcome in outcomes if outcome.retained is not None]
+        lines.append(
+            Line(
+                budget=budget,
+                method=method,
+                score=mean_interval(scores),
+                gain=paired_difference(scores, [outcome[ZERO_SHOT].score for outcome in draws]),
+                over_control=(
+                    paired_difference(scores, [outcome[shuffled_way].score for outcome in draws])
+                    if compared
+                    else None
+                ),
+                retained=mean_interval(kept) if kept else None,
+                outcomes=outcomes,
+            )
+        )
+    return lines
+
+
+def chosen_ways(lines: Sequence[Line]) -> str:
+    """Say what ``auto`` chose.
+
+    Args:
+        lines: The table's rows.
+
+    Returns:
+        A clause for a caption, such as ``auto chose naive addition in 2 of 3 draws, GradFix in 1``; empty where the
+        method was not chosen.
+    """
+    told = []
+    auto = [line for line in lines if line.method == AUTO]
+    for line in auto:
+        ways = Counter(outcome.way for outcome in line.outcomes)
+        counts = [f"{way} in {count}" for way, count in ways.most_common()]
+        counts[0] += f" of {len(line.outcomes)} draws"
+        at = f"with {line.budget} a class " if len(auto) > 1 else ""
+        told.append(f"{at}auto chose {', '.join(counts)}")
+    return "; ".join(told)
+
+
+def table_json(lines: Sequence[Line]) -> list[dict[str, Any]]:
+    """Give the table as JSON.
+
+    Args:
+        lines: Its rows.
+
+    Returns:
+        Every value, each draw's included.
+    """
+    return [{**asdict(line), "label": line.label} for line in lines]
+
+
+def table_csv(lines: Sequence[Line]) -> str:
+    """Give the table as CSV, a row a method, budget and draw, for other tools.
+
+    Args:
+        lines: Its rows.
+
+    Returns:
+        The text, with a header.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ["samples_per_class", "method", "draw", "score", "loss", "retained", "way", "setting", "seconds"]
+    )
+    for line in lines:
+        for number, outcome in enumerate(line.outcomes):
+            setting = " ".join(f"{key}={value:g}" for key, value in outcome.setting.items())
+            writer.writerow(
+                [
+                    line.budget,
+                    line.method,
+                    number,
+                    outcome.score,
+                    outcome.loss,
+                    outcome.retained,
+                    outcome.way,
+                    setting,
+                    outcome.seconds,
+                ]
+            )
+    return text.getvalue()
+
+
+def table_markdown(lines: Sequence[Line], caption: str) -> str:
+    """Give the table as Markdown: methods down, budgets across, mean and half-width of the interval.
+
+    Args:
+        lines: Its rows.
+        caption: What stands below.
+
+    Returns:
+        The text.
+    """
+    budgets = sorted({line.budget for line in lines})
+    methods = list(dict.fromkeys(line.method for line in lines))
+    found = {(line.method, line.budget): line for line in lines}
+    rows = ["| samples a class | " + " | ".join(map(str, budgets)) + " |", "|---" * (len(budgets) + 1) + "|"]
+    for method in methods:
+        cells = [_cell(found.get((method, budget))) for budget in budgets]
+        rows.append(f"| {LABELS.get(method, method)} | " + " | ".join(cells) + " |")
+    return "\n".join([*rows, "", caption, ""])
+
+
+def _cell(line: Line | None) -> str:
+    if line is None:
+        return ""
+    score = line.score
+    return f"{score.value:.3f}" if score.low is None else f"{score.value:.3f} ± {score.value - score.low:.3f}"

@@ -1,0 +1,100 @@
+"""A few inputs whose prediction a transport changed, small enough to stand in its record."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gradfix.evaluation.evaluate import Evaluation
+from gradfix.tasks import ModelTask
+from gradfix.tasks.classification import Classification
+from gradfix.tasks.data import origin
+
+SHOWN = 12
+SIDE = 112
+LENGTH = 400
+
+
+def changed_examples(
+    task: ModelTask,
+    rows: Sequence[Mapping[str, Any]],
+    before: Evaluation,
+    after: Evaluation,
+    *,
+    limit: int = SHOWN,
+) -> dict[str, Any]:
+    """Pick inputs whose prediction changed: some that became right, some that became wrong, others last.
+
+    Args:
+        task: Tells which columns are its inputs.
+        rows: The samples that were measured.
+        before: Of the new base.
+        after: Of the transported model, on the same rows.
+        limit: How many to show; 0 counts alone and keeps every input out of the record.
+
+    Returns:
+        JSON: how many were ``fixed`` and ``broken``, how many went from one wrong answer to an ``other``, and those
+        ``shown``, images as PNG data no larger than 112 pixels a side, texts up to 400 characters.
+    """
+    changed: dict[str, list[int]] = {"fixed": [], "broken": [], "other": []}
+    for index in range(len(rows)):
+        if before.predictions[index] == after.predictions[index]:
+            continue
+        was, now = before.scores[index], after.scores[index]
+        changed["fixed" if now > was else "broken" if now < was else "other"].append(index)
+    broken = min(limit // 3, len(changed["broken"]))
+    fixed = min(limit - broken, len(changed["fixed"]))
+    picked = [*changed["fixed"][:fixed], *changed["broken"][:broken]]
+    rest = [*changed["broken"][broken:], *changed["other"]]
+    picked += rest[: limit - len(picked)]
+    return {
+        **{name: len(indices) for name, indices in changed.items()},
+        "shown": [_example(task, rows[index], index, before, after) for index in picked],
+    }
+
+
+def _example(
+    task: ModelTask, row: Mapping[str, Any], index: int, before: Evaluation, after: Evaluation
+) -> dict[str, Any]:
+    columns = {role: column for role, column in task.columns.items() if column in row}
+    inputs = {role: column for role, column in columns.items() if role not in _ANSWERS}
+    answers = [row[column] for role, column in columns.items() if role in _ANSWERS]
+    return {
+        "row": origin(row, index),
+        "input": {role: _small(row[column], role) for role, column in inputs.items()},
+        "label": _answer(task, row, answers),
+        "before": _short(str(before.predictions[index])),
+        "after": _short(str(after.predictions[index])),
+        "was_right": before.scores[index] >= 0.5,
+        "is_right": after.scores[index] >= 0.5,
+    }
+
+
+# What each task calls the column with the right answer.
+_ANSWERS = frozenset(["label", "target", "completion"])
+
+
+def _answer(task: ModelTask, row: Mapping[str, Any], answers: Sequence[Any]) -> str:
+    """Name the right answer as predictions are named: data may hold a class's number."""
+    if isinstance(task, Classification):
+        return _short(str(task.labels.names[task.classes([row])[0]]))
+    return _short(str(answers[0])) if answers else ""
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LENGTH else text[: LENGTH - 1] + "…"
+
+
+def _small(value: Any, role: str) -> str | dict[str, str]:
+    if role != "image":
+        return _short(str(value))
+    from gradfix.tasks.images import read_image
+
+    image = read_image(value, "example")
+    image.thumbnail((SIDE, SIDE))
+    grey = image.convert("L")
+    if grey.convert("RGB").tobytes() == image.tobytes():
+        image = grey  # in a third of the bytes
+    written = io.BytesIO()
+    image.save(written, format="PNG", optimize=True)
+    return {"image": "data:image/png;base64," + base64.b64encode(written.getvalue()).decode()}

@@ -1,0 +1,186 @@
+"""What comes before any job on a target: labelled rows, a bound task, a support set, a head."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from gradfix.errors import GradfixError
+from gradfix.evaluation.binding import Rows, bind, without_labels
+from gradfix.recipes import IN_PYTHON, CheckRecipe, TaskRecipe, TransportRecipe
+from gradfix.tasks import Classification, ModelTask, get_task
+from gradfix.tasks.data import load_rows
+from gradfix.tasks.sampling import choose
+from gradfix.transport.checks import Finding, Findings, Models, check_weights, ignore, open_models
+
+
+@dataclass(frozen=True)
+class Data:
+    """The rows of a job.
+
+    Attributes:
+        pool: Labelled rows: the support set, or what it is drawn from.
+        held: Labelled rows that choose or judge, by ``"validation"`` and ``"test"``, as far as they were given.
+        budget: Samples a class to be drawn from the pool; None where all of it is the support set.
+        align_data: Inputs to align on.
+        unlabelled: Inputs that the tuned source labels.
+    """
+
+    pool: Rows
+    held: Mapping[str, Rows]
+    budget: int | None = None
+    align_data: Rows = ()
+    unlabelled: Rows = ()
+
+    @classmethod
+    def read(cls, recipe: TransportRecipe, given: Mapping[str, Rows]) -> "Data":
+        """Read what a transport's options name.
+
+        Args:
+            recipe: The options.
+            given: Rows in memory by option, in place of the locations.
+
+        Returns:
+            The rows.
+
+        Raises:
+            GradfixError: if rows can't be read, or came from memory and are gone.
+        """
+
+        def rows(name: str, split: str | None = None) -> Rows:
+            place = getattr(recipe, name)
+            if name in given:
+                return given[name]
+            if place == IN_PYTHON:
+                raise GradfixError(
+                    f"{name}: these rows were given in Python and no file holds them; run that script again"
+                )
+            return rows_at(recipe, place, split) if place else ()
+
+        named = [name for name in ("support", "data") if name in given or getattr(recipe, name)]
+        if not named:
+            raise GradfixError(
+                "there are no labelled samples: give --support, or --data with --samples-per-class"
+            )
+        held = {
+            "validation": rows("validation", recipe.validation_split),
+            "test": rows("test", recipe.test_split),
+        }
+        return cls(
+            pool=rows(named[0], recipe.split),
+            held={name: found for name, found in held.items() if len(found)},
+            budget=recipe.samples_per_class,
+            align_data=rows("align_data"),
+            unlabelled=rows("unlabelled"),
+        )
+
+
+def models_of(recipe: TransportRecipe, found: Findings) -> Models:
+    """Open the models of a transport; see :func:`gradfix.transport.checks.open_models`.
+
+    Args:
+        recipe: The options.
+        found: Told what is found.
+
+    Returns:
+        The models.
+    """
+    return open_models(
+        recipe.source_base,
+        recipe.source_tuned,
+        recipe.target_base,
+        found,
+        output=recipe.output,
+        overwrite=recipe.overwrite,
+    )
+
+
+def ready_task(
+    recipe: TaskRecipe, models: Models, data: Data, found: Findings, *, task: ModelTask | None = None
+) -> ModelTask:
+    """Make a task, bind it to the target, and refuse rows that it can't use; no weight is read.
+
+    Args:
+        recipe: The options of the task.
+        models: The three models.
+        data: The rows.
+        found: Told how many samples are longer than the model's context.
+        task: A task of the caller's own, in place of the recipe's.
+
+    Returns:
+        The task.
+
+    Raises:
+        GradfixError: naming the first row that can't be used, or what the target lacks.
+    """
+    task = task or get_task(recipe.task, **recipe.task_options())
+    bind(task, models.target, models.tau, data.pool, trust_remote_code=recipe.trust_remote_code)
+    task.check(data.pool, support=True)
+    for rows in data.held.values():
+        task.check(rows)
+    if data.unlabelled and not isinstance(task, Classification):
+        raise GradfixError(
+            f"--unlabelled: {task.name} has no classes, and the source can label only with classes; leave it out"
+        )
+    for rows in (data.align_data, data.unlabelled):
+        if len(rows):
+            task.check(without_labels(task, rows))
+    if data.budget is not None:
+        # For its refusal alone: which samples are drawn can depend on the target's features.
+        choose(task.classes(data.pool), data.budget, names=task.class_names)
+    for name, rows in {**({"support": data.pool} if data.budget is None else {}), **data.held}.items():
+        note_cut(task, rows, name, found, strict=recipe.strict)
+    return task
+
+
+def note_cut(task: ModelTask, rows: Rows, name: str, found: Findings, *, strict: bool) -> None:
+    """Say how many samples are longer than the model's context.
+
+    Args:
+        task: Bound.
+        rows: The samples.
+        name: What they are.
+        found: Told.
+        strict: Refuse them instead.
+    """
+    cut = task.count_cut(rows, strict=strict)
+    if cut:
+        found.add(
+            "warning",
+            f"{cut} of {len(rows)} {name} samples are longer than the model's context and are cut to it; "
+            "--strict refuses them",
+        )
+
+
+def rows_at(recipe: TaskRecipe, location: str, split: str | None = None) -> Rows:
+    """Read rows where a recipe has them.
+
+    Args:
+        recipe: Tells the configuration of a Hub data set.
+        location: Where they are.
+        split: Of data with several.
+
+    Returns:
+        The rows.
+    """
+    return load_rows(location, split=split, configuration=recipe.configuration)
+
+
+def check_inputs(recipe: CheckRecipe, *, tell: Callable[[Finding], None] = ignore) -> Findings:
+    """Find whatever a transport of the same options would refuse before its first pass.
+
+    Args:
+        recipe: The options; without a task the models alone are checked.
+        tell: Told each finding at once.
+
+    Returns:
+        The findings. A refusal is a finding too, nothing is raised for it.
+    """
+    found = Findings(tell=tell)
+    try:
+        models = models_of(recipe, found)
+        if recipe.task:
+            ready_task(recipe, models, Data.read(recipe, {}), found)
+        check_weights(models, found)
+    except GradfixError as error:
+        if found.ok:
+            found.add("error", str(error))
+    return found

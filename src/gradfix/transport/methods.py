@@ -1,0 +1,460 @@
+"""The ways from θ_B to a transported model, each a walk through candidates in place.
+
+A way moves the model from one candidate to the next (a larger α, one more re-vote, some more steps of training) and
+pauses at each, so that whoever walks along can measure there. Ways that look at labels are walked once a fold, on the
+samples outside it; the others once.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+from gradfix.checkpoints.expressions import Padded, Sum
+from gradfix.evaluation.finetuning import finetune
+from gradfix.evaluation.target_model import TargetModel
+from gradfix.progress import Progress, silent
+from gradfix.transport.folds import VotesByFold
+from gradfix.vectors.masks import mask
+from gradfix.vectors.scratch import Scratch
+from gradfix.vectors.task_vector import TaskVector
+from gradfix.votes import Votes
+
+Setting = Mapping[str, float]
+"""What a candidate of a way is known by: ``{"alpha": 0.6}``, ``{"steps": 4}``."""
+
+
+@dataclass
+class SelectionContext:
+    """What every way walks on. A context manager: what was counted and computed on the way goes with it.
+
+    Attributes:
+        model: The target; between walks it is at θ_B.
+        support: The labelled samples.
+        folds: Positions of the samples by fold.
+        seed: Of all that is random.
+        vote: ``majority`` or ``mean``.
+        dtype: For autocast while votes are counted.
+        more: Samples that take part in every walk and judge none: inputs that the tuned source labelled.
+        progress: Told the samples counted.
+    """
+
+    model: TargetModel
+    support: Sequence[Any]
+    folds: Sequence[Sequence[int]]
+    seed: int = 0
+    vote: str = "majority"
+    dtype: str | None = None
+    more: Sequence[Any] = ()
+    progress: Progress = silent
+
+    def __enter__(self) -> "SelectionContext":
+        self._stack = ExitStack()
+        self.scratch = self._stack.enter_context(Scratch())
+        self._ballots: dict[int, tuple[StartingPoint, VotesByFold]] = {}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def without(self, fold: int | None) -> list[Any]:
+        """Give the samples outside a fold.
+
+        Args:
+            fold: Its number; None for all samples.
+
+        Returns:
+            Samples, those that judge nothing included.
+        """
+        inside = set() if fold is None else set(self.folds[fold])
+        return [*(row for index, row in enumerate(self.support) if index not in inside), *self.more]
+
+    def count(self, rows: Sequence[Any]) -> Votes:
+        """Count votes where the model stands.
+
+        Args:
+            rows: Samples.
+
+        Returns:
+            Their votes.
+        """
+        return self.model.votes(rows, vote=self.vote, seed=self.seed, dtype=self.dtype)
+
+    def votes_without(self, at: "StartingPoint", fold: int | None) -> Votes:
+        """Count votes at a place that no label shaped, once for all folds.
+
+        Args:
+            at: The place.
+            fold: The fold that must have no part in it; None for none.
+
+        Returns:
+            The votes; the model is at θ_B afterwards.
+        """
+        if id(at) not in self._ballots:
+            rows = [*self.support, *self.more]
+            # Samples that judge nothing are a fold of their own, which is never left out.
+            folds = [*self.folds, *([range(len(self.support), len(rows))] if self.more else [])]
+            try:
+                at.go(self)
+                counted = VotesByFold(
+                    self.model,
+                    rows,
+                    folds,
+                    vote=self.vote,
+                    seed=self.seed,
+                    dtype=self.dtype,
+                    progress=self.progress,
+                )
+                self._ballots[id(at)] = (at, self._stack.enter_context(counted))
+            finally:
+                self.model.restore()
+        found = self._ballots[id(at)][1]
+        if self.vote == "majority":
+            return found.all() if fold is None else found.without(fold)
+        try:  # the mean's sign does not add up over folds: it is counted anew, at the place again
+            at.go(self)
+            return found.all() if fold is None else found.without(fold)
+        finally:
+            self.model.restore()
+
+
+@dataclass
+class StartingPoint:
+    """Where another way arrived; without one, θ_B.
+
+    Attributes:
+        way: The other way.
+        setting: Its candidate.
+    """
+
+    way: "Method | None" = None
+    setting: Setting = field(default_factory=dict)
+    _reached: dict[int | None, tuple[TaskVector, float]] = field(default_factory=dict, repr=False)
+
+    def reach(self, context: SelectionContext, fold: int | None = None) -> tuple[TaskVector | None, float]:
+        """Compute the place, once a fold.
+
+        Args:
+            context: The model and its samples.
+            fold: The fold that must have no part in it; None for none.
+
+        Returns:
+            δ and α from θ_B; no vector for θ_B itself.
+        """
+        if self.way is None:
+            return None, 0.0
+        if not self.way.labelled:
+            fold = None
+        if fold not in self._reached:
+            delta, alpha = self.way.build(context, self.setting, fold)
+            self._reached[fold] = context.scratch.keep(delta), alpha
+        return self._reached[fold]
+
+    def go(self, context: SelectionContext, fold: int | None = None) -> None:
+        """Move the model there.
+
+        Args:
+            context: The model, wherever it stands.
+            fold: See :meth:`reach`.
+        """
+        vector, alpha = self.reach(context, fold)
+        if vector is None or not alpha:
+            context.model.restore()
+        else:
+            context.model.move(vector, alpha)
+
+    def plus(
+        self, context: SelectionContext, step: float, steps: Sequence[TaskVector], fold: int | None = None
+    ) -> tuple[TaskVector, float]:
+        """Add steps of one length to the start.
+
+        Args:
+            context: Its model names the tensors.
+            step: The length of each.
+            steps: Where to, at least one.
+            fold: See :meth:`reach`.
+
+        Returns:
+            A vector δ and the α with which it leads there from θ_B; a single step from θ_B stays as it is.
+        """
+        vector, alpha = self.reach(context, fold)
+        terms = [(alpha, vector)] if vector is not None and alpha else []
+        terms += [(step, one) for one in steps]
+        if len(terms) == 1:
+            return terms[0][1], terms[0][0]
+        like = context.model.vector
+        whole = [
+            (coefficient, one if one.specs.keys() == like.specs.keys() else Padded(one, like))
+            for coefficient, one in terms
+        ]
+        origins = [[coefficient, one.origin] for coefficient, one in terms]
+        return like.derive(Sum(whole), operation="walk", terms=origins), 1.0
+
+    def control(self, swap: "Swap") -> "StartingPoint":
+        """Set out from where the control's way arrives.
+
+        Args:
+            swap: Gives the control's vector for each vector.
+
+        Returns:
+            The control's start.
+        """
+        return StartingPoint(None if self.way is None else self.way.control(swap), self.setting)
+
+
+Swap = Callable[[TaskVector], TaskVector]
+
+
+@dataclass
+class Method(ABC):
+    """One way to a transported model.
+
+    Attributes:
+        name: Its key in results.
+        label: What people read.
+    """
+
+    name: str
+    label: str
+    labelled = True
+    """Whether the walk depends on labels, so that it must be cross-fitted."""
+    usual: ClassVar[Setting | None] = None
+    """The setting to keep unless another one is better by more than luck; None for no such one."""
+
+    @abstractmethod
+    def candidates(self, context: SelectionContext, fold: int | None) -> Iterator[Setting]:
+        """Move the model through the candidates in place.
+
+        Args:
+            context: The model and its samples.
+            fold: The fold that must have no part in it; None for none.
+
+        Yields:
+            The candidate at which the model stands.
+        """
+
+    @abstractmethod
+    def build(
+        self, context: SelectionContext, setting: Setting, fold: int | None = None
+    ) -> tuple[TaskVector, float]:
+        """Compute one candidate.
+
+        Args:
+            context: The model and its samples. The model is at θ_B afterwards.
+            setting: The candidate.
+            fold: The fold that must have no part in it; None for all samples.
+
+        Returns:
+            δ and α; the transported model is θ_B + α·δ.
+        """
+
+    @abstractmethod
+    def control(self, swap: Swap) -> "Method":
+        """Make the control of this way: the same walk with other vectors.
+
+        Args:
+            swap: Gives the control's vector for each vector.
+
+        Returns:
+            The control.
+        """
+
+    def kept(self, context: SelectionContext, setting: Setting) -> TaskVector:
+        """Compute one candidate's δ of all samples into a scratch file, to be read as often as is needed.
+
+        Args:
+            context: The model and its samples. The model is at θ_B afterwards.
+            setting: The candidate.
+
+        Returns:
+            δ, as :meth:`arrive` gives it.
+        """
+        return context.scratch.keep(self.build(context, setting)[0])
+
+    def votes(self, context: SelectionContext) -> Votes | None:
+        """Give the votes that :meth:`arrive` used, for the record.
+
+        Args:
+            context: The model and its samples.
+
+        Returns:
+            Votes of all samples, or None where there were none.
+        """
+        return None
+
+
+@dataclass
+class AddVector(Method):
+    """Straight along a vector that no label shaped: naive addition of τ, or of τ', or of what a lot draws of it."""
+
+    vector: TaskVector = field(kw_only=True)
+    grid: Sequence[float] = field(kw_only=True)
+    strategy: str = field(kw_only=True, default="none")
+    labelled = False
+    usual: ClassVar[Setting | None] = {"alpha": 1.0}
+
+    def candidates(self, context: SelectionContext, fold: int | None) -> Iterator[Setting]:
+        """Try every α."""
+        delta = self._drawn(context)
+        for alpha in sorted(set(self.grid)):
+            context.model.move(delta, alpha)
+            yield {"alpha": alpha}
+
+    def build(
+        self, context: SelectionContext, setting: Setting, fold: int | None = None
+    ) -> tuple[TaskVector, float]:
+        """Give the vector itself, or what was drawn of it."""
+        return self._drawn(context), setting["alpha"]
+
+    def control(self, swap: Swap) -> Method:
+        """Go along the control's vector."""
+        return replace(self, vector=swap(self.vector))
+
+    def _drawn(self, context: SelectionContext) -> TaskVector:
+        if self.strategy == "none":
+            return self.vector
+        return mask(self.vector, strategy=self.strategy, seed=context.seed)
+
+
+@dataclass
+class MaskVector(Method):
+    """Along what a mask keeps of a vector, by votes counted at a place of one's choice."""
+
+    vector: TaskVector = field(kw_only=True)
+    grid: Sequence[float] = field(kw_only=True)
+    at: StartingPoint = field(kw_only=True, default_factory=StartingPoint)
+    strategy: str = field(kw_only=True, default="agreement")
+    levels: Sequence[float] = field(kw_only=True, default=(0.1,))
+    _kept: dict[float, TaskVector] = field(init=False, default_factory=dict, compare=False, repr=False)
+
+    def candidates(self, context: SelectionContext, fold: int | None) -> Iterator[Setting]:
+        """Try every level of confidence with every α."""
+        confident = self.strategy == "confident"
+        for level in self.levels if confident else self.levels[:1]:
+            setting = {"level": level} if confident else {}
+            if fold is None:
+                delta = self.kept(context, setting)
+            else:
+                delta = context.scratch.keep(self._mask(context, setting, fold))
+            for alpha in sorted(set(self.grid)):
+                context.model.move(delta, alpha)
+                yield {"alpha": alpha, **setting}
+
+    def build(
+        self, context: SelectionContext, setting: Setting, fold: int | None = None
+    ) -> tuple[TaskVector, float]:
+        """Mask by the votes, lazily."""
+        return self._mask(context, setting, fold), setting["alpha"]
+
+    def kept(self, context: SelectionContext, setting: Setting) -> TaskVector:
+        """Mask by the votes of all samples, once a level."""
+        level = self._level(setting)
+        if level not in self._kept:
+            self._kept[level] = context.scratch.keep(self._mask(context, setting, None))
+        return self._kept[level]
+
+    def control(self, swap: Swap) -> Method:
+        """Mask the control's vector by the same votes."""
+        return replace(self, vector=swap(self.vector))
+
+    def votes(self, context: SelectionContext) -> Votes | None:
+        """Give the votes of all samples."""
+        return context.votes_without(self.at, None)
+
+    def _mask(self, context: SelectionContext, setting: Setting, fold: int | None) -> TaskVector:
+        votes = context.votes_without(self.at, fold)
+        return mask(self.vector, votes, strategy=self.strategy, seed=context.seed, level=self._level(setting))
+
+    def _level(self, setting: Setting) -> float:
+        return setting.get("level", self.levels[0])
+
+
+@dataclass
+class Revote(Method):
+    """In steps along a vector, with fresh votes at each: θ_{k+1} = θ_k + (α/K)(m_k ⊙ τ).
+
+    A coordinate can be taken in one step and left in the next. One step from θ_B is the paper's method.
+    """
+
+    vector: TaskVector = field(kw_only=True)
+    step: float = field(kw_only=True)
+    count: int = field(kw_only=True)
+    start: StartingPoint = field(kw_only=True, default_factory=StartingPoint)
+    strategy: str = field(kw_only=True, default="agreement")
+    level: float = field(kw_only=True, default=0.1)
+
+    def candidates(self, context: SelectionContext, fold: int | None) -> Iterator[Setting]:
+        """Pause after every step."""
+        for steps in self._steps(context, self.count, fold):
+            yield {"alpha": self.step * len(steps), "steps": float(len(steps))}
+
+    def build(
+        self, context: SelectionContext, setting: Setting, fold: int | None = None
+    ) -> tuple[TaskVector, float]:
+        """Take the steps."""
+        steps: list[TaskVector] = []
+        try:
+            for steps in self._steps(context, int(setting["steps"]), fold):  # noqa: B007 - the last one counts
+                pass
+        finally:
+            context.model.restore()
+        return self.start.plus(context, self.step, steps, fold)
+
+    def control(self, swap: Swap) -> Method:
+        """Step along the control's vector, with votes where it leads."""
+        return replace(self, vector=swap(self.vector), start=self.start.control(swap))
+
+    def _steps(self, context: SelectionContext, count: int, fold: int | None) -> Iterator[list[TaskVector]]:
+        steps: list[TaskVector] = []
+        rows = context.without(fold)
+        self.start.go(context, fold)
+        for _ in range(count):
+            votes = context.count(rows)
+            masked = mask(self.vector, votes, strategy=self.strategy, seed=context.seed, level=self.level)
+            steps.append(context.scratch.keep(masked))
+            context.model.move(*self.start.plus(context, self.step, steps, fold))
+            yield steps
+
+
+@dataclass
+class FineTune(Method):
+    """Warm start: a few steps of AdamW on the support set from wherever another way arrived. A head stays as it is."""
+
+    start: StartingPoint = field(kw_only=True)
+    rates: Sequence[float] = field(kw_only=True)
+    stops: Sequence[int] = field(kw_only=True)
+
+    def candidates(self, context: SelectionContext, fold: int | None) -> Iterator[Setting]:
+        """Pause at the given numbers of steps, for each learning rate."""
+        for rate in self.rates:
+            for step in self._train(context, rate, self.stops, fold):
+                yield {"learning_rate": rate, "finetune_steps": float(step)}
+
+    def build(
+        self, context: SelectionContext, setting: Setting, fold: int | None = None
+    ) -> tuple[TaskVector, float]:
+        """Train, and take what changed."""
+        try:
+            for _ in self._train(context, setting["learning_rate"], [int(setting["finetune_steps"])], fold):
+                pass
+            moved = context.scratch.keep(context.model.displacement())
+        finally:
+            context.model.restore()
+        vector, alpha = self.start.reach(context, fold)
+        # What it is made of tells it apart, should writing be resumed.
+        made = {"start": None if vector is None else vector.origin, "alpha": alpha, **setting}
+        return context.model.vector.derive(moved, operation="fine-tune", seed=context.seed, **made), 1.0
+
+    def control(self, swap: Swap) -> Method:
+        """Train from where the control's way arrives."""
+        return replace(self, start=self.start.control(swap))
+
+    def _train(
+        self, context: SelectionContext, rate: float, stops: Sequence[int], fold: int | None
+    ) -> Iterator[int]:
+        self.start.go(context, fold)
+        rows = context.without(fold)
+        yield from finetune(
+            context.model, rows, learning_rate=rate, stops=stops, seed=context.seed, head=False
+        )

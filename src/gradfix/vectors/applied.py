@@ -1,0 +1,124 @@
+"""What an application of a task vector did, tensor by tensor."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from gradfix.errors import listed
+
+
+@dataclass
+class TensorFacts:
+    """What happened to one tensor.
+
+    Attributes:
+        coordinates: Elements.
+        nonzero: Where τ was not 0 before masking; None without a mask.
+        kept: Where the mask kept it; None without a mask.
+        square: Σ τ_i² before masking; None without a mask.
+        kept_square: Σ (m_i τ_i)²; None without a mask.
+        wanted: Where α m τ is not 0.
+        lost: Of those, where the output's number format rounded the change away.
+        voted: Coordinates on which samples voted; None where no votes masked.
+        tied: Of those, where the votes are even.
+        net: Σ abs(v_i), the votes by which the majorities won; over ``voted`` and N, the mean margin.
+    """
+
+    coordinates: int
+    nonzero: int | None = None
+    kept: int | None = None
+    square: float | None = None
+    kept_square: float | None = None
+    wanted: int = 0
+    lost: int = 0
+    voted: int | None = None
+    tied: int | None = None
+    net: int | None = None
+
+    @classmethod
+    def from_json(cls, facts: Any) -> "TensorFacts":
+        """Read back what ``asdict`` gave, as the writer's manifest keeps it over an interruption.
+
+        Args:
+            facts: A JSON object.
+
+        Returns:
+            The facts.
+        """
+        return cls(**facts)
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What :func:`apply` wrote.
+
+    Attributes:
+        output: The model directory.
+        alpha: The scaling coefficient used.
+        tensors: Facts by output name, of the tensors that τ covers.
+        untouched: Parameters that kept θ_B's value because τ has nothing for them.
+        added: Parameters copied from the tuned model.
+        dropped: Parameters of the target that the output leaves out.
+        rule: How names were matched; None where they were the same.
+        matched_tokens: Rows matched by token text out of all, by vocabulary tensor.
+        seconds: Wall time.
+    """
+
+    output: str
+    alpha: float
+    tensors: Mapping[str, TensorFacts]
+    untouched: list[str]
+    added: list[str]
+    dropped: list[str]
+    rule: str | None
+    matched_tokens: Mapping[str, tuple[int, int]]
+    seconds: float = field(compare=False)
+
+    @property
+    def kept_share(self) -> float | None:
+        """Share of τ's nonzero coordinates that the mask kept; None without a mask."""
+        nonzero = sum(facts.nonzero or 0 for facts in self.tensors.values())
+        return sum(facts.kept or 0 for facts in self.tensors.values()) / nonzero if nonzero else None
+
+    @property
+    def lost_share(self) -> float:
+        """Share of the wanted changes that the output's number format rounded away."""
+        wanted = sum(facts.wanted for facts in self.tensors.values())
+        return sum(facts.lost for facts in self.tensors.values()) / wanted if wanted else 0.0
+
+    def notes(self) -> list[str]:
+        """Say in plain words what was written, and what a reader should know of it.
+
+        Returns:
+            Sentences, the main one first.
+        """
+        kept = "" if self.kept_share is None else f", {self.kept_share:.1%} of the task vector kept"
+        changed = f"{len(self.tensors)} tensors changed, α = {self.alpha:g}{kept}"
+        notes = [f"wrote {self.output}: {changed if self.alpha else 'the new base as it is (α = 0)'}"]
+        if self.rule:
+            notes.append(f"names matched by a known prefix: {self.rule}")
+        if self.matched_tokens:
+            counts = ", ".join(
+                f"{name} {matched} of {rows}" for name, (matched, rows) in self.matched_tokens.items()
+            )
+            notes.append(f"vocabularies differ; rows matched by token text: {counts}")
+        if self.added:
+            notes.append(f"copied from the tuned model: {listed(self.added)}")
+        if self.dropped:
+            notes.append(f"left out of the new base: {listed(self.dropped)}")
+        if self.untouched:
+            notes.append(f"kept as in the new base, nothing to add: {listed(self.untouched)}")
+        if self.lost_share > 0.01:
+            notes.append(
+                f"{self.lost_share:.1%} of the changed weights were rounded back by the output's number format; "
+                "--dtype float32 or --rounding stochastic keeps them"
+            )
+        return notes
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the facts as JSON.
+
+        Returns:
+            The attributes, with the shares over all tensors.
+        """
+        return {**asdict(self), "kept_share": self.kept_share, "lost_share": self.lost_share}

@@ -1,0 +1,262 @@
+"""θ_B + α (m ⊙ τ), streamed from checkpoints to a new model directory, a block of rows at a time."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from gradfix._version import __version__
+from gradfix.checkpoints import Checkpoint, CheckpointWriter, TensorSource, TensorSpec
+from gradfix.checkpoints.expressions import count_different, count_nonzero, is_finite, require_finite
+from gradfix.checkpoints.fingerprint import combined_fingerprint, fingerprints, tensor_fingerprint
+from gradfix.errors import GradfixError
+from gradfix.progress import Progress, silent
+from gradfix.vectors.applied import Applied, TensorFacts
+from gradfix.vectors.model_files import companion_files
+from gradfix.vectors.parallel import in_order, workers
+from gradfix.vectors.placement import place
+from gradfix.vectors.task_vector import Placement, TaskVector
+
+Rounding = Literal["nearest", "stochastic"]
+
+
+def add_scaled(base: Tensor, delta: Tensor, alpha: float) -> Tensor:
+    """Compute base + α·delta in float32, or in float64 for a float64 base.
+
+    Args:
+        base: θ_B, any floating dtype.
+        delta: m ⊙ τ, float32, of the same shape.
+        alpha: Scaling coefficient.
+
+    Returns:
+        The sum, not rounded to the base's dtype yet.
+    """
+    wide = torch.promote_types(base.dtype, torch.float32)
+    # Not torch.add(…, alpha=…): it fuses product and sum in its vector loop but not in the loop's tail, so the
+    # last bit would depend on how a tensor is cut into blocks.
+    scaled = delta.to(wide) if alpha == 1 else delta.to(wide).mul(alpha)
+    return scaled + base.to(wide)
+
+
+def round_stochastically(exact: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """Round to bfloat16 up or down with the probability that makes the mean exact.
+
+    A change far below a weight's spacing is then kept on average instead of vanishing everywhere.
+
+    Args:
+        exact: Float32, any shape.
+        dtype: ``torch.bfloat16``, the upper half of a float32.
+        generator: Source of the random bits.
+
+    Returns:
+        The rounded values.
+
+    Raises:
+        GradfixError: for another dtype.
+    """
+    if dtype != torch.bfloat16:
+        raise GradfixError(
+            f"rounding: stochastic rounding is for bfloat16 outputs, found {dtype}; use 'nearest'"
+        )
+    noise = torch.randint(0, 1 << 16, exact.shape, dtype=torch.int32, generator=generator)
+    bits = exact.view(torch.int32)
+    # Adding below 2^16 to the magnitude bits carries into the kept half with probability (dropped half) / 2^16.
+    return bits.add(noise).bitwise_and_(-(1 << 16)).view(torch.float32).to(torch.bfloat16)
+
+
+def apply(
+    task_vector: TaskVector,
+    target: str | Path | Checkpoint,
+    *,
+    alpha: float = 1.0,
+    output: str | Path,
+    dtype: torch.dtype | str | None = None,
+    rounding: Rounding = "nearest",
+    seed: int = 0,
+    shard_size: int = 5 * 10**9,
+    overwrite: bool = False,
+    resume: bool = False,
+    restart: bool = False,
+    heads: Mapping[str, Tensor] | None = None,
+    companions: Callable[[Applied], Mapping[str, bytes]] | None = None,
+    progress: Progress = silent,
+) -> Applied:
+    """Write θ_B + α·(task vector) as a model directory that ``from_pretrained`` loads.
+
+    Peak memory is a few blocks of rows, whatever the model's size. Tensors that the task vector has nothing for
+    stay byte-identical.
+
+    Args:
+        task_vector: m ⊙ τ, or τ itself for naive addition.
+        target: θ_B: directory, file, Hub id or open checkpoint.
+        alpha: Scaling coefficient α.
+        output: The directory to make; it appears under this name only when whole.
+        dtype: Of the output's weights, as ``"bfloat16"`` or ``torch.bfloat16``; None keeps the target's.
+        rounding: ``"nearest"``, or ``"stochastic"`` for bfloat16 outputs.
+        seed: For stochastic rounding.
+        shard_size: Bytes a weights file may have.
+        overwrite: Replace an existing output once the new one is whole.
+        resume: Go on with an interrupted run of the same inputs.
+        restart: Discard an interrupted run.
+        heads: Tensors to write in place of the tuned model's or the target's, by output name (a refitted head).
+        companions: Makes further files of the directory, by name, from what was written; by default a
+            ``gradfix.json`` with the facts.
+        progress: Told the bytes written.
+
+    Returns:
+        What was written.
+
+    Raises:
+        GradfixError: if the inputs don't fit each other, a number is not finite, or the output can't be written.
+    """
+    started = time.perf_counter()
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    target = target if isinstance(target, Checkpoint) else Checkpoint.open(target)
+    placement = place(task_vector, target)
+    specs = output_specs(placement, target, dtype)
+    settings = {"alpha": alpha, "rounding": rounding, "seed": seed}
+    identity: dict[str, Any] = {
+        "task_vector": placement.vector.origin,
+        "target": combined_fingerprint(fingerprints(target)),
+        "dtype": str(dtype),
+        "heads": {name: tensor_fingerprint(head) for name, head in (heads or {}).items()},
+        **settings,
+    }
+    total, done = sum(spec.nbytes for spec in specs.values()), 0
+    writer_context = CheckpointWriter(
+        Path(output),
+        specs,
+        identity=identity,
+        shard_size=shard_size,
+        overwrite=overwrite,
+        resume=resume,
+        restart=restart,
+    )
+    with writer_context as writer, ExitStack() as stack:
+        replaced = {name: head.to(specs[name].dtype) for name, head in (heads or {}).items()}
+        pool = stack.enter_context(workers())
+        stream = _Stream(placement, target, alpha, dtype, rounding, seed, replaced, pool)
+        for name, spec in specs.items():
+            if name not in writer.done:
+                writer.write(name, stream.blocks(name))
+                if name in stream.facts:
+                    writer.facts[name] = asdict(stream.facts[name])
+            done += spec.nbytes
+            progress("writing weights", done, total, "bytes")
+        applied = Applied(
+            output=str(output),
+            alpha=alpha,
+            tensors={name: TensorFacts.from_json(facts) for name, facts in writer.facts.items()},
+            untouched=list(placement.untouched),
+            added=list(placement.vector.additions.specs),
+            dropped=list(placement.dropped),
+            rule=placement.rule,
+            matched_tokens=placement.matched_tokens,
+            seconds=time.perf_counter() - started,
+        )
+        record = {"gradfix": __version__, "identity": identity, "applied": applied.to_json()}
+        ours = companions(applied) if companions else {"gradfix.json": json.dumps(record, indent=1).encode()}
+        for relative, content in {**companion_files(placement, target, dtype), **ours}.items():
+            writer.add_file(relative, content)
+    return applied
+
+
+def output_specs(
+    placement: Placement, target: Checkpoint, dtype: torch.dtype | None
+) -> dict[str, TensorSpec]:
+    """List the output's tensors.
+
+    Args:
+        placement: Where each comes from.
+        target: θ_B.
+        dtype: Of floating-point tensors; None keeps the target's.
+
+    Returns:
+        Specs by output name, in the order they are written.
+    """
+    specs = {}
+    for name, theirs in placement.outputs.items():
+        spec = placement.vector.additions.specs[name] if theirs is None else target.specs[theirs]
+        specs[name] = TensorSpec(dtype, spec.shape) if dtype and spec.dtype.is_floating_point else spec
+    return specs
+
+
+@dataclass
+class _Stream:
+    """The blocks of each output tensor, and the facts gathered while they pass."""
+
+    placement: Placement
+    target: Checkpoint
+    alpha: float
+    dtype: torch.dtype | None
+    rounding: Rounding
+    seed: int
+    heads: Mapping[str, Tensor]
+    pool: ThreadPoolExecutor
+    facts: dict[str, TensorFacts] = field(default_factory=dict)
+
+    def blocks(self, name: str) -> Iterator[Tensor]:
+        if name in self.heads:
+            yield self.heads[name]
+            return
+        theirs = self.placement.outputs[name]
+        source: TensorSource = self.placement.vector.additions if theirs is None else self.target
+        key = name if theirs is None else theirs
+        if theirs is not None and theirs in self.placement.vector.specs:
+            yield from self._changed(name, theirs)
+            return
+        for rows in source.specs[key].row_blocks():
+            block = source.read(key, rows)
+            if block.is_floating_point():
+                require_finite(block, self.target.location if theirs else "the tuned model", key)
+                block = block.to(self.dtype or block.dtype)
+            yield block
+
+    def _changed(self, name: str, theirs: str) -> Iterator[Tensor]:
+        spec, vector = self.target.specs[theirs], self.placement.vector
+        facts = self.facts[name] = TensorFacts(spec.numel)
+        for block, wanted, lost in in_order(self.pool, partial(self._block, theirs), spec.row_blocks()):
+            facts.wanted += wanted
+            facts.lost += lost
+            yield block
+        if tally := vector.tally(theirs):
+            facts.nonzero, facts.kept = tally.coordinates, tally.kept
+            facts.square, facts.kept_square = tally.square, tally.kept_square
+            if tally.voted:
+                facts.voted, facts.tied, facts.net = tally.voted, tally.tied, tally.net
+
+    def _block(self, name: str, rows: slice | None) -> tuple[Tensor, int, int]:
+        """Compute one block of the output, how many of its weights should change, and how many don't."""
+        base, delta = self.target.read(name, rows), self.placement.vector.read(name, rows)
+        dtype = self.dtype or base.dtype
+        exact = add_scaled(base, delta, self.alpha)
+        if self.rounding == "stochastic":
+            key = hashlib.sha256(f"{self.seed}\0{name}\0{rows and rows.start}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "little"))
+            result = round_stochastically(exact, dtype, generator)
+        else:
+            result = exact.to(dtype)
+        self._require_finite(exact, result, base, name)
+        if not self.alpha:
+            return result, 0, 0
+        wanted = count_nonzero(delta)
+        return result, wanted, max(0, wanted - count_different(result, base.to(dtype)))
+
+    def _require_finite(self, exact: Tensor, result: Tensor, base: Tensor, name: str) -> None:
+        # float16 alone has a range that a finite float32 sum of weights can leave.
+        if is_finite(exact) and (result.dtype != torch.float16 or is_finite(result)):
+            return
+        require_finite(base, self.target.location, name)
+        raise GradfixError(
+            f"{self.target.location}: {name}: the sum leaves the range of {result.dtype}; "
+            "choose a smaller alpha, or --dtype float32"
+        )

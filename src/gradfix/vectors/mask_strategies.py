@@ -1,0 +1,180 @@
+"""The mask strategies: which coordinates of τ a block keeps, given the signal there."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradfix.errors import GradfixError
+from gradfix.vectors.task_vector import TaskVector
+from gradfix.votes import Votes
+
+
+def significant_votes(voters: int, level: float) -> int:
+    """Find the smallest a ≥ 1 with P(S ≥ a) ≤ ``level``, S the net heads of N fair coins.
+
+    S = 2K − N for K heads, so P(S ≥ a) = P(K ≥ (N + a) / 2): the one-sided sign test. S has the parity of N; an a of
+    the other parity has the tail of a + 1, which is how net votes are judged where a voter abstained.
+
+    Args:
+        voters: N.
+        level: The largest probability that still counts as more than luck, in [0, ½].
+
+    Returns:
+        a, in [1, N + 1]; N + 1 where not even all N votes are significant.
+
+    Raises:
+        GradfixError: if there can't be so many voters, or the level is none.
+    """
+    if voters < 0:
+        raise GradfixError(f"voters: expected at least 0, found {voters}")
+    if not 0 <= level <= 0.5:
+        raise GradfixError(f"confidence level: expected a probability from 0 to 0.5, found {level}")
+    # In integers: of the 2^N equally likely outcomes, as many as this may lie in the tail.
+    allowed = int(Fraction(level) * 2**voters)
+    heads, outcomes, tail = voters + 1, 1, 0
+    while heads > 0 and tail + outcomes <= allowed:
+        tail += outcomes
+        heads -= 1
+        # From the outcomes with `heads` heads to those with one less.
+        outcomes = outcomes * heads // (voters - heads + 1)
+    # `heads` is the fewest whose tail is allowed; one net vote less lies between two values of S.
+    return voters + 1 if heads > voters else max(1, 2 * heads - voters - 1)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Which part of which tensor a strategy works on, and what it may need to know of the whole.
+
+    Attributes:
+        name: The tensor's key.
+        offset: Flat index, within the tensor, of the block's first coordinate.
+        voters: N, the largest |v| possible.
+        against: For strategies that ask whether votes are more than luck: the fewest net votes that are.
+        seed: For strategies that draw.
+        scale: For strategies that compare magnitudes: mean |τ| over mean |reference| of the whole tensor.
+        factor: For strategies that compare magnitudes: how far apart two may be.
+    """
+
+    name: str = ""
+    offset: int = 0
+    voters: int = 1
+    against: int = 1
+    seed: int = 0
+    scale: float = 1.0
+    factor: float = 2.0
+
+
+MaskFunction = Callable[[Tensor, Tensor, Block], Tensor]
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A mask strategy and what its signal must be.
+
+    Attributes:
+        function: The mask itself.
+        needs: ``"votes"`` (counted ones), ``"signs"`` (votes, or the sign of a reference), ``"magnitudes"`` (a
+            reference), or ``"nothing"``.
+        keeps_uncovered: A tensor that nobody voted on is kept.
+    """
+
+    function: MaskFunction
+    needs: str
+    keeps_uncovered: bool = False
+
+
+STRATEGIES: dict[str, Strategy] = {}
+
+
+FITTING = {"votes": (Votes,), "signs": (Votes, TaskVector), "magnitudes": (TaskVector,)}
+"""What can be the signal of a strategy, by what it needs."""
+
+
+def strategy(needs: str, *, keeps_uncovered: bool = False) -> Callable[[MaskFunction], MaskFunction]:
+    """Register the decorated function as a mask strategy under its own name.
+
+    Args:
+        needs: See :class:`Strategy`.
+        keeps_uncovered: See :class:`Strategy`.
+
+    Returns:
+        The decorator, which gives the function back unchanged.
+    """
+
+    def register(function: MaskFunction) -> MaskFunction:
+        STRATEGIES[function.__name__.rstrip("_")] = Strategy(function, needs, keeps_uncovered)
+        return function
+
+    return register
+
+
+@strategy("signs")
+def agreement(tau: Tensor, signal: Tensor, block: Block) -> Tensor:
+    """Keep τ_i where sign(τ_i) = sign(v_i), else 0: the method of the paper."""
+    sign = signal.sign().to(tau.dtype)
+    return _agreeing(tau, sign).mul_(sign)
+
+
+@strategy("signs")
+def force(tau: Tensor, signal: Tensor, block: Block) -> Tensor:
+    """|τ_i| sign(v_i): what disagrees is flipped, what is tied is dropped."""
+    return tau.abs() * signal.sign()
+
+
+@strategy("signs")
+def soft(tau: Tensor, signal: Tensor, block: Block) -> Tensor:
+    """τ_i |v_i| / N where the signs agree, else 0: the surer the vote, the more is kept."""
+    return _agreeing(tau, signal.sign().to(tau.dtype)).mul_(signal.to(tau.dtype).div_(block.voters))
+
+
+@strategy("votes", keeps_uncovered=True)
+def confident(tau: Tensor, signal: Tensor, block: Block) -> Tensor:
+    """Drop τ_i only where at least ``against`` net votes oppose it: where the votes against are more than luck."""
+    # sign(τ_i) v_i + a is at most 0 where τ_i is dropped and at least 1 elsewhere: a float without a branch.
+    return tau.sign().mul_(signal).add_(block.against).clamp_(0, 1).mul_(tau)
+
+
+@strategy("magnitudes")
+def magnitude(tau: Tensor, signal: Tensor, block: Block) -> Tensor:
+    """Keep τ_i where |τ_i| is within ``factor`` of ``scale`` · |reference_i|, both ways; signs are not asked."""
+    reference = signal.abs().to(tau.dtype) * block.scale
+    size = tau.abs()
+    close = (size <= reference * block.factor) & (reference <= size * block.factor)
+    return tau * (close & (size > 0))
+
+
+@strategy("nothing")
+def random(tau: Tensor, signal: Tensor, block: Block) -> Tensor:
+    """Keep each τ_i with probability ½, a function of seed, tensor name and coordinate alone: no signal at all."""
+    return tau * _coins(block.name, block.seed, block.offset, tau.numel()).view(tau.shape)
+
+
+@strategy("nothing")
+def none(tau: Tensor, signal: Tensor, block: Block) -> Tensor:
+    """Keep everything: naive addition."""
+    return tau
+
+
+def _agreeing(tau: Tensor, sign: Tensor) -> Tensor:
+    """|τ_i| where sign(τ_i) = sign_i ≠ 0, else 0: arithmetic, because a branch on random signs is 30 times as slow."""
+    return torch.relu(tau * sign)
+
+
+def _coins(name: str, seed: int, offset: int, count: int) -> Tensor:
+    """Draw fair coins number ``offset`` to ``offset + count`` of the stream that seed and name select."""
+    # Philox is counter-based: any part of its stream can be drawn without the part before it, so the coins don't
+    # depend on how a tensor is cut into blocks.
+    digest = hashlib.sha256(f"{seed}\0{name}".encode()).digest()
+    generator = np.random.Philox(key=int.from_bytes(digest[:16], "little"))
+    # A step of the counter makes four 64-bit words, so 256 coins.
+    skipped = offset // 256
+    generator.advance(skipped)
+    head = offset - skipped * 256
+    words = generator.random_raw((head + count + 63) // 64).astype("<u8", copy=False).view(np.uint8)
+    bits = np.unpackbits(words, bitorder="little")[head : head + count]
+    return torch.from_numpy(bits.view(np.bool_))

@@ -1,0 +1,224 @@
+"""Which coordinates of a task vector to keep: one pure function a strategy, each on one block of one tensor.
+
+Every strategy takes the same three things and returns the masked block:
+
+====== ====================================== =====================================================
+name   is                                     shape, dtype
+====== ====================================== =====================================================
+tau    τ, the block of the task vector        any shape, float32; not modified
+signal what the target says of it             as tau: integer votes v for most strategies;
+                                              a float reference for ``magnitude``
+block  which part of which tensor this is     a :class:`Block`
+====== ====================================== =====================================================
+
+Policies, all tested by name:
+
+- **ties**: v_i = 0 agrees with nothing, so ``agreement``, ``soft`` and ``force`` drop the coordinate; it is no vote
+  against either, so ``confident`` keeps it;
+- **zeros**: τ_i = 0 stays 0 in every strategy, ``force`` included;
+- **uncovered parameters** (the votes file has no tensor of that name: unused in the loss, or frozen): the whole
+  tensor is dropped and θ_B keeps its value, except by ``none`` and ``random``, which ask nobody, and by
+  ``confident``: nobody voted against it;
+- **new parameters** (only θ_A^ft has them) are not coordinates of τ: they are copied, never masked.
+
+Source of the strategies: Rinaldi et al., "Gradient-Sign Masking for Task Vector Transport Across Pre-Trained
+Models", ICLR 2026 (arXiv 2510.09658), section on mask variants; ``confident`` is not of the paper: the one-sided sign
+test against "the votes are coins", a coordinate at a time.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradfix.checkpoints import TensorSource, TensorSpec, match_names
+from gradfix.checkpoints.expressions import Expression, Tally
+from gradfix.checkpoints.fingerprint import combined_fingerprint
+from gradfix.errors import GradfixError, listed
+from gradfix.vectors.mask_strategies import (
+    FITTING,
+    STRATEGIES,
+    Block,
+    significant_votes,
+)
+from gradfix.vectors.task_vector import TaskVector
+from gradfix.votes import Votes
+
+
+def mask(
+    tau: TaskVector,
+    votes: Votes | TaskVector | None = None,
+    *,
+    strategy: str = "agreement",
+    seed: int = 0,
+    factor: float = 2.0,
+    level: float = 0.1,
+) -> TaskVector:
+    """Mask a task vector by what the target's gradients say of it, lazily.
+
+    Args:
+        tau: The task vector; on a target with another vocabulary, first ``place(tau, target).vector``.
+        votes: The target's votes; or a task vector of the target's own fine-tune (``τ_B``: the oracle mask) or
+            minus its mean gradient. None only for ``none`` and ``random``.
+        strategy: A key of ``STRATEGIES``.
+        seed: For ``random``.
+        factor: For ``magnitude``.
+        level: κ, for ``confident``, in [0, ½]: drop a coordinate where N fair coins had at least so many net votes
+            against it with a probability of at most κ. 0 is naive addition. ½ drops whatever any net vote opposes:
+            ``agreement``, but that it keeps ties and uncovered parameters.
+
+    Returns:
+        m ⊙ τ with the same keys; tensors without votes are zero for most strategies (see the policies above).
+
+    Raises:
+        GradfixError: if the strategy is unknown or needs another signal, no tensor was voted on, shapes differ, or the
+            level is no probability up to ½.
+    """
+    if strategy not in STRATEGIES:
+        raise GradfixError(
+            f"mask {strategy!r}: unknown strategy; choose from {', '.join(sorted(STRATEGIES))}"
+        )
+    needs = STRATEGIES[strategy].needs
+    if needs == "nothing":
+        votes = None
+    elif not isinstance(votes, FITTING[needs]):
+        wanted = {
+            "signs": "votes, or a task vector whose signs count",
+            "votes": "counted votes: signs alone are one ballot, which is never more than luck",
+            "magnitudes": "a task vector: votes have no size",
+        }[needs]
+        raise GradfixError(f"mask {strategy!r}: expected {wanted}, found {type(votes).__name__}")
+    signal = {} if votes is None else _counterparts(tau, votes)
+    # A mean vote is one ballot, whatever the number of samples behind it.
+    voters = votes.samples if isinstance(votes, Votes) and votes.vote == "majority" else 1
+    against = 1
+    if needs == "votes":
+        if isinstance(votes, Votes) and votes.vote != "majority":
+            raise GradfixError(
+                f"mask {strategy!r}: a {votes.vote} vote is one ballot, whatever the number of samples, so how many "
+                "were against is unknown; count again with --vote majority, or choose the mask agreement"
+            )
+        against = significant_votes(voters, level)
+    source = Masked(tau, votes, signal, strategy, seed, factor, voters, against)
+    return tau.derive(
+        source,
+        operation="mask",
+        strategy=strategy,
+        seed=seed,
+        factor=factor,
+        **({"level": level, "against": against} if needs == "votes" else {}),
+        signal=_origin(votes),
+        uncovered=sorted(set(tau) - set(signal)) if votes is not None else [],
+    )
+
+
+def _origin(votes: Votes | TaskVector | None) -> dict[str, Any] | None:
+    """Tell which signal masked, so that two different ones are never taken for the same."""
+    if isinstance(votes, Votes):
+        samples = hashlib.sha256("\n".join(votes.sample_ids).encode()).hexdigest()
+        return {
+            "vote": votes.vote,
+            "samples": votes.samples,
+            "sample_ids_sha256": samples,
+            "dtype": votes.dtype,
+            "seed": votes.seed,
+            "target": combined_fingerprint(votes.fingerprints),
+        }
+    return votes.origin if votes is not None else None
+
+
+def _counterparts(tau: TaskVector, votes: Votes | TaskVector) -> dict[str, str]:
+    """Map τ's names to the votes' names, refusing where nothing matches or a shape differs."""
+    pairs = dict(match_names(tau.specs, votes.specs).names)
+    if not pairs:
+        raise GradfixError(
+            f"mask: no tensor of the task vector ({listed(tau, 3)}) was voted on ({listed(votes, 3)}); "
+            "the votes are of another model"
+        )
+    differing = [
+        f"{name} {list(tau.specs[name].shape)} against {list(votes.specs[theirs].shape)}"
+        for name, theirs in pairs.items()
+        if tau.specs[name].shape != votes.specs[theirs].shape
+    ]
+    if differing:
+        raise GradfixError(
+            f"mask: shapes of the task vector and the votes differ: {listed(differing)}; "
+            "if the vocabularies differ, place the task vector on the target first"
+        )
+    return pairs
+
+
+@dataclass(frozen=True)
+class Masked(Expression):
+    """m ⊙ τ, computed block by block; ``counterparts`` maps τ's names to the signal's."""
+
+    tau: TaskVector
+    signal: TensorSource | None
+    counterparts: Mapping[str, str]
+    strategy: str
+    seed: int
+    factor: float
+    voters: int
+    against: int = 1
+
+    @cached_property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """The tensors of τ."""
+        return self.tau.specs
+
+    @cached_property
+    def _scales(self) -> dict[str, float]:
+        return {}
+
+    @cached_property
+    def _tallies(self) -> dict[str, Tally]:
+        return {}
+
+    def tally(self, name: str) -> Tally | None:
+        """Tell what was kept of a tensor, over the blocks read so far."""
+        return self._tallies.get(name)
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """Mask one range of rows."""
+        tau = self.tau.read(name, rows)
+        kept = self._masked(tau, name, rows)
+        self._tallies.setdefault(name, Tally()).add(tau, kept)
+        return kept
+
+    def _masked(self, tau: Tensor, name: str, rows: slice | None) -> Tensor:
+        entry = STRATEGIES[self.strategy]
+        signal = tau
+        if entry.needs != "nothing":
+            if self.signal is None or name not in self.counterparts:
+                return tau if entry.keeps_uncovered else torch.zeros_like(tau)
+            signal = self.signal.read(self.counterparts[name], rows)
+            if isinstance(self.signal, Votes):
+                self._tallies.setdefault(name, Tally()).add_votes(signal)
+            if entry.needs == "signs" and signal.dtype.is_floating_point:
+                signal = signal.sign()
+        spec = self.specs[name]
+        row = spec.numel // max(1, spec.shape[0]) if spec.shape else 1
+        block = Block(
+            name=name,
+            offset=(rows.start or 0) * row if rows is not None else 0,
+            voters=self.voters,
+            against=self.against,
+            seed=self.seed,
+            scale=self._scale(name) if entry.needs == "magnitudes" else 1.0,
+            factor=self.factor,
+        )
+        return entry.function(tau, signal, block)
+
+    def _scale(self, name: str) -> float:
+        """Mean |τ| over mean |reference| of a tensor: a pass of its own, made once a tensor."""
+        if name not in self._scales and self.signal is not None:
+            ours = theirs = 0.0
+            for rows in self.specs[name].row_blocks():
+                ours += float(self.tau.read(name, rows).abs().double().sum())
+                theirs += float(self.signal.read(self.counterparts[name], rows).abs().double().sum())
+            self._scales[name] = ours / theirs if theirs else 0.0
+        return self._scales[name]

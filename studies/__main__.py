@@ -1,0 +1,5 @@
+"""Run the studies as a command."""
+
+from studies.cli import app
+
+app()

@@ -1,0 +1,1 @@
+"""How the embedded pair of models was made."""

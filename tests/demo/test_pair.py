@@ -1,0 +1,99 @@
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gradfix.demo import pair as store
+from gradfix.demo.datasets import TASKS, load_task
+from gradfix.demo.models import is_image_tower
+from gradfix.errors import GradfixError
+from studies.pair.finetune import zero_shot_accuracy
+
+
+def test_the_pair_its_next_release_and_its_tunes_are_stored() -> None:
+    expected = {"A", "B", "B-next", "B-next-digits"} | {f"{base}-{task}" for base in "AB" for task in TASKS}
+    assert set(store.names()) == expected
+
+
+@pytest.mark.parametrize("name", store.names())
+def test_every_file_is_the_one_that_was_measured(name: str) -> None:
+    entry = store.provenance()["checkpoints"][name]
+    content = (store.CHECKPOINTS / entry["file"]).read_bytes()
+    assert hashlib.sha256(content).hexdigest() == entry["sha256"]
+    assert len(content) == entry["bytes"]
+    tensors = load_file(store.CHECKPOINTS / entry["file"])
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+    if entry["task"]:
+        assert all(is_image_tower(key) for key in tensors)
+
+
+def test_no_other_file_is_stored_and_all_fit_in_twenty_megabytes() -> None:
+    files = {path.name for path in store.CHECKPOINTS.iterdir()}
+    stored = {entry["file"] for entry in store.provenance()["checkpoints"].values()}
+    assert files == stored | {store.PROVENANCE, "README.md"}
+    assert sum(path.stat().st_size for path in store.CHECKPOINTS.iterdir()) < 20e6
+
+
+@pytest.mark.parametrize("name", ["A", "B", "A-digits", "B-digits"])
+def test_accuracies_are_those_of_the_provenance(name: str) -> None:
+    task = load_task("digits")
+    stated = store.provenance()["checkpoints"][name]["test_accuracy"]["digits"]
+    # Two of a thousand images: other versions and processors round otherwise.
+    assert zero_shot_accuracy(store.load_model(name), task, task.test) == pytest.approx(stated, abs=0.002)
+
+
+def test_the_pair_leaves_room_and_tuning_fills_it() -> None:
+    entries = store.provenance()["checkpoints"]
+    for task in TASKS:
+        zero_shot = entries["B"]["test_accuracy"][task]
+        tuned = entries[f"B-{task}"]["test_accuracy"][task]
+        assert zero_shot > 0.5  # chance is 0.1, or 0.04 on letters
+        assert tuned > zero_shot + 0.05
+        assert entries[f"A-{task}"]["test_accuracy"][task] > entries["A"]["test_accuracy"][task] + 0.04
+
+
+def test_a_directory_holds_exactly_the_stored_values(tmp_path: Path) -> None:
+    from transformers import CLIPModel
+
+    directory = store.load("A-digits", tmp_path / "tuned")
+    loaded = CLIPModel.from_pretrained(directory).state_dict()
+    tower = load_file(store.CHECKPOINTS / "A-digits.safetensors")
+    base = load_file(store.CHECKPOINTS / "A.safetensors")
+    assert set(loaded) == set(base)
+    for name, value in loaded.items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, tower.get(name, base[name]).float()), name
+    assert not torch.equal(tower["visual_projection.weight"], base["visual_projection.weight"])
+
+
+def test_the_cache_is_filled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = store.load("B")
+    weights = first / "model.safetensors"
+    made = weights.stat().st_mtime_ns
+    assert store.load("B") == first
+    assert weights.stat().st_mtime_ns == made
+    assert [path.name for path in first.parent.iterdir()] == ["B"]
+
+
+def test_an_existing_directory_is_not_touched(tmp_path: Path) -> None:
+    with pytest.raises(GradfixError, match="expected a directory that does not exist yet"):
+        store.load("A", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_name_is_refused() -> None:
+    with pytest.raises(GradfixError, match="'C': expected one of A, B, A-digits"):
+        store.load_model("C")
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = bytearray((store.CHECKPOINTS / "A.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "A.safetensors").write_bytes(content)
+    monkeypatch.setattr(store, "CHECKPOINTS", tmp_path)
+    with pytest.raises(GradfixError, match=r"A\.safetensors: expected SHA-256 .* the file is damaged"):
+        store.load_model("A")

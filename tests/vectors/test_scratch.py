@@ -1,0 +1,61 @@
+"""Vectors computed once: the same values by any rows, one computation, and directions that are shared."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from gradfix.checkpoints.expressions import Elementwise
+from gradfix.transport.folds import choose_alpha
+from gradfix.vectors.scratch import Scratch
+from gradfix.vectors.task_vector import TaskVector
+from tests.transport.test_comparison import loaded
+from tests.transport.test_pipeline import Job, job
+from tests.vectors.test_masks import vector
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Job:
+    return job("text-classification", tmp_path)
+
+
+def test_a_kept_vector_has_the_same_values_and_is_computed_once() -> None:
+    tau = vector(w=torch.randn(40, 7), v=torch.randn(5), none=torch.zeros(0, 3))
+    computed: list[int] = []
+
+    def counted(block: torch.Tensor) -> torch.Tensor:
+        computed.append(block.numel())
+        return block * 3
+
+    lazy = tau.derive(Elementwise(tau, counted))
+    with Scratch() as scratch:
+        kept = scratch.keep(lazy)
+        seen = sum(computed)
+        assert seen == 40 * 7 + 5
+        assert list(kept) == list(tau)
+        for name in tau:
+            assert torch.equal(kept[name], tau[name] * 3)
+        assert torch.equal(kept.read("w", slice(3, 9)), tau["w"][3:9] * 3)
+        assert sum(computed) == seen
+
+
+def test_where_the_disk_has_no_room_the_vector_stays_lazy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gradfix.vectors.scratch.SHARE_OF_DISK", 0.0)
+    tau = vector(w=torch.randn(4, 7))
+    with Scratch() as scratch:
+        assert scratch.keep(tau) is tau
+
+
+def test_folds_of_one_direction_share_each_move(work: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = loaded(work)
+    moves: list[float] = []
+    move = model.move
+    monkeypatch.setattr(model, "move", lambda delta, alpha: (moves.append(alpha), move(delta, alpha)))
+    one: TaskVector = model.vector
+    folds = [work.rows[:3], work.rows[3:6], work.rows[6:]]
+    together = choose_alpha(model, [(one, rows) for rows in folds], grid=[0.0, 0.5], chosen_on="cross-fit")
+    assert moves == [0.0, 0.5]
+    moves.clear()
+    apart = choose_alpha(model, [(one * 1.0, rows) for rows in folds], grid=[0.0, 0.5], chosen_on="cross-fit")
+    assert moves == [0.0, 0.5, 0.5, 0.5]
+    assert together == apart

@@ -1,0 +1,84 @@
+"""Votes counted by threads are those counted without, and nothing is left of the threads."""
+
+import threading
+
+import pytest
+import torch
+
+from gradfix.votes import count_votes
+from gradfix.votes.fast import accumulate as blocks
+from gradfix.votes.fast import threads as crew
+from tests.models import tiny_bert
+
+
+@pytest.fixture(params=[2, 5])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def workers():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("gradfix-votes")]
+
+
+def loss(model, batch):
+    return model(**batch).logits.square().sum(1)
+
+
+def test_threads_change_no_vote(threads, monkeypatch):
+    model = tiny_bert().double()
+    batches = [{"input_ids": torch.randint(0, 96, (4, 7))} for _ in range(2)]
+    torch.set_num_threads(1)
+    alone = count_votes(model, batches, loss)
+    torch.set_num_threads(threads)
+    # blocks of a few rows, and a queue that overflows now and then
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 4096)
+    for waiting in (0, 30_000, 2**30):
+        monkeypatch.setattr(crew, "WAITING_BYTES", waiting)
+        together = count_votes(model, batches, loss)
+        assert not together.plain
+        for name, counts in alone.items():
+            # the keys' bias has no gradient but rounding
+            assert torch.equal(together[name], counts) or name.endswith("key.bias"), name
+    assert torch.get_num_threads() == threads
+    assert not workers()
+
+
+@pytest.mark.parametrize("waiting", [0, 2**30])
+def test_an_error_in_a_worker_surfaces_and_leaves_nothing_behind(threads, waiting, monkeypatch):
+    model = tiny_bert()
+    batch = {"input_ids": torch.randint(0, 96, (4, 7))}
+    expected = count_votes(model, [batch], loss)
+    seen = []
+
+    def fail(counts, summed):
+        seen.append(threading.current_thread().name)
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(crew, "WAITING_BYTES", waiting)
+    with monkeypatch.context() as patch:
+        patch.setattr(blocks, "_add_summed", fail)
+        with pytest.raises(MemoryError, match="no room"):
+            count_votes(model, [batch], loss)
+    assert seen
+    assert all(name.startswith("gradfix-votes") for name in seen)
+    assert torch.get_num_threads() == threads
+    assert not workers()
+    again = count_votes(model, [batch], loss)
+    assert all(torch.equal(again[name], expected[name]) for name in expected)
+
+
+def test_workers_compute_by_themselves_and_without_graphs(threads):
+    found = []
+
+    def job():
+        found.append((torch.get_num_threads(), torch.is_grad_enabled()))
+
+    with crew.Crew(torch.device("cpu")) as team:
+        assert torch.get_num_threads() == threads // 2
+        team.add([job] * 20, 0)
+        team.finish()
+    assert found == [(1, False)] * 20
+    assert torch.get_num_threads() == threads
