@@ -17,8 +17,8 @@ from gradfix.errors import GradfixError
 from gradfix.tasks import get_task
 from tests import tiny
 from tests.alignment.twins import inputs_of, model_of, outputs_of, random_maps, twin_of
+from tests.builders import job
 from tests.models import tiny_bert, tiny_t5
-from tests.transport.test_pipeline import job
 
 FAMILIES = ["bert", "gpt2", "t5", "clip", "vit", "llama"]
 SAMPLES = 48

@@ -14,6 +14,8 @@ from gradfix.checkpoints import CheckpointWriter, TensorSpec, files, write_safet
 from gradfix.checkpoints.writing import atomic
 from gradfix.errors import GradfixError
 
+pytestmark = pytest.mark.slow
+
 ROWS, WIDTH = 64, 16
 SPECS = {name: TensorSpec(torch.float32, (ROWS, WIDTH)) for name in "abcdef"}
 SHARD = ROWS * WIDTH * 4

@@ -15,6 +15,8 @@ import torch
 from gradfix.checkpoints import CheckpointWriter, TensorSpec
 from gradfix.errors import GradfixError
 
+pytestmark = pytest.mark.slow
+
 SPECS = {f"layer.{number}.weight": TensorSpec(torch.float32, (64, 16)) for number in range(12)}
 SHARD_SIZE = 2 * 64 * 16 * 4
 

@@ -9,18 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner, Result
 
 from gradfix.checkpoints.architecture import checkpoint_names
-from gradfix.cli.command import app
 from gradfix.recipes import load_recipe, parse_size
+from tests.builders import gradfix
 from tests.triples import FAMILIES, Triple, random_votes, save_triple
-
-runner = CliRunner()
-
-
-def gradfix(*arguments: object) -> Result:
-    return runner.invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from gradfix.cli.inspection import by_block, inspect
 from gradfix.errors import GradfixError
 from gradfix.vectors.task_vector import TaskVector
 from gradfix.votes import Votes
-from tests.cli.test_cli import gradfix
+from tests.builders import gradfix
 from tests.triples import Triple, random_votes, save_triple
 
 

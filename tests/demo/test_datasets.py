@@ -5,6 +5,8 @@ from gradfix.demo import datasets
 from gradfix.demo.datasets import LabTask, Split, available_tasks, load_task
 from gradfix.errors import GradfixError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(params=available_tasks())
 def task(request: pytest.FixtureRequest) -> LabTask:

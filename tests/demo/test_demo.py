@@ -10,8 +10,10 @@ from transformers import CLIPModel
 from gradfix.demo import run as module
 from gradfix.errors import GradfixError
 from gradfix.report import report_of
-from tests.cli.test_cli import gradfix
+from tests.builders import gradfix
 from tests.report.browser import CHROMIUM, check_page, launched, needs_browser
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

@@ -5,6 +5,8 @@ from hypothesis import strategies as st
 
 from gradfix.demo.render import CHARACTERS, FONTS_A, FONTS_B, FONTS_UNSEEN, STROKES, glyphs, render, wear
 
+pytestmark = pytest.mark.slow
+
 FONT_SETS = {"A": FONTS_A, "B": FONTS_B, "unseen": FONTS_UNSEEN}
 
 

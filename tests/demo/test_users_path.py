@@ -9,6 +9,8 @@ from gradfix.demo.models import is_image_tower, pixel_values
 from gradfix.tasks import get_task
 from studies.pair.finetune import class_weights, zero_shot_logits
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", ["digits", "letters"])
 def test_the_library_task_measures_what_fine_tuning_minimised(

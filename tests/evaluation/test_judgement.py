@@ -9,8 +9,7 @@ import torch
 from gradfix.evaluation.judgement import judge
 from gradfix.vectors.control import shuffled
 from gradfix.vectors.masks import mask
-from tests.transport.test_comparison import loaded
-from tests.transport.test_pipeline import Job, job
+from tests.builders import Job, job, loaded
 
 
 @pytest.fixture

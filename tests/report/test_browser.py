@@ -10,7 +10,7 @@ from gradfix.report import report
 from tests.report.browser import check_page, launched, needs_browser, opened
 from tests.report.records import EVIL, RECORDS, page_of
 
-pytestmark = needs_browser
+pytestmark = [needs_browser, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

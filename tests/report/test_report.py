@@ -20,7 +20,7 @@ from gradfix.report.pages import comparison_verdict
 from gradfix.report.record import PAGES
 from gradfix.report.static import card_figures
 from gradfix.report.verdict import share_from_source, transport_verdict
-from tests.cli.test_cli import gradfix
+from tests.builders import gradfix
 from tests.report.records import (
     EVIL,
     RECORDS,

@@ -24,6 +24,8 @@ from studies.reports import STUDIES
 from studies.units import Unit, collect, read_unit, write_unit
 from tests.report.records import page_of
 
+pytestmark = pytest.mark.slow
+
 
 def studies_command(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])

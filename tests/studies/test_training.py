@@ -18,6 +18,8 @@ from studies.pair.build import Plan, Training
 from studies.pair.finetune import class_weights, finetune, zero_shot_accuracy
 from studies.pair.pretrain import Corpus, Schedule, caption_tokens, contrastive_loss, draw_corpus, pretrain
 
+pytestmark = pytest.mark.slow
+
 TINY = ModelSize(width=16, depth=1, text_width=16, text_depth=1, projection=8, heads=2, patch=14)
 SHORT = Schedule(steps=4, batch=16, warmup=1)
 

@@ -22,7 +22,7 @@ from gradfix.tasks import CustomTask, get_task
 from gradfix.transport.pipeline import Transported, transport
 from gradfix.vectors.placement import place
 from gradfix.vectors.task_vector import TaskVector
-from tests.cli.test_cli import gradfix
+from tests.builders import gradfix
 
 CLASSES = ("down", "up", "flat")
 ALPHA = 0.6

@@ -9,29 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from gradfix.checkpoints import Checkpoint
-from gradfix.evaluation.binding import bind
 from gradfix.evaluation.finetuning import FewShot, finetune
 from gradfix.evaluation.target_model import TargetModel
-from gradfix.tasks import get_task
 from gradfix.transport.comparison import LABELS, Outcome, chosen_ways, summarise, table_csv, table_markdown
 from gradfix.transport.comparison.baselines import BASELINES, choose_finetuning
 from gradfix.transport.folds import VotesByFold
 from gradfix.vectors.control import shuffled
-from gradfix.vectors.placement import place
-from gradfix.vectors.task_vector import TaskVector
 from tests import tiny
-from tests.cli.test_cli import gradfix
-from tests.transport.test_pipeline import Job, job, tuned_from
-from tests.vectors.test_masks import vector
+from tests.builders import Job, gradfix, job, loaded, tuned_from, vector
 
-
-def loaded(work: Job) -> TargetModel:
-    target = Checkpoint.open(work.models["target_base"])
-    tau = TaskVector.between(work.models["source_base"], work.models["source_tuned"])
-    task = get_task(work.task)
-    bind(task, target, tau, work.rows)
-    return TargetModel.load(task, target, place(tau, target))
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

@@ -21,8 +21,9 @@ from gradfix.transport import selection as methods
 from gradfix.transport.pipeline import run_transport
 from gradfix.vectors.masks import mask
 from tests import tiny
-from tests.transport.test_comparison import loaded
-from tests.transport.test_pipeline import PEFT_ON_TRANSFORMERS, Job, job, tuned_from, watched
+from tests.builders import PEFT_ON_TRANSFORMERS, SHIFT, Job, job, loaded, tuned_from, watched
+
+pytestmark = pytest.mark.slow
 
 FAMILIES = [
     "text-classification",
@@ -32,8 +33,6 @@ FAMILIES = [
     "zero-shot-image-classification",
     pytest.param("lora", marks=PEFT_ON_TRANSFORMERS),
 ]
-
-SHIFT = "key.bias"
 """Adds one number to all scores of a query, which softmax takes out again: its gradient is rounding alone."""
 
 

@@ -1,10 +1,8 @@
 """The whole job on tiny real models of every task: what is written, what is said, and what is refused."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,72 +12,11 @@ from safetensors.torch import load_file
 from gradfix.checkpoints import Checkpoint
 from gradfix.errors import GradfixError
 from gradfix.recipes import load_recipe
-from gradfix.transport import decision
-from gradfix.transport.pipeline import Transported, transport
 from tests import tiny
-from tests.cli.test_cli import gradfix
+from tests.builders import PEFT_ON_TRANSFORMERS, Job, Rows, gradfix, job, watched
 from tests.triples import perturbed
 
-Rows = Sequence[Mapping[str, Any]]
-
-# peft asks a model of this release by the name that the next one drops.
-PEFT_ON_TRANSFORMERS = pytest.mark.filterwarnings(
-    "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
-)
-
-
-@dataclass
-class Job:
-    """A task with its three models and data."""
-
-    task: str
-    models: dict[str, Path]
-    rows: Rows
-    held_out: Rows
-    auto_class: str
-
-    def run(self, output: Path, **options: Any) -> Transported:
-        places = {f"{kind}": str(path) for kind, path in self.models.items()}
-        options = {"method": "gradfix", **options}
-        return transport(**{**places, "task": self.task, "support": self.rows, "output": output, **options})
-
-
-def tuned_from(directory: Path, base: Path, auto_class: str, scale: float = 0.02) -> Path:
-    """Save a copy of a model, changed as fine-tuning would, with its processors."""
-    import shutil
-
-    import transformers
-
-    shutil.copytree(base, directory)
-    model = getattr(transformers, auto_class).from_pretrained(base)
-    perturbed(model, scale, seed=1).save_pretrained(directory)
-    return directory
-
-
-def job(task: str, root: Path) -> Job:
-    capitals = [{"input": f"question {word}", "target": f"answer {word}"} for word in tiny.WORDS[:40]]
-    chats = [{"prompt": f"user {word}", "completion": f"assistant {word} yes"} for word in tiny.WORDS[:40]]
-    builders: dict[str, tuple[Callable[..., Path], str, Rows, Rows]] = {
-        "text-classification": (
-            tiny.save_tiny_bert_classifier, "AutoModelForSequenceClassification", tiny.texts(9), tiny.texts(30, seed=1)
-        ),
-        "text-to-text": (tiny.save_tiny_t5, "AutoModelForSeq2SeqLM", capitals[:8], capitals[8:]),
-        "causal-lm": (tiny.save_tiny_gpt2, "AutoModelForCausalLM", chats[:8], chats[8:]),
-        "image-classification": (
-            tiny.save_tiny_vit, "AutoModelForImageClassification", tiny.images(9), tiny.images(30, seed=1)
-        ),
-        "zero-shot-image-classification": (
-            tiny.save_tiny_clip, "AutoModelForZeroShotImageClassification", tiny.images(9), tiny.images(30, seed=1)
-        ),
-    }  # fmt: skip
-    build, auto_class, rows, held_out = builders[task]
-    base = build(root / "old", seed=0)
-    models = {
-        "source_base": base,
-        "source_tuned": tuned_from(root / "mine", base, auto_class),
-        "target_base": build(root / "new", seed=2),
-    }
-    return Job(task, models, rows, held_out, auto_class)
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
@@ -315,67 +252,6 @@ def test_a_lora_adapter_on_a_classifier_is_transported_like_a_whole_fine_tune(tm
 def _jsonl(root: Path, rows: Rows) -> Path:
     (root / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     return root / "rows.jsonl"
-
-
-@dataclass
-class Walks:
-    """Which samples shaped each candidate that was tried, and which judged it, by ids of samples."""
-
-    seen: list[tuple[str, set[str], set[str]]]
-    shaped: set[str]
-    encoded: dict[int, tuple[Any, set[str]]]
-
-
-def watched(monkeypatch: pytest.MonkeyPatch) -> Walks:
-    """Look over the shoulder of whatever walks through candidates."""
-    from gradfix.evaluation.target_model import TargetModel, _sample_ids
-    from gradfix.transport import methods as ways
-    from gradfix.transport import selection as methods
-
-    walks = Walks([], set(), {})
-    measure, mask, finetune = methods.cross_validate, ways.mask, ways.finetune
-    encode, evaluate = TargetModel.encode, TargetModel.evaluate
-    walking: list[str] = []
-
-    def measuring(context: Any, way: Any, **options: Any) -> Any:
-        walk = way.candidates
-
-        def fresh(*where: Any) -> Any:
-            walks.shaped = set()
-            return walk(*where)
-
-        monkeypatch.setattr(way, "candidates", fresh)
-        walking.append(way.name)
-        try:
-            return measure(context, way, **options)
-        finally:
-            walking.pop()
-
-    def masking(vector: Any, votes: Any, **options: Any) -> Any:
-        walks.shaped |= set(votes.sample_ids)
-        return mask(vector, votes, **options)
-
-    def training(model: TargetModel, rows: Rows, **options: Any) -> Any:
-        walks.shaped |= set(_sample_ids(model.task, rows))
-        return finetune(model, rows, **options)
-
-    def encoding(model: TargetModel, rows: Rows, **options: Any) -> Any:
-        found = encode(model, rows, **options)
-        walks.encoded[id(found)] = found, set(_sample_ids(model.task, rows))
-        return found
-
-    def evaluating(model: TargetModel, rows: Any, **options: Any) -> Any:
-        if walking:
-            walks.seen.append((walking[-1], set(walks.shaped), walks.encoded[id(rows)][1]))
-        return evaluate(model, rows, **options)
-
-    for module in (methods, decision):
-        monkeypatch.setattr(module, "cross_validate", measuring)
-    monkeypatch.setattr(ways, "mask", masking)
-    monkeypatch.setattr(ways, "finetune", training)
-    monkeypatch.setattr(TargetModel, "encode", encoding)
-    monkeypatch.setattr(TargetModel, "evaluate", evaluating)
-    return walks
 
 
 def test_alpha_is_judged_by_samples_that_did_not_vote(

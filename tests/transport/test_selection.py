@@ -29,9 +29,9 @@ from gradfix.transport.methods import (
 )
 from gradfix.transport.selection import ALIGNED_GRID, Candidate, cross_validate, select
 from tests import tiny
-from tests.transport.test_comparison import loaded
-from tests.transport.test_methods import SHIFT
-from tests.transport.test_pipeline import Job, job
+from tests.builders import SHIFT, Job, job, loaded
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -9,37 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gradfix.checkpoints import TensorSpec
-from gradfix.checkpoints.expressions import Expression
 from gradfix.errors import GradfixError
 from gradfix.recipes import Mask
 from gradfix.vectors.mask_strategies import STRATEGIES, Block, significant_votes
 from gradfix.vectors.masks import mask
-from gradfix.vectors.task_vector import TaskVector
-from gradfix.votes import Votes
-from gradfix.votes.metadata import VoteRecord, counts_dtype
+from gradfix.votes.metadata import counts_dtype
+from tests.builders import N, vector, votes
 
-N = 4
 TAU = st.lists(st.sampled_from([-2.0, -1e-38, -0.0, 0.0, 1e-45, 0.5, 3.0]), min_size=1, max_size=40)
-
-
-class InMemory(Expression):
-    """Tensors in a dictionary, as a source."""
-
-    def __init__(self, **tensors: Tensor) -> None:
-        self.tensors = tensors
-        self.specs = {name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-
-    def read(self, name: str, rows: slice | None = None) -> Tensor:
-        return self.tensors[name][rows if rows is not None else slice(None)]
-
-
-def vector(**tensors: Tensor) -> TaskVector:
-    return TaskVector(InMemory(**tensors))
-
-
-def votes(samples: int = N, vote: str = "majority", **counts: Tensor) -> Votes:
-    return Votes(counts, VoteRecord(vote, samples, tuple(map(str, range(samples)))))
 
 
 def sign(x: float) -> int:

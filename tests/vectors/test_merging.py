@@ -26,11 +26,9 @@ from gradfix.vectors.merging import merge
 from gradfix.vectors.placement import place
 from gradfix.vectors.task_vector import TaskVector
 from gradfix.votes import Votes
-from tests.cli.test_cli import gradfix
+from tests.builders import gradfix, save_model, votes
 from tests.models import tiny_bert, tiny_bert_masked_lm
 from tests.triples import Triple, perturbed, random_votes, save_triple
-from tests.vectors.test_masks import votes
-from tests.vectors.test_placement import save_model
 
 
 class InMemory(TensorsInMemory):

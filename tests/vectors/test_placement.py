@@ -1,13 +1,11 @@
 """Laying a task vector onto a target: names by prefix, rows by token text, refusals before anything is read."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import save_file
 
 from gradfix.checkpoints import Checkpoint, TensorSpec
 from gradfix.checkpoints.expressions import MappedRows
@@ -16,24 +14,9 @@ from gradfix.errors import GradfixError
 from gradfix.vectors.apply import apply
 from gradfix.vectors.placement import place
 from gradfix.vectors.task_vector import TaskVector
-from tests.vectors.test_masks import InMemory
+from tests.builders import InMemory, save_model
 
 TOKENS = st.lists(st.text("abcdef", min_size=1, max_size=3), unique=True, min_size=1, max_size=30)
-
-
-def save_model(directory: Path, tokens: list[str] | None, rows: int, **tensors: torch.Tensor) -> Path:
-    directory.mkdir()
-    (directory / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": rows}))
-    if tokens is not None:
-        vocabulary = {token: index for index, token in enumerate(tokens)}
-        model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": tokens[0]}
-        (directory / "tokenizer.json").write_text(
-            json.dumps({"version": "1.0", "added_tokens": [], "model": model})
-        )
-    save_file(
-        {name.replace("__", "."): tensor for name, tensor in tensors.items()}, directory / "model.safetensors"
-    )
-    return directory
 
 
 @given(source=TOKENS, target=TOKENS, padding=st.tuples(st.integers(0, 3), st.integers(0, 3)))

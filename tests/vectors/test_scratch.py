@@ -9,9 +9,7 @@ from gradfix.checkpoints.expressions import Elementwise
 from gradfix.transport.folds import choose_alpha
 from gradfix.vectors.scratch import Scratch
 from gradfix.vectors.task_vector import TaskVector
-from tests.transport.test_comparison import loaded
-from tests.transport.test_pipeline import Job, job
-from tests.vectors.test_masks import vector
+from tests.builders import Job, job, loaded, vector
 
 
 @pytest.fixture
