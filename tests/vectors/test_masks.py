@@ -158,7 +158,7 @@ def test_the_random_mask_is_fair_and_differs_by_name_and_seed() -> None:
 
 def test_magnitude_keeps_what_is_within_the_factor_of_the_scaled_reference() -> None:
     tau, reference = torch.tensor([1.0, -1.0, 1.0, 0.0]), torch.tensor([-0.1, 0.21, 0.049, 0.0])
-    kept = STRATEGIES["magnitude"].function(tau, reference, Block(scale=10.0, factor=2.0))
+    kept = STRATEGIES["magnitude"].function(tau, reference, Block(scale=10.0), factor=2.0)
     assert torch.equal(kept != 0, torch.tensor([True, False, False, False]))
 
 

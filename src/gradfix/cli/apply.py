@@ -10,6 +10,7 @@ def apply(recipe: ApplyRecipe, console: Console) -> None:
     """Write θ_B + α (m ⊙ τ)."""
     from gradfix.checkpoints import Checkpoint, match_names
     from gradfix.vectors.apply import apply as write
+    from gradfix.vectors.mask_strategies import STRATEGIES
     from gradfix.vectors.masks import mask
     from gradfix.vectors.placement import place
     from gradfix.vectors.task_vector import TaskVector
@@ -25,10 +26,9 @@ def apply(recipe: ApplyRecipe, console: Console) -> None:
     if votes is not None:
         votes.check_target(target, match_names(votes.specs, target.specs).names)
     strategy = recipe.mask or ("agreement" if votes is not None else "none")
+    options = STRATEGIES[strategy].taking(level=recipe.confidence)
     applied = write(
-        tau
-        if strategy == "none"
-        else mask(tau, votes, strategy=strategy, seed=recipe.seed, level=recipe.confidence),
+        tau if strategy == "none" else mask(tau, votes, strategy=strategy, seed=recipe.seed, **options),
         target,
         alpha=recipe.alpha,
         output=recipe.output,

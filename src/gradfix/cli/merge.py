@@ -34,7 +34,7 @@ def merge(recipe: MergeRecipe, console: Console) -> None:
         order=recipe.order,
         strategy=recipe.mask,
         seed=recipe.seed,
-        level=recipe.confidence,
+        **({"level": recipe.confidence} if recipe.mask == "confident" else {}),
         progress=console.progress,
     )
     if target is None:

@@ -16,6 +16,7 @@ from gradfix.evaluation.finetuning import finetune
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.progress import Progress, silent
 from gradfix.transport.folds import VotesByFold
+from gradfix.vectors.mask_strategies import STRATEGIES
 from gradfix.vectors.masks import mask
 from gradfix.vectors.scratch import Scratch
 from gradfix.vectors.task_vector import TaskVector
@@ -364,7 +365,8 @@ class MaskVector(Method):
 
     def _mask(self, context: SelectionContext, setting: Setting, fold: int | None) -> TaskVector:
         votes = context.votes_without(self.at, fold)
-        return mask(self.vector, votes, strategy=self.strategy, seed=context.seed, level=self._level(setting))
+        options = STRATEGIES[self.strategy].taking(level=self._level(setting))
+        return mask(self.vector, votes, strategy=self.strategy, seed=context.seed, **options)
 
     def _level(self, setting: Setting) -> float:
         return setting.get("level", self.levels[0])
@@ -411,7 +413,8 @@ class Revote(Method):
         self.start.go(context, fold)
         for _ in range(count):
             votes = context.count(rows)
-            masked = mask(self.vector, votes, strategy=self.strategy, seed=context.seed, level=self.level)
+            options = STRATEGIES[self.strategy].taking(level=self.level)
+            masked = mask(self.vector, votes, strategy=self.strategy, seed=context.seed, **options)
             steps.append(context.scratch.keep(masked))
             context.model.move(*self.start.plus(context, self.step, steps, fold))
             yield steps

@@ -1,19 +1,24 @@
 """The mask strategies: which coordinates of τ a block keeps, given the signal there."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property, lru_cache
+from inspect import signature
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gradfix.checkpoints.expressions import Expression
 from gradfix.errors import GradfixError
 from gradfix.vectors.task_vector import TaskVector
 from gradfix.votes import Votes
 
 
+@lru_cache(maxsize=1024)
 def significant_votes(voters: int, level: float) -> int:
     """Find the smallest a ≥ 1 with P(S ≥ a) ≤ ``level``, S the net heads of N fair coins.
 
@@ -54,22 +59,21 @@ class Block:
         name: The tensor's key.
         offset: Flat index, within the tensor, of the block's first coordinate.
         voters: N, the largest |v| possible.
-        against: For strategies that ask whether votes are more than luck: the fewest net votes that are.
         seed: For strategies that draw.
         scale: For strategies that compare magnitudes: mean |τ| over mean |reference| of the whole tensor.
-        factor: For strategies that compare magnitudes: how far apart two may be.
     """
 
     name: str = ""
     offset: int = 0
     voters: int = 1
-    against: int = 1
     seed: int = 0
     scale: float = 1.0
-    factor: float = 2.0
 
 
-MaskFunction = Callable[[Tensor, Tensor, Block], Tensor]
+MaskFunction = Callable[..., Tensor]
+"""``(tau, signal, block, *, …)``: keyword arguments with defaults are the strategy's own options."""
+
+Function = TypeVar("Function", bound=MaskFunction)
 
 
 @dataclass(frozen=True)
@@ -87,15 +91,25 @@ class Strategy:
     needs: str
     keeps_uncovered: bool = False
 
+    @cached_property
+    def options(self) -> Mapping[str, Any]:
+        """The strategy's own options with their defaults, as its signature has them."""
+        parameters = signature(self.function).parameters.values()
+        return {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
+
+    def taking(self, **options: Any) -> dict[str, Any]:
+        """Keep the options that the strategy has, of those that a command offers for all."""
+        return {name: value for name, value in options.items() if name in self.options}
+
 
 STRATEGIES: dict[str, Strategy] = {}
 
 
-FITTING = {"votes": (Votes,), "signs": (Votes, TaskVector), "magnitudes": (TaskVector,)}
+FITTING = {"votes": (Votes,), "signs": (Votes, Expression), "magnitudes": (TaskVector,)}
 """What can be the signal of a strategy, by what it needs."""
 
 
-def strategy(needs: str, *, keeps_uncovered: bool = False) -> Callable[[MaskFunction], MaskFunction]:
+def strategy(needs: str, *, keeps_uncovered: bool = False) -> Callable[[Function], Function]:
     """Register the decorated function as a mask strategy under its own name.
 
     Args:
@@ -106,7 +120,7 @@ def strategy(needs: str, *, keeps_uncovered: bool = False) -> Callable[[MaskFunc
         The decorator, which gives the function back unchanged.
     """
 
-    def register(function: MaskFunction) -> MaskFunction:
+    def register(function: Function) -> Function:
         STRATEGIES[function.__name__.rstrip("_")] = Strategy(function, needs, keeps_uncovered)
         return function
 
@@ -133,18 +147,19 @@ def soft(tau: Tensor, signal: Tensor, block: Block) -> Tensor:
 
 
 @strategy("votes", keeps_uncovered=True)
-def confident(tau: Tensor, signal: Tensor, block: Block) -> Tensor:
-    """Drop τ_i only where at least ``against`` net votes oppose it: where the votes against are more than luck."""
+def confident(tau: Tensor, signal: Tensor, block: Block, *, level: float = 0.1) -> Tensor:
+    """Drop τ_i only where the net votes against it are more than luck: a one-sided sign test at ``level``."""
     # sign(τ_i) v_i + a is at most 0 where τ_i is dropped and at least 1 elsewhere: a float without a branch.
-    return tau.sign().mul_(signal).add_(block.against).clamp_(0, 1).mul_(tau)
+    against = significant_votes(block.voters, level)
+    return tau.sign().mul_(signal).add_(against).clamp_(0, 1).mul_(tau)
 
 
 @strategy("magnitudes")
-def magnitude(tau: Tensor, signal: Tensor, block: Block) -> Tensor:
+def magnitude(tau: Tensor, signal: Tensor, block: Block, *, factor: float = 2.0) -> Tensor:
     """Keep τ_i where |τ_i| is within ``factor`` of ``scale`` · |reference_i|, both ways; signs are not asked."""
     reference = signal.abs().to(tau.dtype) * block.scale
     size = tau.abs()
-    close = (size <= reference * block.factor) & (reference <= size * block.factor)
+    close = (size <= reference * factor) & (reference <= size * factor)
     return tau * (close & (size > 0))
 
 

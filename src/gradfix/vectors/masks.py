@@ -39,84 +39,93 @@ from gradfix.checkpoints import TensorSource, TensorSpec, match_names
 from gradfix.checkpoints.expressions import Expression, Tally
 from gradfix.checkpoints.fingerprint import combined_fingerprint
 from gradfix.errors import GradfixError, listed
-from gradfix.vectors.mask_strategies import (
-    FITTING,
-    STRATEGIES,
-    Block,
-    significant_votes,
-)
+from gradfix.vectors.mask_strategies import FITTING, STRATEGIES, Block
 from gradfix.vectors.task_vector import TaskVector
 from gradfix.votes import Votes
 
 
 def mask(
     tau: TaskVector,
-    votes: Votes | TaskVector | None = None,
+    votes: TensorSource | None = None,
     *,
     strategy: str = "agreement",
     seed: int = 0,
-    factor: float = 2.0,
-    level: float = 0.1,
+    voters: int | None = None,
+    **options: Any,
 ) -> TaskVector:
     """Mask a task vector by what the target's gradients say of it, lazily.
 
     Args:
         tau: The task vector; on a target with another vocabulary, first ``place(tau, target).vector``.
         votes: The target's votes; or a task vector of the target's own fine-tune (``τ_B``: the oracle mask) or
-            minus its mean gradient. None only for ``none`` and ``random``.
+            minus its mean gradient; or any other expression whose signs count. None only for strategies that ask
+            nobody, such as ``none`` and ``random``.
         strategy: A key of ``STRATEGIES``.
-        seed: For ``random``.
-        factor: For ``magnitude``.
-        level: κ, for ``confident``, in [0, ½]: drop a coordinate where N fair coins had at least so many net votes
-            against it with a probability of at most κ. 0 is naive addition. ½ drops whatever any net vote opposes:
-            ``agreement``, but that it keeps ties and uncovered parameters.
+        seed: For strategies that draw, such as ``random``.
+        voters: N, the largest |v| that the signal may have; as :class:`~gradfix.Votes` say it, else 1.
+        **options: The strategy's own, by the names of its signature: ``level`` of ``confident``, in [0, ½] (drop a
+            coordinate where N fair coins had at least so many net votes against it with a probability of at most
+            that; 0 is naive addition, ½ drops whatever any net vote opposes: ``agreement``, but that it keeps ties and
+            uncovered parameters); ``factor`` of ``magnitude``.
 
     Returns:
         m ⊙ τ with the same keys; tensors without votes are zero for most strategies (see the policies above).
 
     Raises:
-        GradfixError: if the strategy is unknown or needs another signal, no tensor was voted on, shapes differ, or the
-            level is no probability up to ½.
+        GradfixError: if the strategy is unknown, has no such option or not with such a value, or needs another signal;
+            if no tensor was voted on, or shapes differ.
     """
     if strategy not in STRATEGIES:
         raise GradfixError(
             f"mask {strategy!r}: unknown strategy; choose from {', '.join(sorted(STRATEGIES))}"
         )
+    entry = STRATEGIES[strategy]
+    votes = _fitting(votes, strategy)
+    signal = {} if votes is None else _counterparts(tau, votes)
+    if voters is None:
+        # A mean vote is one ballot, whatever the number of samples behind it.
+        voters = votes.samples if isinstance(votes, Votes) and votes.vote == "majority" else 1
+    unknown = sorted(options.keys() - entry.options.keys())
+    if unknown:
+        raise GradfixError(
+            f"mask {strategy!r}: has no option {unknown[0]!r}; it has {', '.join(entry.options) or 'none'}"
+        )
+    chosen = {**entry.options, **options}
+    entry.function(
+        torch.zeros(0), torch.zeros(0), Block(voters=voters), **chosen
+    )  # refuses a value before any read
+    return tau.derive(
+        Masked(tau, votes, signal, strategy, seed, voters, chosen),
+        operation="mask",
+        strategy=strategy,
+        seed=seed,
+        **chosen,
+        signal=_origin(votes),
+        uncovered=sorted(set(tau) - set(signal)) if votes is not None else [],
+    )
+
+
+def _fitting(votes: TensorSource | None, strategy: str) -> TensorSource | None:
+    """Give the signal as a strategy reads it, and refuse one that it can't."""
     needs = STRATEGIES[strategy].needs
     if needs == "nothing":
-        votes = None
-    elif not isinstance(votes, FITTING[needs]):
+        return None
+    if not isinstance(votes, FITTING[needs]):
         wanted = {
             "signs": "votes, or a task vector whose signs count",
             "votes": "counted votes: signs alone are one ballot, which is never more than luck",
             "magnitudes": "a task vector: votes have no size",
         }[needs]
         raise GradfixError(f"mask {strategy!r}: expected {wanted}, found {type(votes).__name__}")
-    signal = {} if votes is None else _counterparts(tau, votes)
-    # A mean vote is one ballot, whatever the number of samples behind it.
-    voters = votes.samples if isinstance(votes, Votes) and votes.vote == "majority" else 1
-    against = 1
-    if needs == "votes":
-        if isinstance(votes, Votes) and votes.vote != "majority":
-            raise GradfixError(
-                f"mask {strategy!r}: a {votes.vote} vote is one ballot, whatever the number of samples, so how many "
-                "were against is unknown; count again with --vote majority, or choose the mask agreement"
-            )
-        against = significant_votes(voters, level)
-    source = Masked(tau, votes, signal, strategy, seed, factor, voters, against)
-    return tau.derive(
-        source,
-        operation="mask",
-        strategy=strategy,
-        seed=seed,
-        factor=factor,
-        **({"level": level, "against": against} if needs == "votes" else {}),
-        signal=_origin(votes),
-        uncovered=sorted(set(tau) - set(signal)) if votes is not None else [],
-    )
+    if needs == "votes" and isinstance(votes, Votes) and votes.vote != "majority":
+        raise GradfixError(
+            f"mask {strategy!r}: a {votes.vote} vote is one ballot, whatever the number of samples, so how many "
+            "were against is unknown; count again with --vote majority, or choose the mask agreement"
+        )
+    return votes
 
 
-def _origin(votes: Votes | TaskVector | None) -> dict[str, Any] | None:
+def _origin(votes: TensorSource | None) -> dict[str, Any] | None:
     """Tell which signal masked, so that two different ones are never taken for the same."""
     if isinstance(votes, Votes):
         samples = hashlib.sha256("\n".join(votes.sample_ids).encode()).hexdigest()
@@ -128,15 +137,16 @@ def _origin(votes: Votes | TaskVector | None) -> dict[str, Any] | None:
             "seed": votes.seed,
             "target": combined_fingerprint(votes.fingerprints),
         }
-    return votes.origin if votes is not None else None
+    origin: dict[str, Any] | None = getattr(votes, "origin", None)
+    return origin
 
 
-def _counterparts(tau: TaskVector, votes: Votes | TaskVector) -> dict[str, str]:
+def _counterparts(tau: TaskVector, votes: TensorSource) -> dict[str, str]:
     """Map τ's names to the votes' names, refusing where nothing matches or a shape differs."""
     pairs = dict(match_names(tau.specs, votes.specs).names)
     if not pairs:
         raise GradfixError(
-            f"mask: no tensor of the task vector ({listed(tau, 3)}) was voted on ({listed(votes, 3)}); "
+            f"mask: no tensor of the task vector ({listed(tau, 3)}) was voted on ({listed(votes.specs, 3)}); "
             "the votes are of another model"
         )
     differing = [
@@ -161,9 +171,8 @@ class Masked(Expression):
     counterparts: Mapping[str, str]
     strategy: str
     seed: int
-    factor: float
     voters: int
-    against: int = 1
+    options: Mapping[str, Any]
 
     @cached_property
     def specs(self) -> Mapping[str, TensorSpec]:
@@ -206,12 +215,10 @@ class Masked(Expression):
             name=name,
             offset=(rows.start or 0) * row if rows is not None else 0,
             voters=self.voters,
-            against=self.against,
             seed=self.seed,
             scale=self._scale(name) if entry.needs == "magnitudes" else 1.0,
-            factor=self.factor,
         )
-        return entry.function(tau, signal, block)
+        return entry.function(tau, signal, block, **self.options)
 
     def _scale(self, name: str) -> float:
         """Mean |τ| over mean |reference| of a tensor: a pass of its own, made once a tensor."""

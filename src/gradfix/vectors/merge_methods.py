@@ -7,6 +7,7 @@ those of :mod:`gradfix.vectors.merging`.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -178,10 +179,12 @@ class SignSum(Expression):
     Attributes:
         votes: v_t: integers, or float tensors whose signs count.
         counterparts: For each of the votes, the task vectors' names mapped to the votes' names.
+        origin: What the votes are of, as JSON.
     """
 
     votes: Sequence[TensorSource]
     counterparts: Sequence[Mapping[str, str]]
+    origin: Mapping[str, Any]
 
     @cached_property
     def specs(self) -> Mapping[str, TensorSpec]:

@@ -28,7 +28,7 @@ tensor by itself, elects the sign by count and resolves ties to plus; here the d
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 
@@ -38,7 +38,7 @@ from gradfix.errors import GradfixError, listed
 from gradfix.progress import Progress, silent
 from gradfix.recipes import MergeMethod, MergeOrder
 from gradfix.vectors.mask_strategies import STRATEGIES
-from gradfix.vectors.masks import Masked, mask
+from gradfix.vectors.masks import mask
 from gradfix.vectors.merge_methods import MERGE_METHODS, Finite, Merged, SignSum, Trimmed
 from gradfix.vectors.task_vector import Placement, TaskVector, combine
 from gradfix.votes import Votes
@@ -53,8 +53,8 @@ def merge(
     order: MergeOrder = "merge-then-mask",
     strategy: str | None = None,
     seed: int = 0,
-    level: float = 0.1,
     progress: Progress = silent,
+    **options: Any,
 ) -> TaskVector:
     """Merge task vectors into one, lazily; with votes, mask the merged vector or each vector before.
 
@@ -72,9 +72,9 @@ def merge(
         strategy: Of the mask, as in :func:`gradfix.vectors.masks.mask`; None is ``agreement`` with votes, ``none``
             without.
         seed: For ``random``; in ``mask-then-merge`` each τ_t draws coins of its own.
-        level: For ``confident``, which counts samples and so masks before merging only: ``merge-then-mask`` keeps one
-            ballot a task.
         progress: Told the coordinates ranked, when ``ties`` needs its thresholds: at the first read.
+        **options: The mask's own. ``confident`` counts samples and so masks before merging only: ``merge-then-mask``
+            keeps one ballot a task.
 
     Returns:
         The merged task vector, with the new parameters of all. Where there are any, its configuration is that of
@@ -102,7 +102,7 @@ def merge(
     signals: list[Votes | TaskVector | None] = list(votes) if votes else [None] * len(vectors)
     singly = [
         # One stream of coins for each pair of seed and vector.
-        mask(vector, signal, strategy=strategy, seed=seed * len(vectors) + t, level=level)
+        mask(vector, signal, strategy=strategy, seed=seed * len(vectors) + t, **options)
         for t, (vector, signal) in enumerate(zip(vectors, signals, strict=True))
     ]
     if order == "mask-then-merge":
@@ -110,7 +110,12 @@ def merge(
     merged = _merged(vectors, method, density, progress)
     if votes is None:
         return mask(merged, strategy=strategy, seed=seed)
-    return _masked_by_all(merged, votes, singly, strategy)
+    ballots = SignSum(
+        votes,
+        [match_names(merged.specs, each.specs).names for each in votes],
+        {"operation": "sum of signs", "of": [one.origin["signal"] for one in singly]},
+    )
+    return mask(merged, ballots, strategy=strategy, voters=len(votes))
 
 
 def _finite(vector: TaskVector, owner: str) -> TaskVector:
@@ -150,28 +155,6 @@ def _merged(vectors: Sequence[TaskVector], method: str, density: float, progress
     )
     merged.placement = _joint_placement(vectors, merged)
     return merged
-
-
-def _masked_by_all(
-    merged: TaskVector, votes: Sequence[Votes | TaskVector], singly: Sequence[TaskVector], strategy: str
-) -> TaskVector:
-    """Mask the merged vector by Σ_t sign(v_t); ``singly`` are the vectors masked alone, whose origins tell v_t's."""
-    signal = SignSum(votes, [match_names(merged.specs, each.specs).names for each in votes])
-    source = Masked(merged, signal, {name: name for name in signal.specs}, strategy, 0, 1.0, len(votes))
-    return TaskVector(
-        source,
-        additions=merged.additions,
-        config=merged.config,
-        directory=merged.directory,
-        placement=merged.placement,
-        origin=lambda: {
-            "operation": "mask",
-            "strategy": strategy,
-            "signal": {"operation": "sum of signs", "of": [one.origin["signal"] for one in singly]},
-            "uncovered": sorted(set(merged) - set(signal.specs)),
-            "of": merged.origin,
-        },
-    )
 
 
 def _joint_placement(vectors: Sequence[TaskVector], merged: TaskVector) -> Placement | None:
