@@ -91,9 +91,10 @@ def mask(
             f"mask {strategy!r}: has no option {unknown[0]!r}; it has {', '.join(entry.options) or 'none'}"
         )
     chosen = {**entry.options, **options}
+    one = torch.zeros(1)
     entry.function(
-        torch.zeros(0), torch.zeros(0), Block(voters=voters), **chosen
-    )  # refuses a value before any read
+        one, one, Block(voters=voters), **chosen
+    )  # a value that it refuses is refused before any read
     return tau.derive(
         Masked(tau, votes, signal, strategy, seed, voters, chosen),
         operation="mask",
