@@ -1,6 +1,12 @@
 """What gradfix raises when it refuses: one line that a person can act on."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Literal
+
+Interface = Literal["python", "command line", "recipe"]
+_interface: ContextVar[Interface] = ContextVar("interface", default="python")
 
 
 class GradfixError(Exception):
@@ -27,3 +33,56 @@ def listed(names: Iterable[str], most: int = 10) -> str:
     """
     names = list(names)
     return ", ".join(names[:most]) + (f" … ({len(names)} in all)" if len(names) > most else "")
+
+
+@contextmanager
+def options_as_on(interface: Interface) -> Iterator[None]:
+    """Let messages spell options as they are written there.
+
+    Args:
+        interface: Where the user writes them.
+
+    Yields:
+        Nothing.
+    """
+    before = _interface.set(interface)
+    try:
+        yield
+    finally:
+        _interface.reset(before)
+
+
+def option(name: str, *, python: str | None = None) -> str:
+    """Spell an option as its user writes it.
+
+    Args:
+        name: The recipe's field, such as ``samples_per_class``.
+        python: The keyword in Python, where it has another name there.
+
+    Returns:
+        ``--samples-per-class``, ``samples_per_class:`` in a recipe file, or ``samples_per_class=``.
+    """
+    spellings = {
+        "command line": "--" + name.replace("_", "-"),
+        "recipe": f"{name}:",
+        "python": f"{python or name}=",
+    }
+    return spellings[_interface.get()]
+
+
+def column_option(role: str, column: str = "NAME") -> str:
+    """Spell how a task is told which column has a role.
+
+    Args:
+        role: Such as ``text_pair``.
+        column: The column to name.
+
+    Returns:
+        ``--column text_pair=NAME``, ``column: [text_pair=NAME]`` in a recipe file, or ``text_pair='NAME'``.
+    """
+    spellings = {
+        "command line": f"--column {role}={column}",
+        "recipe": f"column: [{role}={column}]",
+        "python": f"{role}={column!r}",
+    }
+    return spellings[_interface.get()]

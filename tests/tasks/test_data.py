@@ -113,9 +113,9 @@ def test_unreadable_data_is_refused(tmp_path):
     for location, message in [
         (tmp_path / "none.jsonl", "none.jsonl: no such file or directory"),
         ("none.csv", "none.csv: no such file or directory"),
-        (broken, r"broken.jsonl: cannot be read as data \(line 2: Expecting value"),
+        (broken, r"broken.jsonl: line 2: is not json: Expecting value \(column 10\)"),
         (other, r"unknown kind of file '.xlsx'; expected .csv, .json"),
-        (empty, r"empty.jsonl: cannot be read as data \(it holds no row\)"),
+        (empty, "empty.jsonl: holds no rows"),
         (tmp_path / "nothing", "nothing: cannot be read as data"),
     ]:
         with pytest.raises(GradfixError, match=message) as caught:

@@ -105,7 +105,9 @@ def test_what_cannot_be_fitted_is_refused():
 
 def test_labels_by_name_and_id():
     stars = Labels({"0": "1", "1": "2", "2": "3"})
-    assert [stars.id_of(value, "row 0") for value in ("3", 3, 0, 1.0)] == [2, 2, 0, 0]
+    assert [stars.id_of(value, "row 0") for value in ("3", 3, 1.0)] == [2, 2, 0]
+    with pytest.raises(GradfixError, match="row 0: unknown label 0"):  # numbers are names here, from 1
+        stars.id_of(0, "row 0")
     assert stars.label2id == {"1": 0, "2": 1, "3": 2}
     with pytest.raises(GradfixError, match=r"row 0: unknown label 1.5"):
         stars.id_of(1.5, "row 0")

@@ -1,9 +1,8 @@
 """Labelled rows from files and data sets, each with a stable hash of its content.
 
-Everything is read through ``datasets``: jsonl, json, csv, tsv, parquet, a folder of images by class, a
-directory that ``datasets`` wrote, or a data set of the Hub. Local files leave no cache behind: they are held
-in memory and the working directory is removed; a data set of the Hub stays in the Hub's own cache, where
-people expect it.
+A file or a folder is read as it says, with nothing guessed (`data_files`, `data_folders`); what ``datasets`` wrote,
+and data sets of the Hub, are read through ``datasets`` (`data_library`). Local files leave no cache behind; a data
+set of the Hub stays in the Hub's own cache, where people expect it.
 
 Images stay encoded (bytes or a path) until a task encodes them, so an unreadable one is reported with its
 row.
@@ -11,17 +10,15 @@ row.
 
 import hashlib
 import json
-import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from gradfix.errors import GradfixError, listed
-
-FILE_KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+from gradfix.errors import GradfixError
+from gradfix.tasks.data_files import FILE_KINDS, Readers, Table, read_file
+from gradfix.tasks.data_folders import SPLITS, is_declared, read_folder
+from gradfix.tasks.data_library import is_saved, read_declared, read_saved, sliced
 
 
 class Row(dict[str, Any]):
@@ -37,26 +34,23 @@ class Row(dict[str, Any]):
 
 
 class Rows(Sequence[Row]):
-    """An indexable sequence of rows on top of a ``datasets.Dataset``.
+    """An indexable sequence of rows on top of a table.
 
-    Integers of a ``ClassLabel`` column are given as their names; images are given undecoded.
+    Integers of a column whose classes the data declare are given as their names; images are given undecoded.
 
     Args:
-        dataset: The ``datasets.Dataset``, with images set to ``decode=False``.
-        location: Where it came from, as the caller wrote it.
-        numbers: The rows of ``dataset`` to show, in order; all of them by default.
+        table: The rows.
+        location: Where they came from, as the caller wrote it.
+        numbers: The rows of ``table`` to show, in order; all of them by default.
     """
 
-    def __init__(self, dataset: Any, location: str, numbers: Sequence[int] | None = None) -> None:
-        self._dataset = dataset
+    def __init__(self, table: Table, location: str, numbers: Sequence[int] | None = None) -> None:
+        self._table = table
         self.location = location
-        self.numbers: Sequence[int] = range(len(dataset)) if numbers is None else numbers
-        self.column_names: list[str] = list(dataset.column_names)
-        self.class_names: dict[str, list[str]] = {
-            column: list(feature.names)
-            for column, feature in dataset.features.items()
-            if type(feature).__name__ == "ClassLabel"
-        }
+        self.numbers: Sequence[int] = range(len(table.records)) if numbers is None else numbers
+        self.column_names = list(table.columns)
+        self.class_names = {column: list(names) for column, names in table.class_names.items()}
+        self.typed = table.typed
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -69,13 +63,14 @@ class Rows(Sequence[Row]):
 
     def __getitem__(self, index: int | slice) -> "Row | Rows":
         if isinstance(index, slice):
-            return Rows(self._dataset, self.location, self.numbers[index])
+            return Rows(self._table, self.location, self.numbers[index])
         number = self.numbers[index]
-        values = self._dataset[number]
+        values = dict(self._table.records[number])
         for column, names in self.class_names.items():
             value = values[column]
-            # -1 is how data sets mark an unlabelled row; the task then says that the label is missing.
-            values[column] = names[value] if value is not None and 0 <= value < len(names) else None
+            if not isinstance(value, str):
+                # -1 is how data sets mark an unlabelled row; the task then says that the label is missing.
+                values[column] = names[value] if value is not None and 0 <= value < len(names) else None
         return Row(values, f"row {number} of {self.location}")
 
     def select(self, indices: Iterable[int]) -> "Rows":
@@ -87,19 +82,26 @@ class Rows(Sequence[Row]):
         Returns:
             The chosen rows; each keeps the number it had in the data set.
         """
-        return Rows(self._dataset, self.location, [self.numbers[index] for index in indices])
+        return Rows(self._table, self.location, [self.numbers[index] for index in indices])
 
 
-def load_rows(location: str | Path, *, split: str | None = None, configuration: str | None = None) -> Rows:
+def load_rows(
+    location: str | Path,
+    *,
+    split: str | None = None,
+    configuration: str | None = None,
+    encoding: str | None = None,
+) -> Rows:
     """Read labelled rows.
 
     Args:
         location: A ``.jsonl``, ``.json``, ``.csv``, ``.tsv`` or ``.parquet`` file; a directory of images with
             one folder a class, or of such files; a directory written by ``datasets``; or the id of a Hub data
-            set.
+            set. A name is taken as it is, whatever characters it has.
         split: Which split, in the notation of ``datasets`` ("train", "test[:100]"); needed where there are
             several.
         configuration: The configuration of a Hub data set that has several.
+        encoding: Of csv, tsv and json files; UTF-8 by default.
 
     Returns:
         The rows, in the order of the data.
@@ -107,95 +109,52 @@ def load_rows(location: str | Path, *, split: str | None = None, configuration: 
     Raises:
         GradfixError: If the data cannot be read, is empty, or has several splits and none was named.
     """
-    path = Path(location)
-    if not path.exists() and (path.suffix in FILE_KINDS or path.is_absolute()):
-        raise GradfixError(f"{location}: no such file or directory")
-    import datasets
-
-    with _quiet(datasets), tempfile.TemporaryDirectory(prefix="gradfix-data-") as scratch:
-        try:
-            loaded = _load(datasets, path, str(location), configuration, scratch)
-            if isinstance(loaded, datasets.DatasetDict):
-                loaded = _pick(datasets, loaded, split, str(location))
-            elif split is not None:
-                raise GradfixError(f"{location}: has no splits, so leave out the split {split!r}")
-        # What reading can raise differs by format; all of it means that this location is not readable data.
-        except (OSError, ValueError, KeyError, StopIteration, datasets.exceptions.DatasetsError) as error:
-            raise GradfixError(f"{location}: cannot be read as data ({_reason(path, error)})") from error
-        for column, feature in loaded.features.items():
-            if isinstance(feature, datasets.Image):
-                loaded = loaded.cast_column(column, datasets.Image(decode=False))
-    if len(loaded) == 0:
-        raise GradfixError(f"{location}: holds no rows")
-    return Rows(loaded, str(location))
-
-
-def _load(datasets: Any, path: Path, location: str, configuration: str | None, scratch: str) -> Any:
-    """Hand the location to the loader of ``datasets`` that fits it, keeping local data in memory."""
-    local = {"cache_dir": scratch, "keep_in_memory": True}
-    if path.is_file():
-        kind = FILE_KINDS.get(path.suffix)
-        if kind is None:
-            raise GradfixError(
-                f"{location}: unknown kind of file {path.suffix!r}; expected {listed(sorted(FILE_KINDS))}"
-            )
-        extra = {"sep": "\t"} if path.suffix == ".tsv" else {}
-        return datasets.load_dataset(kind, data_files=str(path.absolute()), **extra, **local)
-    if not path.is_dir():
-        return datasets.load_dataset(location, configuration)
-    if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
-        return datasets.load_from_disk(str(path), keep_in_memory=True)
-    if any(file.suffix.lower() in IMAGE_SUFFIXES for file in path.rglob("*")):
-        return datasets.load_dataset("imagefolder", data_dir=str(path.absolute()), **local)
-    return datasets.load_dataset(str(path.absolute()), configuration, **local)
-
-
-def _reason(path: Path, error: BaseException) -> str:
-    """Why data cannot be read: the line of a jsonl file, which ``datasets`` does not tell, or its own words."""
-    if path.suffix == ".jsonl" and path.is_file():
-        for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-            try:
-                if line.strip() and not isinstance(json.loads(line), dict):
-                    return f"line {number}: expected an object in braces"
-            except ValueError as mistake:
-                return f"line {number}: {mistake}"
-    cause = error.__cause__ or error
-    words = " ".join(str(cause).split())
-    return f"{type(cause).__name__}: {words}" if words else "it holds no row"
-
-
-def _pick(datasets: Any, splits: Mapping[str, Any], split: str | None, location: str) -> Any:
-    """The split asked for, or the only one."""
-    names = ", ".join(splits)
-    if split is None:
-        if len(splits) == 1:
-            return next(iter(splits.values()))
-        raise GradfixError(f"{location}: has several splits ({names}); name one")
-    name, _, part = split.partition("[")
-    if name not in splits:
-        raise GradfixError(f"{location}: has no split {name!r}, only {names}")
-    chosen = splits[name]
-    if not part:
-        return chosen
-    # The same slicing notation as load_dataset(split=…), which cannot be asked after loading.
-    instruction = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(chosen)})[0]
-    return chosen.select(
-        range(instruction.from_ or 0, len(chosen) if instruction.to is None else instruction.to)
+    table, numbers = _chosen(
+        _readers(Path(location), str(location), configuration, encoding), split, str(location)
     )
+    if not len(table.records) or (numbers is not None and not len(numbers)):
+        raise GradfixError(f"{location}: holds no rows")
+    return Rows(table, str(location), numbers)
 
 
-@contextmanager
-def _quiet(datasets: Any) -> Iterator[None]:
-    """Silence the bars and messages of ``datasets`` for one call: the command line draws its own."""
-    shown, level = not datasets.utils.are_progress_bars_disabled(), datasets.logging.get_verbosity()
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        datasets.logging.set_verbosity(level)
-        if shown:
-            datasets.enable_progress_bars()
+def _readers(path: Path, location: str, configuration: str | None, encoding: str | None) -> Readers:
+    """What reads each split of a location; under None where there are no splits."""
+    if path.is_file():
+        return {None: lambda: read_file(path, encoding)}
+    if not path.is_dir():
+        if path.exists() or path.suffix.lower() in FILE_KINDS or path.is_absolute():
+            raise GradfixError(f"{location}: no such file or directory")
+        return read_declared(location, configuration, encoding=encoding, scratch=None)
+    if is_saved(path):
+        return read_saved(path)
+    if configuration is not None or is_declared(path):
+        with tempfile.TemporaryDirectory(prefix="gradfix-data-") as scratch:
+            return read_declared(str(path.absolute()), configuration, encoding=encoding, scratch=scratch)
+    return read_folder(path, encoding)
+
+
+def _chosen(readers: Readers, split: str | None, location: str) -> tuple[Table, Sequence[int] | None]:
+    """The split asked for, or the only one, and which of its rows."""
+    if None in readers:
+        if split is not None:
+            raise GradfixError(f"{location}: has no splits, so leave out the split {split!r}")
+        return readers[None](), None
+    names = ", ".join(map(str, readers))
+    if split is None:
+        if len(readers) == 1:
+            return next(iter(readers.values()))(), None
+        raise GradfixError(f"{location}: has several splits ({names}); name one")
+    asked, _, part = split.partition("[")
+    # The Hub's name of a split stands for the folder's own, such as validation for val.
+    known = [name for name in readers if name == asked] or [
+        name for name in readers if SPLITS.get(str(name).lower()) == asked
+    ]
+    if len(known) != 1:
+        raise GradfixError(f"{location}: has no split {asked!r}, only {names}")
+    table = readers[known[0]]()
+    if not part:
+        return table, None
+    return table, sliced(f"{asked}[{part}", asked, len(table.records))
 
 
 def origin(row: Mapping[str, Any], position: int) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gradfix.errors import GradfixError, listed
+from gradfix.errors import GradfixError, listed, option
 from gradfix.tasks.data import origin
 
 
@@ -23,14 +23,21 @@ def label_names(rows: Sequence[Mapping[str, Any]], column: str = "label") -> lis
     declared: Mapping[str, list[str]] = getattr(rows, "class_names", {})
     if column in declared:
         return list(declared[column])
-    names = set()
+    remedy = f"give the names of the classes with {option('label', python='labels')}"
+    names: set[str] = set()
     for position, row in enumerate(rows):
-        if not isinstance(row.get(column), str):
+        value = row.get(column)
+        if not isinstance(value, str) or not value.strip():
             raise GradfixError(
-                f"{origin(row, position)}: column {column!r}: expected the name of a class, "
-                f"found {row.get(column)!r}; give the names with labels="
+                f"{origin(row, position)}: column {column!r}: expected the name of a class, found {value!r}; {remedy}"
             )
-        names.add(row[column])
+        names.add(value)
+    # In a csv file a class's number looks like a name, and as a name it would say nothing.
+    if not getattr(rows, "typed", True) and all(name.isdecimal() for name in names):
+        raise GradfixError(
+            f"{getattr(rows, 'location', 'the data')}: column {column!r}: holds numbers ({listed(sorted(names), 3)}); "
+            f"{remedy}"
+        )
     return sorted(names)
 
 
@@ -76,11 +83,11 @@ class Labels:
     def id_of(self, value: Any, where: str) -> int:
         """The id of a label as data spell it.
 
-        A name is looked up; so is an integer whose digits are a name (classes "1" to "5"). Any other integer
-        must be an id.
+        A name is looked up as it is written; a number or a truth value as json writes it, too. Where no class is
+        called by a number, a whole number is an id: of classes "1" to "5" it would be anybody's guess which 0 means.
 
         Args:
-            value: A name or an integer.
+            value: A name, a number or a truth value.
             where: How an error names the row.
 
         Returns:
@@ -89,14 +96,44 @@ class Labels:
         Raises:
             GradfixError: If no class is meant by it.
         """
-        if isinstance(value, float) and value.is_integer():  # csv with a gap reads integers as floats
-            value = int(value)
-        if value is not None and str(value) in self._ids:
-            return self._ids[str(value)]
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(self.names):
-            return value
-        if value is None:
+        if value is None or (isinstance(value, str) and not value.strip() and value not in self._ids):
             raise GradfixError(f"{where}: has no label")
+        for name in _spellings(value):
+            if name in self._ids:
+                return self._ids[name]
+        number = _whole(value)
+        if number is not None and 0 <= number < len(self.names) and not any(map(_is_number, self.names)):
+            return number
         raise GradfixError(
             f"{where}: unknown label {value!r}; the model's labels are {listed(self.names, 20)}"
         )
+
+
+def _spellings(value: Any) -> list[str]:
+    """How data and configurations write a label."""
+    if isinstance(value, bool):
+        return [str(value).lower(), str(value)]
+    if (
+        isinstance(value, float) and value.is_integer()
+    ):  # what a column of integers with a gap becomes in pandas
+        return [str(value), str(int(value))]
+    return [str(value)]
+
+
+def _whole(value: Any) -> int | None:
+    """The whole number that a value is, or is written as: csv has no other way to say one."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, str):
+        return int(value) if value.isascii() and value.isdecimal() and str(int(value)) == value else None
+    if isinstance(value, int):
+        return value
+    return int(value) if isinstance(value, float) and value.is_integer() else None
+
+
+def _is_number(name: str) -> bool:
+    try:
+        float(name)
+    except ValueError:
+        return False
+    return name.strip().lower().lstrip("+-") not in {"nan", "inf", "infinity"}

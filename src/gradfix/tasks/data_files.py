@@ -1,0 +1,243 @@
+"""Rows of one file, exactly as it says them: no type, no encoding and no delimiter is guessed.
+
+What a csv or tsv file holds is text, whatever it looks like; what a json file holds has json's types. So a label
+``01``, ``true`` or ``NA`` is those characters, and a date stays the text it was.
+"""
+
+import codecs
+import csv
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from gradfix.errors import GradfixError, listed, option
+
+FILE_KINDS = (".csv", ".json", ".jsonl", ".parquet", ".tsv")
+
+# Longest first: the mark of UTF-32 in little-endian order begins with that of UTF-16.
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
+_csv_limit = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows with the names of their columns.
+
+    Attributes:
+        records: The rows, by position.
+        columns: Every column that a row has, in the order of first appearance.
+        class_names: By column, the names of the classes that the data declare.
+        typed: Whether the data say which values are numbers; a csv file does not.
+    """
+
+    records: Sequence[Mapping[str, Any]]
+    columns: Sequence[str]
+    class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    typed: bool = True
+
+
+Readers = Mapping[str | None, Callable[[], Table]]
+"""By split, what reads its rows; under None where there are no splits."""
+
+
+def read_file(path: Path, encoding: str | None = None) -> Table:
+    """Read one file.
+
+    Args:
+        path: Its suffix, one of `FILE_KINDS`, says what it is.
+        encoding: Of a file of text; UTF-8 by default.
+
+    Returns:
+        Its rows.
+
+    Raises:
+        GradfixError: If the suffix is unknown or the content is not what it says; names the line.
+    """
+    kind = path.suffix.lower()
+    if kind not in FILE_KINDS:
+        raise GradfixError(f"{path}: unknown kind of file {path.suffix!r}; expected {listed(FILE_KINDS)}")
+    if kind == ".parquet":
+        return _parquet(path)
+    text = read_text(path, encoding)
+    if kind in {".csv", ".tsv"}:
+        return _csv(path, text, "," if kind == ".csv" else "\t")
+    return _json(path, text) if kind == ".json" else _json_lines(path, text)
+
+
+def read_text(path: Path, encoding: str | None = None) -> str:
+    """Read a file of text, or say where it is in another encoding.
+
+    Args:
+        path: The file.
+        encoding: How it is written; UTF-8 by default.
+
+    Returns:
+        The text, without a byte order mark.
+
+    Raises:
+        GradfixError: If it can't be read, or not in this encoding; names the byte.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise GradfixError(f"{path}: cannot be read ({error.strerror or error})") from error
+    name = codecs.lookup(encoding or "utf-8").name
+    marked = next((known for mark, known in _MARKS if content.startswith(mark)), None)
+    # "utf-16" reads the mark of either order, "utf-16-le" would read it as a character.
+    if marked is not None and not name.startswith(marked):
+        remedy = (
+            f"leave out {option('encoding')}" if marked == "utf-8" else f"give {option('encoding')} {marked}"
+        )
+        raise GradfixError(
+            f"{path}: byte 0: begins with the byte order mark of {marked.upper()}, so it is not {name}; {remedy}"
+        )
+    try:
+        text = content.decode(name)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        remedy = "another " if encoding else ""
+        raise GradfixError(
+            f"{path}: line {line}, byte {error.start} (0x{content[error.start]:02x}): is not {name}; say how the "
+            f"file is written with {remedy}{option('encoding')}, such as latin-1, cp1252 or utf-16"
+        ) from error
+    zero = text.find("\0")
+    if zero >= 0:
+        line = text.count("\n", 0, zero) + 1
+        raise GradfixError(
+            f"{path}: line {line}, character {zero}: is zero, which no text holds; if the file is UTF-16, give "
+            f"{option('encoding')} utf-16-le or utf-16-be"
+        )
+    return text.removeprefix("\ufeff")
+
+
+def _csv(path: Path, text: str, delimiter: str) -> Table:
+    """Cells as they are written; a blank line is none."""
+    try:
+        with _cells_of_any_length():
+            reader = csv.reader(StringIO(text, newline=""), delimiter=delimiter, strict=True)
+            numbered = [(reader.line_num, cells) for cells in reader if cells]
+    except csv.Error as error:
+        raise GradfixError(
+            f"{path}: line {reader.line_num}: {error}; quote its cells as in RFC 4180"
+        ) from error
+    if not numbered:
+        raise GradfixError(f"{path}: holds no rows")
+    (_, columns), *body = numbered
+    twice = sorted({name for name in columns if columns.count(name) > 1})
+    if twice:
+        raise GradfixError(
+            f"{path}: line 1: several columns are called {listed(map(repr, twice))}; rename them"
+        )
+    for number, cells in body:
+        if len(cells) != len(columns):
+            raise GradfixError(
+                f"{path}: line {number}: has {len(cells)} cells, but line 1 names {len(columns)} columns "
+                f"({listed(map(repr, columns))})"
+            )
+    return Table([dict(zip(columns, cells, strict=True)) for _, cells in body], columns, typed=False)
+
+
+@contextmanager
+def _cells_of_any_length() -> Iterator[None]:
+    """Lift csv's limit of 131,072 characters a cell for one reading: the limit is the whole process's."""
+    with _csv_limit:
+        before = csv.field_size_limit(2**31 - 1)
+        try:
+            yield
+        finally:
+            csv.field_size_limit(before)
+
+
+def _json_lines(path: Path, text: str) -> Table:
+    """One object a line; a line ends with a line feed alone, since json allows other separators inside texts."""
+    records = [
+        _object(f"{path}: line {number}", _parsed(f"{path}: line {number}", line))
+        for number, line in enumerate(text.split("\n"), start=1)
+        if line.strip()
+    ]
+    return Table(records, _columns(records))
+
+
+def _json(path: Path, text: str) -> Table:
+    """A list of objects, a single one, or one a line in spite of the suffix."""
+    try:
+        content = _parsed(str(path), text)
+    except _SeveralValuesError:
+        return _json_lines(path, text)
+    items = content if isinstance(content, list) else [content]
+    records = [_object(f"{path}: row {number}", item) for number, item in enumerate(items)]
+    return Table(records, _columns(records))
+
+
+class _SeveralValuesError(GradfixError):
+    """A text of json goes on after its first value."""
+
+
+def _parsed(where: str, text: str) -> Any:
+    try:
+        content = json.loads(text, object_pairs_hook=_without_repeated_keys)
+        if _HALF_CHARACTER.search(text):  # for json a character, for no tokenizer
+            json.dumps(content, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        kind = _SeveralValuesError if error.msg == "Extra data" else GradfixError
+        at = f"line {error.lineno}, column {error.colno}" if "\n" in text else f"column {error.colno}"
+        raise kind(f"{where}: is not json: {error.msg} ({at})") from error
+    except UnicodeEncodeError as error:
+        raise GradfixError(f"{where}: holds half of a character, an unpaired \\ud800 to \\udfff") from error
+    except (ValueError, RecursionError) as error:
+        reason = "is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise GradfixError(f"{where}: {reason}") from error
+    return content
+
+
+def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(
+            f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object"
+        )
+    return found
+
+
+def _object(where: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        found = "null" if value is None else f"{type(value).__name__} {json.dumps(value)[:40]}"
+        raise GradfixError(f"{where}: expected an object in braces, found {found}")
+    return value
+
+
+def _columns(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(column for record in records for column in record))
+
+
+def _parquet(path: Path) -> Table:
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    from gradfix.tasks.data_library import table_of
+
+    try:
+        content = ParquetFile(path).read()
+        for position, column in enumerate(content.schema):
+            if pyarrow.types.is_dictionary(column.type):  # categories of pandas, which datasets doesn't know
+                plain = content.column(position).cast(column.type.value_type)
+                content = content.set_column(position, column.name, plain)
+        return table_of(content)
+    except (OSError, ValueError, NotImplementedError, pyarrow.ArrowException) as error:
+        raise GradfixError(
+            f"{path}: is not a readable parquet file ({' '.join(str(error).split())})"
+        ) from error

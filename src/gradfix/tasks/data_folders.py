@@ -1,0 +1,199 @@
+"""Rows of a folder: images by class, or data files; what is a split and what a class is read off whole names only."""
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gradfix.errors import GradfixError, listed
+from gradfix.tasks.data_files import FILE_KINDS, Readers, Table, read_file
+
+SPLITS = {
+    **dict.fromkeys(["train", "training"], "train"),
+    **dict.fromkeys(["test", "testing", "eval", "evaluation"], "test"),
+    **dict.fromkeys(["validation", "valid", "val", "dev"], "validation"),
+}
+"""Names of splits, with what the Hub calls them. A name is a split's only as a whole: ``latest`` is no test."""
+
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+_DESCRIPTIONS = frozenset({"dataset_info.json", "dataset_infos.json"})
+
+
+def is_declared(path: Path) -> bool:
+    """Whether a folder says itself how it is to be read, as data sets of the Hub do in their README.
+
+    Args:
+        path: The folder.
+
+    Returns:
+        Whether its README.md names configurations or features.
+    """
+    readme = path / "README.md"
+    if not readme.is_file():
+        return False
+    found = re.match(
+        r"---\r?\n(.*?)\r?\n---", readme.read_text(encoding="utf-8", errors="replace"), re.DOTALL
+    )
+    try:
+        head = yaml.safe_load(found.group(1)) if found else None
+    except yaml.YAMLError:
+        return False
+    return isinstance(head, dict) and bool(head.keys() & {"configs", "dataset_info"})
+
+
+def read_folder(path: Path, encoding: str | None = None) -> Readers:
+    """Find what a folder holds.
+
+    Args:
+        path: The folder.
+        encoding: Of data files that are text.
+
+    Returns:
+        What reads each split.
+
+    Raises:
+        GradfixError: If it holds no data, or it is not plain what is a class and what a split.
+    """
+    files = list(_visible(path))
+    suffixes = image_suffixes()
+    images = [file for file in files if file.suffix.lower() in suffixes]
+    data = [file for file in files if file.suffix.lower() in FILE_KINDS and file.name not in _DESCRIPTIONS]
+    tables = [file for file in data if file.stem == "metadata"]
+    if images and tables:
+        return _by_split(path, tables, lambda chosen: partial(_listed_images, path, chosen, encoding))
+    if images:
+        stray = [file.relative_to(path).as_posix() for file in data]
+        if stray and any(file.parent == path for file in images):
+            raise GradfixError(
+                f"{path}: holds images and data files ({listed(stray, 3)}); name the file, or call it metadata with "
+                "a column file_name"
+            )
+        return _image_folders(path, images)
+    if not data:
+        raise GradfixError(
+            f"{path}: cannot be read as data (it holds neither images nor {listed(FILE_KINDS)} files)"
+        )
+    return _by_split(path, data, lambda chosen: partial(_joined, chosen, encoding))
+
+
+def image_suffixes() -> frozenset[str]:
+    """Suffixes of the files that Pillow opens.
+
+    Returns:
+        In lower case, with the dot.
+    """
+    from PIL import Image
+
+    return frozenset(
+        suffix
+        for suffix, kind in Image.registered_extensions().items()
+        if kind in Image.OPEN and suffix != ".pdf"
+    )
+
+
+def _visible(path: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Files below a folder, in the order of their names; hidden ones and what macOS adds to archives left out."""
+    above = above | {path.resolve()}
+    for entry in sorted(path.iterdir()):
+        if entry.name.startswith(".") or entry.name == "__MACOSX":
+            continue
+        if entry.is_file():
+            yield entry
+        elif entry.is_dir() and entry.resolve() not in above:  # a link may lead back up
+            yield from _visible(entry, above)
+
+
+def _by_split(
+    path: Path, files: Sequence[Path], reader: Callable[[list[Path]], Callable[[], Table]]
+) -> Readers:
+    """Group files by the split that a whole name says: of the file, less its shard's number, or of a folder."""
+    groups: dict[str | None, list[Path]] = {}
+    for file in files:
+        relative = file.relative_to(path)
+        names = {name for name in (*relative.parts[:-1], _SHARD.sub("", file.stem)) if name.lower() in SPLITS}
+        if len(names) > 1:
+            raise GradfixError(
+                f"{path}: {relative.as_posix()} names several splits ({listed(sorted(names))}); name it"
+            )
+        groups.setdefault(next(iter(names), None), []).append(file)
+    if None in groups and len(groups) > 1:
+        split = next(name for name in groups if name is not None)
+        raise GradfixError(
+            f"{path}: {groups[split][0].name} is of the split {split!r}, {groups[None][0].name} of none; name the file"
+        )
+    return {split: reader(chosen) for split, chosen in groups.items()}
+
+
+def _joined(files: Sequence[Path], encoding: str | None) -> Table:
+    """The rows of several files of one kind, one after the other."""
+    kinds = sorted({file.suffix.lower() for file in files})
+    if len(kinds) > 1:
+        raise GradfixError(
+            f"{files[0].parent}: holds files of several kinds ({', '.join(kinds)}); name one of them"
+        )
+    tables = [read_file(file, encoding) for file in files]
+    if len(tables) == 1:
+        return tables[0]
+    names = tables[0].class_names
+    if any(table.class_names != names for table in tables):
+        raise GradfixError(f"{files[0].parent}: its files declare different classes; name one of them")
+    columns = list(dict.fromkeys(column for table in tables for column in table.columns))
+    return Table([row for table in tables for row in table.records], columns, names, tables[0].typed)
+
+
+def _listed_images(path: Path, tables: Sequence[Path], encoding: str | None) -> Table:
+    """Images with what tables called metadata say of each."""
+    records: list[dict[str, Any]] = []
+    found = [read_file(table, encoding) for table in tables]
+    for source, table in zip(tables, found, strict=True):
+        for number, record in enumerate(table.records):
+            name = record.get("file_name")
+            image = Path(os.path.normpath(source.parent / name)) if isinstance(name, str) and name else None
+            if image is None or not image.is_relative_to(path) or not image.is_file():
+                raise GradfixError(f"{source}: row {number}: file_name: no image {name!r} in this folder")
+            rest = {key: value for key, value in record.items() if key != "file_name"}
+            records.append({"image": _undecoded(image), **rest})
+    columns = dict.fromkeys(column for table in found for column in table.columns if column != "file_name")
+    return Table(records, ["image", *columns], found[0].class_names, all(table.typed for table in found))
+
+
+def _image_folders(path: Path, images: Sequence[Path]) -> Readers:
+    """One folder a class, perhaps within one folder a split; without any, images that nobody labelled."""
+    depths = {len(image.relative_to(path).parts) for image in images}
+    tops = sorted({image.relative_to(path).parts[0] for image in images})
+    if depths == {1}:
+        return {None: partial(Table, [{"image": _undecoded(image)} for image in images], ["image"])}
+    if depths == {2}:
+        return {None: partial(_classes, path, images)}
+    if depths == {3} and all(top.lower() in SPLITS for top in tops):
+        return {
+            top: partial(_classes, path / top, [i for i in images if i.is_relative_to(path / top)])
+            for top in tops
+        }
+    odd = max(images, key=lambda image: (len(image.relative_to(path).parts) != 2, image.as_posix()))
+    raise GradfixError(
+        f"{path}: expected one folder a class with its images in it, found {odd.relative_to(path).as_posix()}; "
+        "give the folder that holds the classes"
+    )
+
+
+def _classes(path: Path, images: Sequence[Path]) -> Table:
+    names = sorted({image.parent.name for image in images})
+    for folder in sorted(entry for entry in path.iterdir() if entry.is_dir()):
+        strangers = [] if folder.name in names else list(_visible(folder))
+        if strangers and not folder.name.startswith(".") and folder.name != "__MACOSX":
+            raise GradfixError(
+                f"{folder}: none of its files is an image that Pillow opens (found {strangers[0].name}); "
+                "convert them, or move the folder away"
+            )
+    records = [{"image": _undecoded(image), "label": image.parent.name} for image in images]
+    return Table(records, ["image", "label"], {"label": names})
+
+
+def _undecoded(image: Path) -> dict[str, Any]:
+    """An image as ``datasets`` gives it undecoded, so that an unreadable one is reported with its row."""
+    return {"bytes": None, "path": str(image)}

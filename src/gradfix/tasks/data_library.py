@@ -1,0 +1,164 @@
+"""What only ``datasets`` can read: its own folders, data sets of the Hub, and folders laid out like them."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gradfix.errors import GradfixError
+from gradfix.tasks.data_files import Readers, Table
+
+# Cells as they are written, as in a csv file on disk: 01 stays 01, NA stays NA.
+_CELLS_AS_WRITTEN = {"dtype": str, "keep_default_na": False, "na_filter": False}
+
+
+def is_saved(path: Path) -> bool:
+    """Whether a folder was written by ``save_to_disk`` of ``datasets``.
+
+    Args:
+        path: The folder.
+
+    Returns:
+        Whether it has the file that says so.
+    """
+    return (path / "state.json").exists() or (path / "dataset_dict.json").exists()
+
+
+def read_saved(path: Path) -> Readers:
+    """Read a folder that ``datasets`` wrote.
+
+    Args:
+        path: The folder.
+
+    Returns:
+        What gives the rows of each split.
+
+    Raises:
+        GradfixError: If it can't be read.
+    """
+    import datasets
+
+    with quiet(), _explained(path):
+        return _readers(datasets.load_from_disk(str(path.absolute()), keep_in_memory=True))
+
+
+def read_declared(
+    location: str, configuration: str | None, *, encoding: str | None, scratch: str | None
+) -> Readers:
+    """Read a data set of the Hub, or a folder that declares itself as one.
+
+    Args:
+        location: The id, or the folder.
+        configuration: Where it has several.
+        encoding: Of files of text.
+        scratch: For a folder: where to put what has to be written meanwhile. The Hub's cache is used for the Hub.
+
+    Returns:
+        What gives the rows of each split.
+
+    Raises:
+        GradfixError: If it can't be read.
+    """
+    import datasets
+
+    kept: dict[str, Any] = {} if scratch is None else {"cache_dir": scratch}
+    with quiet(), _explained(location):
+        builder = datasets.load_dataset_builder(location, configuration, **kept)
+        told: dict[str, Any] = {}
+        if builder.info.features is None and builder.dataset_name is not None:
+            told = {"csv": _CELLS_AS_WRITTEN}.get(type(builder).__name__.lower(), {})
+        if encoding is not None and hasattr(builder.config, "encoding"):
+            told = {**told, "encoding": encoding}
+        if scratch is not None:
+            kept["keep_in_memory"] = True
+        return _readers(datasets.load_dataset(location, configuration, **kept, **told))
+
+
+def table_of(dataset: Any) -> Table:
+    """Give what ``datasets`` reads as a table, with images left encoded.
+
+    Args:
+        dataset: A ``datasets.Dataset``, or a ``pyarrow.Table`` with what it says of itself.
+
+    Returns:
+        The same rows.
+    """
+    import datasets
+
+    if not isinstance(dataset, datasets.Dataset):
+        dataset = datasets.Dataset(datasets.table.InMemoryTable(dataset))
+    for column, feature in dataset.features.items():
+        if isinstance(feature, datasets.Image):
+            dataset = dataset.cast_column(column, datasets.Image(decode=False))
+    names = {
+        column: list(feature.names)
+        for column, feature in dataset.features.items()
+        if isinstance(feature, datasets.ClassLabel)
+    }
+    return Table(dataset, list(dataset.column_names), names)
+
+
+def sliced(split: str, name: str, rows: int) -> range:
+    """Read a split's slice as ``datasets`` writes it.
+
+    Args:
+        split: Such as ``test[:10%]``.
+        name: The split's name alone.
+        rows: How many rows it has.
+
+    Returns:
+        The rows it means.
+
+    Raises:
+        GradfixError: If it is not written so.
+    """
+    import datasets
+
+    try:
+        instruction = datasets.ReadInstruction.from_spec(split).to_absolute({name: rows})[0]
+    except (ValueError, AssertionError) as error:
+        raise GradfixError(f"split {split!r}: {' '.join(str(error).split())}") from error
+    return range(instruction.from_ or 0, rows if instruction.to is None else instruction.to)
+
+
+def _readers(loaded: Any) -> Readers:
+    """A ``DatasetDict`` by split, or a single ``Dataset``."""
+    if isinstance(loaded, Mapping):
+        return {str(name): partial(table_of, dataset) for name, dataset in loaded.items()}
+    return {None: partial(table_of, loaded)}
+
+
+@contextmanager
+def _explained(location: str | Path) -> Iterator[None]:
+    """Turn what reading raises, which differs by format, into one line."""
+    from datasets.exceptions import DatasetsError
+    from pyarrow import ArrowException
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, StopIteration, ArrowException, DatasetsError) as error:
+        cause = error.__cause__ or error
+        words = " ".join(str(cause).split())
+        raise GradfixError(f"{location}: cannot be read as data ({type(cause).__name__}: {words})") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the bars and messages of ``datasets`` for one call: the command line draws its own.
+
+    Yields:
+        Nothing.
+    """
+    import datasets
+
+    shown, level = not datasets.utils.are_progress_bars_disabled(), datasets.logging.get_verbosity()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(level)
+        if shown:
+            datasets.enable_progress_bars()
