@@ -113,12 +113,12 @@ def test_what_is_wrong_with_the_options_is_said_before_anything_is_read(tmp_path
     ):
         result = gradfix("apply", "--target-base", "missing", "--output", tmp_path / "o", *extra)
         assert result.exit_code == 2
-        assert "give either source_base and source_tuned, or task_vector" in result.stderr
+        assert "give either --source-base and --source-tuned, or --task-vector" in result.stderr
     masked = gradfix("apply", "--task-vector", "t", "--target-base", "b", "--output", "o", "--mask", "force")
-    assert (masked.exit_code, "mask force needs votes" in masked.stderr) == (2, True)
+    assert (masked.exit_code, "--mask force needs --votes" in masked.stderr) == (2, True)
     assert gradfix("apply").exit_code == 2
     votes = gradfix("votes", "--target-base", "b", "--task", "causal-lm", "--output", tmp_path / "o")
-    assert (votes.exit_code, "give support, or data" in votes.stderr) == (2, True)
+    assert (votes.exit_code, "give --support, or --data" in votes.stderr) == (2, True)
 
 
 def test_a_missing_model_is_one_line_and_status_1(tmp_path: Path) -> None:

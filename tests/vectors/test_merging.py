@@ -590,12 +590,12 @@ def test_votes_of_another_model_are_refused_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--task-vector", "b", "--votes", "v"], "give votes for each of the 2 task vectors, or none"),
-        (["--task-vector", "b", "--mask", "force"], "mask force needs votes"),
-        (["--task-vector", "b", "--alpha", "0.5", "--resume"], "alpha, resume: only with target_base"),
+        (["--task-vector", "b", "--votes", "v"], "give --votes for each of the 2 task vectors, or none"),
+        (["--task-vector", "b", "--mask", "force"], "--mask force needs --votes"),
+        (["--task-vector", "b", "--alpha", "0.5", "--resume"], "--alpha, --resume: only with --target-base"),
         (["--task-vector", "b", "--density", "0"], "density: Input should be greater than 0"),
         (["--task-vector", "b", "--order", "both"], "both"),
-        ([], "task_vector: List should have at least 2 items"),
+        ([], "--task-vector: List should have at least 2 items"),
     ],
 )
 def test_wrong_usage_is_said_before_anything_is_read(extra: list[str], message: str) -> None:

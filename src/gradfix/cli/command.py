@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from gradfix.cli.console import Console
-from gradfix.errors import GradfixError
+from gradfix.errors import GradfixError, options_as_on
 from gradfix.recipes import Recipe, validate
 
 DONE, REFUSED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -67,13 +67,14 @@ def command(
     def register(job: Callable[[Any, Console], None]) -> Callable[[Any, Console], None]:
         def entry(**options: Any) -> None:
             as_json, debug = options.pop("json"), options.pop("debug")
-            try:
-                recipe = validate(kind, options, f"gradfix {kind.command}")
-            except GradfixError as error:
-                typer.echo(str(error), err=True)
-                raise typer.Exit(WRONG_USAGE) from None
-            with refusals(kind.command, debug=debug), Console(as_json) as console:
-                job(recipe, console)
+            with options_as_on("command line"):
+                try:
+                    recipe = validate(kind, options, f"gradfix {kind.command}")
+                except GradfixError as error:
+                    typer.echo(str(error), err=True)
+                    raise typer.Exit(WRONG_USAGE) from None
+                with refusals(kind.command, debug=debug), Console(as_json) as console:
+                    job(recipe, console)
 
         parameters = [_parameter(name, field) for name, field in kind.model_fields.items()]
         parameters.sort(

@@ -6,6 +6,7 @@ import typer
 
 from gradfix.cli.command import JOBS, app, refusals
 from gradfix.cli.console import Console
+from gradfix.errors import options_as_on
 from gradfix.recipes import load_recipe
 
 
@@ -18,7 +19,7 @@ def run_recipe(
     debug: bool = typer.Option(False, "--debug", help="show tracebacks"),
 ) -> None:
     """Run any command from a recipe file, such as the recipe.yaml of an output."""
-    with refusals("run", debug=debug), Console(as_json) as console:
+    with options_as_on("recipe"), refusals("run", debug=debug), Console(as_json) as console:
         changes = {"output": output} if output is not None else {}
         loaded = load_recipe(Path(recipe), **changes, **({"overwrite": True} if overwrite else {}))
         JOBS[loaded.command](loaded, console)

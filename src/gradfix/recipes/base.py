@@ -6,7 +6,7 @@ from typing import Any, ClassVar, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from gradfix.errors import GradfixError
+from gradfix.errors import GradfixError, option
 
 R = TypeVar("R", bound="Recipe")
 
@@ -85,7 +85,14 @@ def validate(kind: type[R], options: dict[str, Any], where: str) -> R:
         return TypeAdapter(kind).validate_python(options)
     except ValidationError as error:
         problems = [
-            ": ".join(filter(None, (".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, "))))
+            ": ".join(filter(None, (_spelled(e["loc"]), e["msg"].removeprefix("Value error, "))))
             for e in error.errors()
         ]
         raise GradfixError(f"{where}: {'; '.join(problems)}") from error
+
+
+def _spelled(key: tuple[int | str, ...]) -> str:
+    """A field as its user writes it, and which of its values."""
+    if not key:
+        return ""
+    return ".".join([option(str(key[0])).rstrip("=:"), *map(str, key[1:])])

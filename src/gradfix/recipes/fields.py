@@ -54,6 +54,10 @@ AlignData = Annotated[
     str | None, Field(description="inputs to align on, labels not needed; else the labelled data's own")
 ]
 
+Encoding = Annotated[
+    str | None, Field(description="of csv, tsv and json files, such as latin-1 or utf-16; UTF-8 if not given")
+]
+
 Vote = Literal["majority", "mean"]
 Sampling = Literal["random", "herding", "k-medoids", "coreset"]
 

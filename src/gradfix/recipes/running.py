@@ -5,11 +5,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from gradfix.errors import option
 from gradfix.recipes.base import Recipe
 from gradfix.recipes.fields import (
     TASKS,
     Align,
     AlignData,
+    Encoding,
     Output,
     Overwrite,
     Sampling,
@@ -38,6 +40,7 @@ class TaskRecipe(Recipe):
         Path | None, Field(description="prompt templates for zero-shot images, one a line")
     ] = None
     configuration: Annotated[str | None, Field(description="of a Hub data set that has several")] = None
+    encoding: Encoding = None
     max_length: Annotated[
         int | None, Field(description="longest input in tokens; the model's context if not given")
     ] = None
@@ -53,6 +56,17 @@ class TaskRecipe(Recipe):
         if wrong:
             raise ValueError(f"expected role=name, found {wrong[0]!r}")
         return column
+
+    @field_validator("encoding")
+    @classmethod
+    def _known(cls, encoding: str | None) -> str | None:
+        try:
+            "".encode(encoding or "utf-8")
+        except LookupError as error:
+            raise ValueError(
+                f"no encoding called {encoding!r} is known; give one such as latin-1 or utf-16"
+            ) from error
+        return encoding
 
     def task_options(self) -> dict[str, Any]:
         """Give the options of the task itself.
@@ -106,9 +120,9 @@ class SupportRecipe(TaskRecipe):
     @model_validator(mode="after")
     def _one_support(self) -> "SupportRecipe":
         if self.support is not None and self.data is not None:
-            raise ValueError("give either support or data, not both")
+            raise ValueError(f"give either {option('support')} or {option('data')}, not both")
         if (self.data is None) != (self.samples_per_class is None):
-            raise ValueError("data and samples_per_class go together")
+            raise ValueError(f"{option('data')} and {option('samples_per_class')} go together")
         return self
 
     def drawing(self) -> dict[str, Any]:
@@ -137,9 +151,11 @@ class VotesRecipe(SupportRecipe):
     @model_validator(mode="after")
     def _both_sources(self) -> "VotesRecipe":
         if self.support is None and self.data is None:
-            raise ValueError("give support, or data with samples_per_class")
+            raise ValueError(
+                f"give {option('support')}, or {option('data')} with {option('samples_per_class')}"
+            )
         if (self.source_base is None) != (self.source_tuned is None):
-            raise ValueError("source_base and source_tuned go together")
+            raise ValueError(f"{option('source_base')} and {option('source_tuned')} go together")
         return self
 
 

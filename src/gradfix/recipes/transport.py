@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from gradfix.errors import option
 from gradfix.recipes.fields import (
     AUTO_STEPS,
     IN_PYTHON,
@@ -92,7 +93,8 @@ class TransportRecipe(SupportRecipe, WritingRecipe):
         method = options.get("method")
         if method == "auto" and told:
             raise ValueError(
-                f"method auto chooses {', '.join(told)} itself; leave it out, or give method gradfix"
+                f"{option('method')} auto chooses {', '.join(map(option, told))} itself; leave it out, or give "
+                f"{option('method')} gradfix"
             )
         # A re-vote asks for the method that has steps; without anything said, auto may take up to four.
         steps = options.get("steps", fields["steps"].default)
@@ -107,10 +109,11 @@ class TransportRecipe(SupportRecipe, WritingRecipe):
     def _readable(self) -> "TransportRecipe":
         self.alphas()
         if self.vote_at == "naive" and self.mask in {"none", "random"}:
-            raise ValueError(f"vote_at naive: mask {self.mask} asks for no votes")
+            raise ValueError(f"{option('vote_at')} naive: {option('mask')} {self.mask} asks for no votes")
         if self.mask == "confident" and self.vote == "mean":
             raise ValueError(
-                "mask confident counts votes, and a mean vote is one ballot: it needs vote majority"
+                f"{option('mask')} confident counts votes, and a mean vote is one ballot: it needs "
+                f"{option('vote')} majority"
             )
         return self
 
@@ -140,7 +143,7 @@ class TransportRecipe(SupportRecipe, WritingRecipe):
             candidates = []
         if not candidates or not all(math.isfinite(alpha) and alpha >= 0 for alpha in candidates):
             raise ValueError(
-                f"alpha: expected auto, a number or numbers such as 0,0.5,1, found {self.alpha!r}"
+                f"{option('alpha')}: expected auto, a number or numbers such as 0,0.5,1, found {self.alpha!r}"
             )
         return candidates
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
+from gradfix.errors import option
 from gradfix.recipes.base import Recipe
 from gradfix.recipes.fields import (
     Confidence,
@@ -91,9 +92,11 @@ class ApplyRecipe(WritingRecipe):
         pair = self.source_base is not None and self.source_tuned is not None
         partial = self.source_base is not None or self.source_tuned is not None
         if (self.task_vector is not None) == partial or partial != pair:
-            raise ValueError("give either source_base and source_tuned, or task_vector")
+            raise ValueError(
+                f"give either {option('source_base')} and {option('source_tuned')}, or {option('task_vector')}"
+            )
         if self.mask not in {None, "none", "random"} and self.votes is None:
-            raise ValueError(f"mask {self.mask} needs votes")
+            raise ValueError(f"{option('mask')} {self.mask} needs {option('votes')}")
         return self
 
 
@@ -137,13 +140,15 @@ class MergeRecipe(Recipe):
     @model_validator(mode="after")
     def _fits(self) -> "MergeRecipe":
         if self.votes is not None and len(self.votes) != len(self.task_vector):
-            raise ValueError(f"give votes for each of the {len(self.task_vector)} task vectors, or none")
+            raise ValueError(
+                f"give {option('votes')} for each of the {len(self.task_vector)} task vectors, or none"
+            )
         if self.mask not in {None, "none", "random"} and self.votes is None:
-            raise ValueError(f"mask {self.mask} needs votes")
+            raise ValueError(f"{option('mask')} {self.mask} needs {option('votes')}")
         of_models = ("alpha", "rounding", "shard_size", "resume", "restart")
         fields = type(self).model_fields
         given = [name for name in of_models if getattr(self, name) != fields[name].default]
         if given and self.target_base is None:
-            raise ValueError(f"{', '.join(given)}: only with target_base")
+            raise ValueError(f"{', '.join(map(option, given))}: only with {option('target_base')}")
         parse_size(self.shard_size)
         return self

@@ -15,9 +15,10 @@ Models that transformers does not know take part by `CustomTask`, which is made 
 object with ``name``, ``metric``, ``encode``, ``loss``, ``measure`` and ``size`` will do: it is a `Task`.
 """
 
+import inspect
 from typing import Any
 
-from gradfix.errors import GradfixError
+from gradfix.errors import GradfixError, option
 from gradfix.tasks.base import TASKS, Batch, Measured, ModelTask, Task
 from gradfix.tasks.causal_lm import CausalLM
 from gradfix.tasks.classification import Classification
@@ -72,7 +73,23 @@ def get_task(name: str, **options: Any) -> ModelTask:
             f"unknown task {name!r}; expected one of {', '.join(TASKS)}. A task of your own is made of functions, "
             "which no recipe holds: give it in Python, as gf.transport(task=…)"
         )
-    try:
-        return TASKS[name](**options)
-    except TypeError as error:
-        raise GradfixError(f"task {name}: {str(error).partition('() ')[2] or error}") from error
+    kind = TASKS[name]
+    known = inspect.signature(kind).parameters
+    for given in options.keys() - known.keys():
+        if given in _OPTIONS:
+            raise GradfixError(f"task {name}: takes no {option(_OPTIONS[given], python=given)}; leave it out")
+        roles = [role for role, parameter in known.items() if parameter.kind is not parameter.KEYWORD_ONLY]
+        raise GradfixError(
+            f"task {name}: has no column of the role {given!r}; the roles are {', '.join(roles)}"
+        )
+    return kind(**options)
+
+
+_OPTIONS = {
+    "labels": "label",
+    "candidates": "candidate",
+    "prefix": "prefix",
+    "templates": "templates",
+    "max_length": "max_length",
+}
+"""What some tasks take beside columns, with the recipe's field of each."""

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from gradfix.errors import GradfixError
+from gradfix.errors import GradfixError, column_option, option
 from gradfix.tasks.data import origin
 from gradfix.tasks.loading import load_config, load_pretrained
 
@@ -101,7 +101,7 @@ class ModelTask(ABC):
 
     def __init__(self, columns: Mapping[str, str | None], max_length: int | None = None) -> None:
         if max_length is not None and max_length < 1:
-            raise GradfixError(f"max_length: expected at least 1 token, found {max_length}")
+            raise GradfixError(f"{option('max_length')}: expected at least 1 token, found {max_length}")
         self.columns = {role: column for role, column in columns.items() if column is not None}
         self.max_length = max_length
         self.config: Any = None
@@ -313,7 +313,7 @@ class ModelTask(ABC):
             if column not in row:
                 raise GradfixError(
                     f"{origin(row, position)}: has no column {column!r} ({role}); "
-                    f"found {', '.join(map(repr, row))}; name the column with {role}="
+                    f"found {', '.join(map(repr, row))}; name the column with {column_option(role)}"
                 )
             values.append(row[column])
         return values

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from gradfix.errors import GradfixError, listed
+from gradfix.errors import GradfixError, listed, option
 from gradfix.tasks.base import Batch, Measured, ModelTask, RowLike
 from gradfix.tasks.data import origin
 from gradfix.tasks.labels import Labels
@@ -44,7 +44,8 @@ class Classification(ModelTask):
         """
         if self._labels is None:
             raise GradfixError(
-                f"{self.name}: no labels yet; give labels=, or bind the task to a model that has them"
+                f"{self.name}: no labels yet; give {option('label', python='labels')}, or bind the task to a model "
+                "that has them"
             )
         return self._labels
 

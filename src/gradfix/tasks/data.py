@@ -146,9 +146,8 @@ def _chosen(readers: Readers, split: str | None, location: str) -> tuple[Table, 
         raise GradfixError(f"{location}: has several splits ({names}); name one")
     asked, _, part = split.partition("[")
     # The Hub's name of a split stands for the folder's own, such as validation for val.
-    known = [name for name in readers if name == asked] or [
-        name for name in readers if SPLITS.get(str(name).lower()) == asked
-    ]
+    known: list[str | None] = [name for name in readers if name == asked]
+    known = known or [name for name in readers if SPLITS.get(str(name).lower()) == asked]
     if len(known) != 1:
         raise GradfixError(f"{location}: has no split {asked!r}, only {names}")
     table = readers[known[0]]()

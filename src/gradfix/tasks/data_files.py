@@ -92,8 +92,11 @@ def read_text(path: Path, encoding: str | None = None) -> str:
     """
     try:
         content = path.read_bytes()
+        "".encode(encoding or "utf-8")  # codecs also knows what is no encoding of text, such as hex
     except OSError as error:
         raise GradfixError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except LookupError as error:
+        raise GradfixError(f"{option('encoding')} {encoding}: no encoding of that name is known") from error
     name = codecs.lookup(encoding or "utf-8").name
     marked = next((known for mark, known in _MARKS if content.startswith(mark)), None)
     # "utf-16" reads the mark of either order, "utf-16-le" would read it as a character.

@@ -154,14 +154,14 @@ def rows_at(recipe: TaskRecipe, location: str, split: str | None = None) -> Rows
     """Read rows where a recipe has them.
 
     Args:
-        recipe: Tells the configuration of a Hub data set.
+        recipe: Tells the configuration of a Hub data set, and how files are encoded.
         location: Where they are.
         split: Of data with several.
 
     Returns:
         The rows.
     """
-    return load_rows(location, split=split, configuration=recipe.configuration)
+    return load_rows(location, split=split, configuration=recipe.configuration, encoding=recipe.encoding)
 
 
 def check_inputs(recipe: CheckRecipe, *, tell: Callable[[Finding], None] = ignore) -> Findings:
