@@ -76,7 +76,7 @@ def test_answers_are_ranked_where_candidates_are_given(tmp_path: Path) -> None:
         "evaluate", "--model", work.models["target_base"], "--task", work.task, "--data", _jsonl(tmp_path, rows),
         "--label", "yes",
     )  # fmt: skip
-    assert (wrong.exit_code, "labels" in wrong.stderr) == (1, True)
+    assert (wrong.exit_code, "takes no --label; leave it out" in wrong.stderr) == (1, True)
 
 
 def test_what_was_judged_is_what_was_written(tmp_path: Path) -> None:

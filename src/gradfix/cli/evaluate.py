@@ -12,7 +12,7 @@ def evaluate(recipe: EvaluateRecipe, console: Console) -> None:
 
     from gradfix.transport.pipeline import measure
 
-    found = measure(recipe, progress=console.progress)
+    found = measure(recipe, tell=console.tell, progress=console.progress)
     interval = found.interval
     bounds = "" if interval.low is None else f" (95 % interval {interval.low:.3f} to {interval.high:.3f})"
     console.say(

@@ -10,7 +10,7 @@ def votes(recipe: VotesRecipe, console: Console) -> None:
     """Write a votes file."""
     from gradfix.transport.pipeline import count
 
-    counted, facts = count(recipe, progress=console.progress)
+    counted, facts = count(recipe, tell=console.tell, progress=console.progress)
     console.say(f"wrote {recipe.output}: {counted!r}, {facts['tie_rate']:.1%} tied")
     if "stability" in facts:
         console.say(

@@ -95,6 +95,8 @@ class ModelTask(ABC):
     auto_class: ClassVar[str]
     truncates: ClassVar[bool] = False
     """Whether `encode` may cut a sample to the model's context."""
+    reads_text: ClassVar[bool] = False
+    """Whether its inputs are texts."""
     builds_model: ClassVar[bool] = False
     """Whether `load_model` makes an empty module without looking at a place, so that weights need no directory around
     them; all its parameters and buffers are then filled from the weights."""
@@ -257,6 +259,26 @@ class ModelTask(ABC):
         if not len(rows):
             raise GradfixError("the support set is empty" if support else "there are no rows")
 
+    def unread_texts(self, rows: Sequence[RowLike]) -> list[str]:
+        """Columns that hold text which the task does not read: perhaps the other half of what it should read.
+
+        Args:
+            rows: The samples; the first hundred are looked at.
+
+        Returns:
+            Names of columns in which at least half of the values are several words.
+        """
+        if not self.reads_text:
+            return []
+        looked = [rows[index] for index in range(min(len(rows), 100))]
+        read = set(self.columns.values())
+        columns = dict.fromkeys(column for row in looked for column in row if column not in read)
+        return [
+            column
+            for column in columns
+            if 2 * sum(_several_words(row.get(column)) for row in looked) >= len(looked)
+        ]
+
     def count_cut(self, rows: Sequence[RowLike], *, strict: bool = False) -> int:
         """Count the samples that `encode` cuts to the model's context.
 
@@ -327,6 +349,10 @@ class ModelTask(ABC):
                     f"{origin(row, position)}: column {self.columns[role]!r}: expected text, found {found}"
                 )
         return values
+
+
+def _several_words(value: Any) -> bool:
+    return isinstance(value, str) and len(value.split()) > 1
 
 
 TASKS: dict[str, type[ModelTask]] = {}

@@ -42,6 +42,7 @@ class CausalLM(ModelTask):
     metric = "token_accuracy"
     auto_class = "AutoModelForCausalLM"
     truncates = True
+    reads_text = True
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from gradfix.errors import GradfixError
+from gradfix.errors import GradfixError, column_option
 from gradfix.tasks.base import Batch, RowLike, register
 from gradfix.tasks.data import origin
 from gradfix.tasks.headed import HeadedClassification
@@ -20,7 +20,9 @@ class TextClassification(HeadedClassification):
 
     Args:
         text: The column with the text.
-        text_pair: The column with a second text, if the task has one.
+        text_pair: The column with a second text, if the task has one. Rows that also hold the other half of what
+            ``text`` names (premise and hypothesis, sentence1 and sentence2) are refused without it; ``""`` says that
+            it is left out on purpose.
         label: The column with the label, a name or an id.
         labels: Names in the order of their ids, or ``id2label``; the bound model's by default.
         max_length: Longest input in tokens; the model's context by default.
@@ -29,6 +31,7 @@ class TextClassification(HeadedClassification):
     name = "text-classification"
     auto_class = "AutoModelForSequenceClassification"
     truncates = True
+    reads_text = True
 
     def __init__(
         self,
@@ -39,7 +42,8 @@ class TextClassification(HeadedClassification):
         labels: Sequence[str] | Mapping[Any, str] | None = None,
         max_length: int | None = None,
     ) -> None:
-        super().__init__({"text": text, "text_pair": text_pair, "label": label}, labels, max_length)
+        super().__init__({"text": text, "text_pair": text_pair or None, "label": label}, labels, max_length)
+        self._alone = text_pair == ""
 
     def _bind_processors(self, location: str | Path, trust_remote_code: bool) -> None:
         self.tokenizer = load_tokenizer(location, trust_remote_code=trust_remote_code)
@@ -58,9 +62,22 @@ class TextClassification(HeadedClassification):
             rows: The samples.
             support: They are a support set: it needs every class.
         """
+        super().check(rows, support=support)
         for role in self.columns.keys() - {"label"}:
             self._texts(rows, role)
-        super().check(rows, support=support)
+        if "text_pair" not in self.columns and not self._alone:
+            self._refuse_half(rows)
+
+    def _refuse_half(self, rows: Sequence[RowLike]) -> None:
+        """Refuse one text of two: a model of pairs would be judged and voted on by halves."""
+        text = self.columns["text"]
+        for position, row in enumerate(rows):
+            for other in other_halves(text):
+                if isinstance(row.get(other), str) and other not in self.columns.values():
+                    raise GradfixError(
+                        f"{origin(row, position)}: has a second text in column {other!r} beside {text!r}; give "
+                        f"{column_option('text_pair', other)}, or {column_option('text_pair', '')} to leave it out"
+                    )
 
     def encode(self, rows: Sequence[RowLike], *, strict: bool = False) -> Batch:
         """Tokenise and pad.
@@ -103,3 +120,33 @@ class TextClassification(HeadedClassification):
             Their number.
         """
         return sum(len(str(row.get(self.columns[role], ""))) for role in self.columns.keys() - {"label"})
+
+
+_HALVES = (
+    {"premise", "hypothesis"},
+    {"question", "sentence"},
+    {"question", "passage"},
+    {"question", "context"},
+    {"question", "answer"},
+    {"query", "passage"},
+    {"query", "document"},
+    {"claim", "evidence"},
+)
+_ENDINGS = (("1", "2"), ("_a", "_b"), ("A", "B"), ("_left", "_right"), ("", "2"), ("", "_pair"))
+
+
+def other_halves(column: str) -> list[str]:
+    """Names under which data hold the other of two texts.
+
+    Args:
+        column: The name of one.
+
+    Returns:
+        What the published data sets of pairs call it: ``hypothesis`` for ``premise``, ``sentence2`` for ``sentence1``.
+    """
+    named = [other for pair in _HALVES if column in pair for other in sorted(pair - {column})]
+    for ending in _ENDINGS:
+        for mine, other in (ending, ending[::-1]):
+            if column.endswith(mine):
+                named.append(column[: len(column) - len(mine)] + other)
+    return named

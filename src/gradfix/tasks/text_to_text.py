@@ -36,6 +36,7 @@ class TextToText(ModelTask):
     metric = "exact_match"
     auto_class = "AutoModelForSeq2SeqLM"
     truncates = True
+    reads_text = True
 
     def __init__(
         self,

@@ -1,11 +1,13 @@
 """What comes before any job on a target: labelled rows, a bound task, a support set, a head."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from gradfix.errors import GradfixError
-from gradfix.evaluation.binding import Rows, bind, without_labels
+from gradfix.errors import GradfixError, column_option, listed
+from gradfix.evaluation.binding import Rows, bind, used_columns, without_labels
 from gradfix.recipes import IN_PYTHON, CheckRecipe, TaskRecipe, TransportRecipe
+from gradfix.repeated_rows import distinct
 from gradfix.tasks import Classification, ModelTask, get_task
 from gradfix.tasks.data import load_rows
 from gradfix.tasks.sampling import choose
@@ -95,18 +97,18 @@ def models_of(recipe: TransportRecipe, found: Findings) -> Models:
 
 def ready_task(
     recipe: TaskRecipe, models: Models, data: Data, found: Findings, *, task: ModelTask | None = None
-) -> ModelTask:
+) -> tuple[ModelTask, Data]:
     """Make a task, bind it to the target, and refuse rows that it can't use; no weight is read.
 
     Args:
         recipe: The options of the task.
         models: The three models.
         data: The rows.
-        found: Told how many samples are longer than the model's context.
+        found: Told which rows repeat others, which texts are not read, and how many samples are cut.
         task: A task of the caller's own, in place of the recipe's.
 
     Returns:
-        The task.
+        The task, and the rows with each that repeats another left out of those that vote.
 
     Raises:
         GradfixError: naming the first row that can't be used, or what the target lacks.
@@ -123,12 +125,58 @@ def ready_task(
     for rows in (data.align_data, data.unlabelled):
         if len(rows):
             task.check(without_labels(task, rows))
+    pool = counted_once(task, data.pool, found)
+    unlabelled = counted_once(task, data.unlabelled, found, known=pool) if len(data.unlabelled) else ()
+    data = replace(data, pool=pool, unlabelled=unlabelled)
+    note_unread(task, data.pool, found)
     if data.budget is not None:
         # For its refusal alone: which samples are drawn can depend on the target's features.
         choose(task.classes(data.pool), data.budget, names=task.class_names)
     for name, rows in {**({"support": data.pool} if data.budget is None else {}), **data.held}.items():
         note_cut(task, rows, name, found, strict=recipe.strict)
-    return task
+    return task, data
+
+
+def counted_once(task: ModelTask, rows: Rows, found: Findings, *, known: Rows | None = None) -> Rows:
+    """Leave out rows that repeat another, and say which.
+
+    Args:
+        task: Tells what of a row counts.
+        rows: The samples.
+        found: Told.
+        known: Labelled rows that come first, where ``rows`` are inputs whose labels don't count.
+
+    Returns:
+        The rows that are left.
+    """
+
+    def counted(row: Mapping[str, Any]) -> list[str]:
+        columns = used_columns(task, row)
+        return columns if known is None else [name for name in columns if name != task.columns.get("label")]
+
+    kept, repeats = distinct(rows, counted, known=known or ())
+    if repeats:
+        pairs = listed([f"{here} repeats {earlier}" for here, earlier in repeats], 3)
+        found.add("warning", f"a row given twice counts once: {pairs}")
+    return kept
+
+
+def note_unread(task: ModelTask, rows: Rows, found: Findings) -> None:
+    """Say which columns hold text that the task does not read.
+
+    Args:
+        task: The task.
+        rows: The samples.
+        found: Told.
+    """
+    columns = task.unread_texts(rows)
+    if columns:
+        found.add(
+            "warning",
+            f"not read by {task.name}: the text of {listed(map(repr, columns), 5)}; it reads "
+            f"{listed(f'{column!r} ({role})' for role, column in task.columns.items())}; "
+            f"name others with {column_option('ROLE')}",
+        )
 
 
 def note_cut(task: ModelTask, rows: Rows, name: str, found: Findings, *, strict: bool) -> None:

@@ -23,7 +23,7 @@ from gradfix.tasks import ModelTask, get_task
 from gradfix.transport.checks import Finding, Findings, check_weights, ignore
 from gradfix.transport.decision import Decision, cross_fitting_doubts, decide, selection_context
 from gradfix.transport.folds import AlphaChoice
-from gradfix.transport.inputs import Data, models_of, note_cut, ready_task, rows_at
+from gradfix.transport.inputs import Data, counted_once, models_of, note_cut, note_unread, ready_task, rows_at
 from gradfix.transport.record import Clock, output_files, transport_record, votes_facts
 from gradfix.vectors.applied import Applied
 from gradfix.vectors.apply import apply
@@ -144,7 +144,7 @@ def run_transport(
     base, target, tau, placement = models.base, models.target, models.tau, models.placement
     with clock.stage("read data"):
         data = Data.read(recipe, rows or {})
-        task = ready_task(recipe, models, data, found, task=task)
+        task, data = ready_task(recipe, models, data, found, task=task)
     with clock.stage("check"):
         check_weights(models, found)
     control_seed = recipe.seed if data.held else None
@@ -227,11 +227,14 @@ def run_transport(
         )
 
 
-def count(recipe: VotesRecipe, *, progress: Progress = silent) -> tuple[Votes, dict[str, Any]]:
+def count(
+    recipe: VotesRecipe, *, tell: Callable[[Finding], None] = ignore, progress: Progress = silent
+) -> tuple[Votes, dict[str, Any]]:
     """Count votes at a model and write them.
 
     Args:
         recipe: The validated options.
+        tell: Told what is found of the rows, at once.
         progress: Told the samples counted.
 
     Returns:
@@ -251,6 +254,9 @@ def count(recipe: VotesRecipe, *, progress: Progress = silent) -> tuple[Votes, d
     pool = rows_at(recipe, str(recipe.support or recipe.data), recipe.split)
     bind(task, target, placement.vector, pool, trust_remote_code=recipe.trust_remote_code)
     task.check(pool, support=True)
+    found = Findings(tell=tell)
+    pool = counted_once(task, pool, found)
+    note_unread(task, pool, found)
     model = TargetModel.load(
         task,
         target,
@@ -266,11 +272,14 @@ def count(recipe: VotesRecipe, *, progress: Progress = silent) -> tuple[Votes, d
     return votes, votes_facts(votes)
 
 
-def measure(recipe: EvaluateRecipe, *, progress: Progress = silent) -> Evaluation:
+def measure(
+    recipe: EvaluateRecipe, *, tell: Callable[[Finding], None] = ignore, progress: Progress = silent
+) -> Evaluation:
     """Measure one model on labelled data.
 
     Args:
         recipe: The validated options.
+        tell: Told what is found of the rows, at once.
         progress: Told the samples measured.
 
     Returns:
@@ -284,6 +293,7 @@ def measure(recipe: EvaluateRecipe, *, progress: Progress = silent) -> Evaluatio
     rows = rows_at(recipe, recipe.data, recipe.split)
     bind(task, checkpoint, None, rows, trust_remote_code=recipe.trust_remote_code)
     task.check(rows)
+    note_unread(task, rows, Findings(tell=tell))
     model = TargetModel.load(
         task,
         checkpoint,

@@ -100,7 +100,7 @@ def compare(
         budget=max(recipe.samples_per_class),
         align_data=rows_at(recipe, recipe.align_data) if recipe.align_data else (),
     )
-    task = ready_task(recipe, models, data, found)
+    task, data = ready_task(recipe, models, data, found)
     check_weights(models, found)
     with ExitStack() as stack:
         source = run_source(
