@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, overload
 
 from gradfix.errors import GradfixError
-from gradfix.tasks.data_files import FILE_KINDS, Readers, Table, read_file
+from gradfix.tasks.data_files import FILE_KINDS, read_file
 from gradfix.tasks.data_folders import SPLITS, is_declared, read_folder
 from gradfix.tasks.data_library import is_saved, read_declared, read_saved, sliced
+from gradfix.tasks.data_table import Readers, Table
 
 
 class Row(dict[str, Any]):

@@ -9,14 +9,15 @@ import csv
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from gradfix.errors import GradfixError, listed, option
+from gradfix.tasks.data_library import table_of
+from gradfix.tasks.data_table import Table
 
 FILE_KINDS = (".csv", ".json", ".jsonl", ".parquet", ".tsv")
 
@@ -30,27 +31,6 @@ _MARKS = (
 )
 _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 _csv_limit = threading.Lock()
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows with the names of their columns.
-
-    Attributes:
-        records: The rows, by position.
-        columns: Every column that a row has, in the order of first appearance.
-        class_names: By column, the names of the classes that the data declare.
-        typed: Whether the data say which values are numbers; a csv file does not.
-    """
-
-    records: Sequence[Mapping[str, Any]]
-    columns: Sequence[str]
-    class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    typed: bool = True
-
-
-Readers = Mapping[str | None, Callable[[], Table]]
-"""By split, what reads its rows; under None where there are no splits."""
 
 
 def read_file(path: Path, encoding: str | None = None) -> Table:
@@ -230,8 +210,6 @@ def _columns(records: Sequence[Mapping[str, Any]]) -> list[str]:
 def _parquet(path: Path) -> Table:
     import pyarrow
     from pyarrow.parquet import ParquetFile
-
-    from gradfix.tasks.data_library import table_of
 
     try:
         content = ParquetFile(path).read()

@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from gradfix.errors import GradfixError, listed
-from gradfix.tasks.data_files import FILE_KINDS, Readers, Table, read_file
+from gradfix.tasks.data_files import FILE_KINDS, read_file
+from gradfix.tasks.data_table import Readers, Table
 
 SPLITS = {
     **dict.fromkeys(["train", "training"], "train"),

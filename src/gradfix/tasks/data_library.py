@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gradfix.errors import GradfixError
-from gradfix.tasks.data_files import Readers, Table
+from gradfix.tasks.data_table import Readers, Table
 
 # Cells as they are written, as in a csv file on disk: 01 stays 01, NA stays NA.
 _CELLS_AS_WRITTEN = {"dtype": str, "keep_default_na": False, "na_filter": False}

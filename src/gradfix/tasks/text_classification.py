@@ -62,9 +62,9 @@ class TextClassification(HeadedClassification):
             rows: The samples.
             support: They are a support set: it needs every class.
         """
-        super().check(rows, support=support)
         for role in self.columns.keys() - {"label"}:
             self._texts(rows, role)
+        super().check(rows, support=support)
         if "text_pair" not in self.columns and not self._alone:
             self._refuse_half(rows)
 

@@ -7,9 +7,9 @@ from typing import Any
 from gradfix.errors import GradfixError, column_option, listed
 from gradfix.evaluation.binding import Rows, bind, used_columns, without_labels
 from gradfix.recipes import IN_PYTHON, CheckRecipe, TaskRecipe, TransportRecipe
-from gradfix.repeated_rows import distinct
 from gradfix.tasks import Classification, ModelTask, get_task
 from gradfix.tasks.data import load_rows
+from gradfix.tasks.repeated_rows import distinct
 from gradfix.tasks.sampling import choose
 from gradfix.transport.checks import Finding, Findings, Models, check_weights, ignore, open_models
 
