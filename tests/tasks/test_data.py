@@ -149,6 +149,10 @@ def test_images_are_hashed_by_their_content(tmp_path):
         assert row_hash({"image": form}) == by_bytes
     assert row_hash({"image": image}) == row_hash({"image": Image.open(second)})
     assert row_hash({"image": image}) != row_hash({"image": image.rotate(180)})
+    indexed = image.quantize(8)
+    recoloured = indexed.copy()
+    recoloured.putpalette(indexed.getpalette()[::-1])
+    assert row_hash({"image": indexed}) != row_hash({"image": recoloured})
     pixels = np.asarray(image)
     assert row_hash({"image": pixels}) != row_hash({"image": pixels.reshape(-1)})
 

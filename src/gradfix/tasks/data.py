@@ -212,5 +212,8 @@ def _canonical(value: Any) -> Any:
         }
     if hasattr(value, "tobytes"):  # a PIL image or an array: its pixels, since the encoded bytes are gone
         shape = getattr(value, "size", None) if hasattr(value, "mode") else getattr(value, "shape", None)
-        return {"pixels": hashlib.sha256(value.tobytes()).hexdigest(), "shape": list(shape or ())}
+        pixels = value.tobytes()
+        if hasattr(value, "getpalette"):  # the same numbers are other colours in another mode or palette
+            pixels += f"{value.mode} {value.getpalette()}".encode()
+        return {"pixels": hashlib.sha256(pixels).hexdigest(), "shape": list(shape or ())}
     return value

@@ -1,12 +1,14 @@
 """Images of rows to pixels, with PIL's arithmetic, and what tasks on images share."""
 
 import io
+import struct
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from gradfix.errors import GradfixError
@@ -14,6 +16,13 @@ from gradfix.tasks.base import Batch, RowLike
 from gradfix.tasks.classification import Classification
 from gradfix.tasks.data import origin
 from gradfix.tasks.loading import load_image_processor
+from gradfix.tasks.rgb import to_rgb
+
+# What Pillow's plugins raise on files that are damaged or of another kind; each format has its own.
+_UNREADABLE = (
+    OSError, ValueError, TypeError, SyntaxError, EOFError, KeyError, IndexError, AttributeError, NotImplementedError,
+    OverflowError, RuntimeError, ZeroDivisionError, struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
 
 
 class ImageInputs(Classification):
@@ -75,11 +84,11 @@ def read_image(value: Any, where: str) -> Image.Image:
 
     Args:
         value: What ``datasets`` gives undecoded (``{"bytes": …, "path": …}``), bytes, a path, a PIL image, or
-            an array ``[height, width]`` or ``[height, width, 3]`` of uint8.
+            an array of greys ``[height, width]``, or ``[height, width, 3]`` or ``[…, 4]`` of uint8.
         where: How an error names the row and column.
 
     Returns:
-        The image in RGB, turned as its EXIF data say.
+        The image as a person sees it (`to_rgb`).
 
     Raises:
         GradfixError: If it is not an image or cannot be read to its end; names the row and the path.
@@ -89,7 +98,7 @@ def read_image(value: Any, where: str) -> Image.Image:
         if isinstance(value, Image.Image):
             image = value
         elif hasattr(value, "__array_interface__"):
-            image = Image.fromarray(value)
+            image = Image.fromarray(value[..., 0] if value.ndim == 3 and value.shape[2] == 1 else value)
         else:
             if isinstance(value, Mapping) and {"bytes", "path"} <= set(value):
                 path, value = value["path"], value["bytes"]
@@ -101,10 +110,11 @@ def read_image(value: Any, where: str) -> Image.Image:
                 raise GradfixError(f"{where}: expected an image, found {type(value).__name__}")
             image = Image.open(io.BytesIO(value))
         # Converting decodes everything: a truncated file shows here, not somewhere in training.
-        return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as error:
+        return to_rgb(image)
+    except _UNREADABLE as error:
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
         named = f" {path}" if path else ""
+        reason = reason or type(error).__name__
         raise GradfixError(f"{where}: the image{named} cannot be read ({reason})") from error
 
 
