@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 
@@ -27,7 +29,7 @@ def chatting(tmp_path_factory):
     return tiny.save_tiny_gpt2(tmp_path_factory.mktemp("chat"), chat_template=CHAT)
 
 
-def pseudo_labels(task, batch, index):
+def predicted(task, batch, index):
     labels = batch["labels"][index]
     return task.tokenizer.decode(labels[labels != -100])
 
@@ -35,7 +37,7 @@ def pseudo_labels(task, batch, index):
 def test_only_the_completion_and_its_end_are_predicted(loaded):
     task, model = loaded
     batch = task.encode(ROWS)
-    assert [pseudo_labels(task, batch, index) for index in range(3)] == [
+    assert [predicted(task, batch, index) for index in range(3)] == [
         "city river </s>",
         "film not very good really so loved </s>",
         "no </s>",
@@ -94,9 +96,9 @@ def test_too_long_a_sample_loses_the_start_of_its_prompt_then_the_end_of_its_com
     batch = task.encode(rows)
     assert batch["truncated"].tolist() == [True, True, False]
     assert batch["input_ids"].shape == (3, 64)
-    assert pseudo_labels(task, batch, 0) == "yes </s>"
+    assert predicted(task, batch, 0) == "yes </s>"
     assert task.tokenizer.decode(batch["input_ids"][0, -3:]) == "blue yes </s>"
-    assert pseudo_labels(task, batch, 1) == " ".join(["yes"] * 63)
+    assert predicted(task, batch, 1) == " ".join(["yes"] * 63)
     assert task.tokenizer.decode(batch["input_ids"][1, :2]) == "red yes"
     assert torch.isfinite(task.loss(model, batch)).all()
     with pytest.raises(GradfixError, match="row 0: 73 tokens, longer than the model's context of 64"):
@@ -109,32 +111,129 @@ def test_a_chat_template_is_used_where_there_is_one(chatting):
     batch = task.encode(ROWS[:1])
     text = task.tokenizer.decode(batch["input_ids"][0])
     assert " ".join(text.split()) == "<s> user what is the capital </s> <s> assistant city river </s>"
-    assert pseudo_labels(task, batch, 0) == "city river </s>"
+    assert predicted(task, batch, 0) == "city river </s>"
     assert torch.isfinite(task.loss(model, batch)).all()
     plain = get_task("causal-lm", chat=False)
     plain.bind(chatting)
     assert "user" not in plain.tokenizer.decode(plain.encode(ROWS[:1])["input_ids"][0])
 
 
-def test_of_a_conversation_the_last_answer_is_predicted(chatting):
+TURNS = [
+    {"role": "user", "content": "good book"},
+    {"role": "assistant", "content": "yes"},
+    {"role": "user", "content": "bad film"},
+    {"role": "assistant", "content": "no really"},
+]
+
+
+def test_of_a_conversation_every_answer_is_predicted(chatting):
     task = get_task("causal-lm", messages="turns")
-    task.bind(chatting)
-    turns = [
-        {"role": "user", "content": "good book"},
-        {"role": "assistant", "content": "yes"},
-        {"role": "user", "content": "bad film"},
-        {"role": "assistant", "content": "no really"},
-    ]
-    batch = task.encode([{"turns": turns}])
-    assert pseudo_labels(task, batch, 0) == "no really </s>"
-    assert task.size({"turns": turns}) == len("good bookyesbad filmno really")
+    model = task.load_model(chatting)
+    batch = task.encode([{"turns": TURNS}])
+    assert predicted(task, batch, 0) == "yes </s> no really </s>"
+    ids, labels = batch["input_ids"][0], batch["labels"][0]
+    logs = model(ids[None]).logits.log_softmax(dim=-1)[0]
+    places = [at for at in range(len(ids)) if labels[at] != -100]
+    assert len(places) == 5
+    expected = -torch.stack([logs[at - 1, ids[at]] for at in places]).mean()
+    assert torch.isclose(task.loss(model, batch)[0], expected, atol=1e-5)
+    assert task.measure(model, batch).predictions[0].count("\n") == 1
+    assert task.size({"turns": TURNS}) == len("good bookyesbad filmno really")
     for wrong, message in [
-        (turns[:3], "expected the assistant's answer as the last message"),
+        (TURNS[:3], "expected the assistant's answer as the last message"),
         ("good", "expected a list of messages with role and content"),
         ([], "expected the assistant's answer"),
+        ([TURNS[0], {"role": "assistant", "content": None}], "expected the assistant's answer"),
     ]:
         with pytest.raises(GradfixError, match=f"row 0: column 'turns': {message}"):
             task.check([{"turns": wrong}])
+
+
+def test_a_conversation_is_shown_as_it_is_read_and_judged(chatting):
+    task = get_task("causal-lm")
+    task.bind(chatting)
+    row = {"messages": TURNS}
+    task.check([row])
+    inputs, answer = task.shown(row)
+    assert inputs == {"messages": "user: good book\nassistant: yes\nuser: bad film\nassistant: no really"}
+    assert answer == "yes\nno really"
+    read = task.rendered(row)
+    assert re.findall("⟦(.*?)⟧", read) == ["yes </s>", "no really </s>"]
+    assert read.startswith("<s> user good book </s> <s> assistant")
+    assert get_task("causal-lm").shown({"prompt": "good", "completion": "yes"}) == ({"prompt": "good"}, "yes")
+
+
+def test_too_long_a_conversation_keeps_its_first_answer(chatting):
+    task = get_task("causal-lm", messages="turns", max_length=9)
+    task.bind(chatting)
+    batch = task.encode([{"turns": TURNS}])
+    assert batch["truncated"].tolist() == [True]
+    assert task.tokenizer.decode(batch["input_ids"][0]) == "assistant yes </s> <s> user bad film </s> <s>"
+    assert predicted(task, batch, 0) == "yes </s>"
+
+
+ALPACA = [
+    {"instruction": "what is the question", "input": "the red car", "output": "maybe good"},
+    {"instruction": "what is the river", "input": "", "output": "yes"},
+]
+
+
+@pytest.mark.parametrize("named", [{}, {"prompt": "instruction", "completion": "output"}])
+def test_what_an_instruction_is_about_is_read(loaded, chatting, tmp_path, named):
+    plain, chat = get_task("causal-lm", **named), get_task("causal-lm", **named)
+    plain.bind(tiny.save_tiny_gpt2(tmp_path))
+    chat.bind(chatting)
+    for task, texts in (
+        (plain, ["what is the question the red car maybe good </s>", "what is the river yes </s>"]),
+        (
+            chat,
+            [
+                "<s> user what is the question the red car </s> <s> assistant maybe good </s>",
+                "<s> user what is the river </s> <s> assistant yes </s>",
+            ],
+        ),
+    ):
+        task.check(ALPACA)
+        batch = task.encode(ALPACA)
+        lengths = batch["attention_mask"].sum(dim=1)
+        read = [task.tokenizer.decode(ids[:n]) for ids, n in zip(batch["input_ids"], lengths, strict=True)]
+        assert read == texts
+        assert [predicted(task, batch, index) for index in range(2)] == ["maybe good </s>", "yes </s>"]
+        assert set(task.columns.values()) == {"instruction", "input", "output"}
+
+
+def test_the_empty_line_after_an_instruction_is_the_prompts(chatting):
+    task = get_task("causal-lm", chat=False)
+    task.bind(chatting)
+    messages = task._conversations(ALPACA)
+    assert [turns[0]["content"] for turns in messages] == [
+        "what is the question\n\nthe red car",
+        "what is the river",
+    ]
+
+
+def test_what_the_prompt_is_about_can_be_named(loaded, chatting):
+    task = get_task("causal-lm", input="context")
+    task.bind(chatting)
+    row = {"prompt": "what is the film", "context": "a dull film", "completion": "bad"}
+    assert "film a dull film </s>" in " ".join(
+        task.tokenizer.decode(task.encode([row])["input_ids"][0]).split()
+    )
+    with pytest.raises(GradfixError, match="row 0: column 'prompt': expected text, found int"):
+        task.check([{**row, "context": 3}])
+    assert loaded[0].unread_texts([row]) == ["context"]
+
+
+def test_rows_that_can_be_read_in_two_ways_are_refused(chatting):
+    task = get_task("causal-lm")
+    task.bind(chatting)
+    with pytest.raises(
+        GradfixError,
+        match=r"row 0: can be read in 2 ways; say which with prompt='prompt' or messages='messages'",
+    ):
+        task.check([{**ROWS[0], "messages": TURNS}])
+    with pytest.raises(GradfixError, match="give either messages='NAME' or prompt='NAME'"):
+        get_task("causal-lm", messages="messages", prompt="prompt")
 
 
 def test_a_template_that_refuses_is_reported_with_the_row(tmp_path):

@@ -95,6 +95,8 @@ class ModelTask(ABC):
     auto_class: ClassVar[str]
     truncates: ClassVar[bool] = False
     """Whether `encode` may cut a sample to the model's context."""
+    answer: ClassVar[str] = "label"
+    """The role of the column with the right answer."""
     reads_text: ClassVar[bool] = False
     """Whether its inputs are texts."""
     builds_model: ClassVar[bool] = False
@@ -258,6 +260,30 @@ class ModelTask(ABC):
         """
         if not len(rows):
             raise GradfixError("the support set is empty" if support else "there are no rows")
+
+    def shown(self, row: RowLike) -> tuple[dict[str, Any], str]:
+        """A row as a person reads it.
+
+        Args:
+            row: A sample.
+
+        Returns:
+            Its inputs by role, and the right answer as predictions name it.
+        """
+        columns = {role: column for role, column in self.columns.items() if column in row}
+        inputs = {role: row[column] for role, column in columns.items() if role != self.answer}
+        return inputs, str(row[columns[self.answer]]) if self.answer in columns else ""
+
+    def rendered(self, row: RowLike) -> str:
+        """A sample as the model reads it, where that is more than its columns.
+
+        Args:
+            row: A sample.
+
+        Returns:
+            A text; empty for most tasks.
+        """
+        return ""
 
     def unread_texts(self, rows: Sequence[RowLike]) -> list[str]:
         """Columns that hold text which the task does not read: perhaps the other half of what it should read.

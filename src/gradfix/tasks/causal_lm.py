@@ -1,13 +1,17 @@
 """Causal language modelling: the completion of a prompt, token by token."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gradfix.errors import GradfixError
+from gradfix.errors import GradfixError, column_option
 from gradfix.tasks.base import Batch, Measured, ModelTask, RowLike, register
+from gradfix.tasks.chat import Message, common_length, spoken, spoken_tokens
+from gradfix.tasks.conversations import EMPTY_LINE, columns_of, pair, recognised, refuse_odd_messages
 from gradfix.tasks.data import origin
 from gradfix.tasks.forward import backbone, mean_over_tokens, placed
 from gradfix.tasks.loading import context_length, load_tokenizer, padding_id
@@ -20,20 +24,23 @@ class CausalLM(ModelTask):
 
     The loss of a sample is the mean over the tokens of its completion only (its exponential is the
     perplexity); the metric is the share of those tokens that the model ranks first when given all before
-    them.
+    them. Of a conversation every answer of the assistant is a completion, and nothing else (see `chat`).
 
-    With a chat template, prompt and completion are a user's and an assistant's message, and the completion is
-    what the template adds after its generation prompt. Without, they are joined as they stand (a blank
-    between them has to be in the data) and the end-of-sequence token is added, so that the model learns to
-    stop. The completion begins at the first token that differs from the prompt tokenised alone.
+    With a chat template, prompt and completion are a user's and an assistant's message. Without, they are joined as
+    they stand (a blank between them has to be in the data) and the end-of-sequence token is added, so that the model
+    learns to stop. The completion begins at the first token that differs from the prompt tokenised alone.
 
-    A sample longer than the context loses the beginning of its prompt first, then the end of its completion.
+    Where no column is named, rows with ``messages``, or with ``instruction`` and ``output``, are recognised. What an
+    ``instruction`` is about stands in ``input``; it follows after an empty line, as does an output without template.
+
+    A sample longer than the context loses the beginning of its prompt first, then its end.
 
     Args:
-        prompt: The column with the prompt.
-        completion: The column with the completion.
-        messages: The column with a conversation in its place: a list of ``{"role", "content"}`` that ends
-            with the assistant's answer; only this last message is the completion.
+        prompt: The column with the prompt; "prompt" by default.
+        completion: The column with the completion; "completion" by default.
+        messages: The column with a conversation in their place: a list of ``{"role", "content"}`` that ends with the
+            assistant's answer. A column ``tools`` is given to the template.
+        input: The column with what the prompt is about, put after it; blank in rows that have none.
         chat: Use the tokenizer's chat template; by default if it has one.
         max_length: Longest sample in tokens; the model's context by default.
     """
@@ -43,20 +50,27 @@ class CausalLM(ModelTask):
     auto_class = "AutoModelForCausalLM"
     truncates = True
     reads_text = True
+    answer = "completion"
 
     def __init__(
         self,
-        prompt: str = "prompt",
-        completion: str = "completion",
+        prompt: str | None = None,
+        completion: str | None = None,
         messages: str | None = None,
+        input: str | None = None,
         *,
         chat: bool | None = None,
         max_length: int | None = None,
     ) -> None:
-        joined = {"prompt": prompt, "completion": completion}
-        super().__init__(joined if messages is None else {"messages": messages}, max_length)
+        apart = {"prompt": prompt, "completion": completion, "input": input}
+        if messages is not None and any(apart.values()):
+            instead = ", ".join(column_option(role) for role, column in apart.items() if column)
+            raise GradfixError(f"task causal-lm: give either {column_option('messages')} or {instead}")
         if messages is not None and chat is False:
             raise GradfixError("task causal-lm: messages need a chat template; leave out chat=False")
+        joined = {"prompt": prompt or "prompt", "completion": completion or "completion", "input": input}
+        super().__init__(joined if messages is None else {"messages": messages}, max_length)
+        self._named = messages is not None or any(apart.values())
         self._asked_chat = chat
 
     def _bind_processors(self, location: str | Path, trust_remote_code: bool) -> None:
@@ -66,11 +80,15 @@ class CausalLM(ModelTask):
         if self.limit == 1:
             raise GradfixError("max_length: a causal language model needs at least 2 tokens, found 1")
         has_template = self.tokenizer.chat_template is not None
-        if not has_template and (self._asked_chat or "messages" in self.columns):
-            raise GradfixError(
-                f"{location}: the tokenizer has no chat template; give prompt and completion instead"
-            )
+        if not has_template and self._asked_chat:
+            raise GradfixError(_NO_TEMPLATE.format(location))
         self.chat = has_template if self._asked_chat is None else self._asked_chat
+        self._location = location
+        self._require_template()
+
+    def _require_template(self) -> None:
+        if "messages" in self.columns and not self.chat:
+            raise GradfixError(_NO_TEMPLATE.format(self._location))
 
     def check(self, rows: Sequence[RowLike], *, support: bool = False) -> None:
         """Refuse rows without prompt and completion, or with a conversation that ends otherwise.
@@ -82,33 +100,33 @@ class CausalLM(ModelTask):
         super().check(rows, support=support)
         self._conversations(rows)
 
-    def _conversations(self, rows: Sequence[RowLike]) -> list[list[dict[str, str]]]:
-        """Each row as messages, of which the last is the completion."""
-        if "messages" not in self.columns:
-            completions = self._texts(rows, "completion")
-            conversations = []
-            for position, (prompt, completion) in enumerate(
-                zip(self._column(rows, "prompt"), completions, strict=True)
-            ):
-                if not isinstance(prompt, str):
-                    raise GradfixError(
-                        f"{origin(rows[position], position)}: column {self.columns['prompt']!r}: "
-                        f"expected text, found {type(prompt).__name__}"
-                    )
-                conversations.append(
-                    [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
-                )
-            return conversations
-        values = self._column(rows, "messages")
-        for position, value in enumerate(values):
-            where = f"{origin(rows[position], position)}: column {self.columns['messages']!r}"
-            if not isinstance(value, list) or not all(
-                isinstance(message, dict) and {"role", "content"} <= set(message) for message in value
-            ):
-                raise GradfixError(f"{where}: expected a list of messages with role and content")
-            if not value or value[-1]["role"] != "assistant" or not str(value[-1]["content"]).strip():
-                raise GradfixError(f"{where}: expected the assistant's answer as the last message")
-        return values
+    def _recognise(self, rows: Sequence[RowLike]) -> None:
+        """Take the columns from rows laid out as usual, where none was named."""
+        if not self._named:
+            self.columns = dict(recognised(rows) or self.columns)
+            self._named = True
+            self._require_template()
+        if self.columns.get("prompt") == "instruction" and "input" in columns_of(rows):
+            self.columns.setdefault("input", "input")
+
+    def _conversations(self, rows: Sequence[RowLike]) -> list[list[Message]]:
+        """Each row as messages, of which the assistant's are completions."""
+        self._recognise(rows)
+        if "messages" in self.columns:
+            values = self._column(rows, "messages")
+            for position, (row, value) in enumerate(zip(rows, values, strict=True)):
+                refuse_odd_messages(value, f"{origin(row, position)}: column {self.columns['messages']!r}")
+            return values
+        completions = self._texts(rows, "completion")
+        return [
+            pair(prompt, row.get(self.columns.get("input", "")), completion, self._where(row, position))
+            for position, (row, prompt, completion) in enumerate(
+                zip(rows, self._column(rows, "prompt"), completions, strict=True)
+            )
+        ]
+
+    def _where(self, row: RowLike, position: int) -> str:
+        return f"{origin(row, position)}: column {self.columns['prompt']!r}"
 
     def encode(self, rows: Sequence[RowLike], *, strict: bool = False) -> Batch:
         """Tokenise prompts with their completions, and pad on the right.
@@ -119,33 +137,38 @@ class CausalLM(ModelTask):
 
         Returns:
             ``input_ids``, ``attention_mask`` and ``labels``, each ``[B, L]``, and ``truncated`` ``[B]``. A
-            label is the token at its own position (−100 before the completion and where padded).
+            label is the token at its own position (−100 outside the completions and where padded).
 
         Raises:
             GradfixError: Naming the first row that cannot be used.
         """
-        ids, begins = [], []
+        ids, counted = [], []
         for position, messages in enumerate(self._conversations(rows)):
             where = origin(rows[position], position)
-            prompt, full = self._chat_ids(messages, where) if self.chat else self._plain_ids(messages)
-            same = 0
-            while same < min(len(prompt), len(full)) and prompt[same] == full[same]:
-                same += 1
-            if len(full) - max(same, 1) < 1:
+            if self.chat:
+                tools = rows[position].get("tools") if "messages" in self.columns else None
+                tokens, said = spoken_tokens(self.tokenizer, messages, where, tools=tools or None)
+            else:
+                tokens, said = self._plain_tokens(messages)
+            said[:1] = [False]  # nothing comes before the first token, so nothing predicts it
+            if not any(said):
                 raise GradfixError(f"{where}: the completion has no token to predict")
-            ids.append(full)
-            begins.append(same)
+            ids.append(tokens)
+            counted.append(said)
         lengths = [len(sample) for sample in ids]
         cut = [self.limit is not None and length > self.limit for length in lengths]
         if strict and any(cut):
             refuse_long(rows, lengths, cut, self.limit)
         for position, was_cut in enumerate(cut):
             if was_cut and self.limit is not None:
-                begin = begins[position]
-                completion = ids[position][begin : begin + self.limit - 1]
-                begins[position] = self.limit - len(completion)
-                ids[position] = ids[position][begin - begins[position] : begin] + completion
-        labels = [[-100] * begin + sample[begin:] for sample, begin in zip(ids, begins, strict=True)]
+                # One token of the prompt is left before the first that is predicted.
+                start = min(lengths[position] - self.limit, counted[position].index(True) - 1)
+                ids[position] = ids[position][start : start + self.limit]
+                counted[position] = counted[position][start : start + self.limit]
+        labels = [
+            [token if said else -100 for token, said in zip(sample, mask, strict=True)]
+            for sample, mask in zip(ids, counted, strict=True)
+        ]
         return {
             "input_ids": pad(ids, self.padding),
             "attention_mask": pad([[1] * len(sample) for sample in ids], 0),
@@ -153,30 +176,18 @@ class CausalLM(ModelTask):
             "truncated": torch.tensor(cut),
         }
 
-    def _plain_ids(self, messages: list[dict[str, str]]) -> tuple[list[int], list[int]]:
-        """Tokens of the prompt alone, and of prompt, completion and end."""
+    def _plain_tokens(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
+        """Tokens of prompt, completion and end, and which of them are not the prompt's."""
         prompt, completion = messages[0]["content"], messages[1]["content"]
+        if self.columns["prompt"] == "instruction":
+            prompt += EMPTY_LINE
         before = list(self.tokenizer(prompt, verbose=False)["input_ids"])
         full = list(self.tokenizer(prompt + completion, verbose=False)["input_ids"])
         end = self.tokenizer.eos_token_id
         if end is not None and full[-1:] != [end]:
             full.append(end)
-        return before, full
-
-    def _chat_ids(self, messages: list[dict[str, str]], where: str) -> tuple[list[int], list[int]]:
-        """Tokens of the conversation up to the answer, and with it."""
-        from jinja2 import TemplateError
-
-        try:
-            before = self.tokenizer.apply_chat_template(
-                messages[:-1], tokenize=False, add_generation_prompt=True
-            )
-            full = self.tokenizer.apply_chat_template(messages, tokenize=False)
-        except TemplateError as error:
-            raise GradfixError(f"{where}: the chat template refuses this conversation ({error})") from error
-        # The template has written the special tokens itself.
-        encoded = self.tokenizer([before, full], add_special_tokens=False, verbose=False)["input_ids"]
-        return list(encoded[0]), list(encoded[1])
+        same = common_length(before, full)
+        return full, [place >= same for place in range(len(full))]
 
     def _next_tokens(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits ``[B, L − 1, vocabulary]`` with the labels ``[B, L − 1]`` that they predict."""
@@ -211,10 +222,51 @@ class CausalLM(ModelTask):
         wanted = labels != -100
         scores = ((first == labels) & wanted).sum(dim=1) / wanted.sum(dim=1)
         texts = [
-            self.tokenizer.decode(tokens[mask].tolist(), skip_special_tokens=True)
-            for tokens, mask in zip(first, wanted, strict=True)
+            self._runs(tokens, mask) for tokens, mask in zip(first.tolist(), wanted.tolist(), strict=True)
         ]
         return Measured(token_losses(logits, labels), scores.float(), texts)
+
+    def _runs(self, tokens: Sequence[int], mask: Sequence[bool]) -> str:
+        """The chosen tokens as text, those of each answer on a line of their own."""
+        runs: list[list[int]] = []
+        for place, (token, chosen) in enumerate(zip(tokens, mask, strict=True)):
+            if chosen and not (place and mask[place - 1]):
+                runs.append([])
+            if chosen:
+                runs[-1].append(token)
+        return "\n".join(self.tokenizer.decode(run, skip_special_tokens=True) for run in runs)
+
+    def shown(self, row: RowLike) -> tuple[dict[str, Any], str]:
+        """The conversation as a person reads it, and the assistant's answers.
+
+        Args:
+            row: A sample.
+
+        Returns:
+            Who said what, and what a perfect prediction would be.
+        """
+        if "messages" not in self.columns:
+            return super().shown(row)
+        turns = [
+            f"{message['role']}: {spoken(message['content'])}" for message in row[self.columns["messages"]]
+        ]
+        labels = self.encode([row])["labels"][0, 1:].tolist()
+        return {"messages": "\n".join(turns)}, self._runs(labels, [label != -100 for label in labels])
+
+    def rendered(self, row: RowLike) -> str:
+        """A sample as the model reads it, with what is predicted between ⟦ and ⟧.
+
+        Args:
+            row: A sample.
+
+        Returns:
+            The text, its special tokens included.
+        """
+        batch = self.encode([row])
+        ids, labels = batch["input_ids"][0].tolist(), batch["labels"][0].tolist()
+        parts = groupby(zip(ids, labels, strict=True), key=lambda pair: pair[1] != -100)
+        texts = [(said, self.tokenizer.decode([token for token, _ in pairs])) for said, pairs in parts]
+        return "".join(f"⟦{text}⟧" if said else text for said, text in texts)
 
     def features(self, model: nn.Module, batch: Batch) -> Tensor:
         """The last hidden states, averaged over real tokens.
@@ -239,8 +291,12 @@ class CausalLM(ModelTask):
         Returns:
             Their number.
         """
+        self._recognise([row])
         if "messages" in self.columns:
             return sum(
                 len(str(message.get("content"))) for message in row.get(self.columns["messages"]) or []
             )
         return sum(len(str(row.get(column))) for column in self.columns.values())
+
+
+_NO_TEMPLATE = "{}: the tokenizer has no chat template; give prompt and completion instead"

@@ -100,6 +100,17 @@ class Classification(ModelTask):
             for position, (row, value) in enumerate(zip(rows, values, strict=True))
         ]
 
+    def shown(self, row: RowLike) -> tuple[dict[str, Any], str]:
+        """A row as a person reads it, its class by name: data may hold a number.
+
+        Args:
+            row: A sample.
+
+        Returns:
+            Its inputs by role, and the name of its class.
+        """
+        return super().shown(row)[0], self.labels.names[self.classes([row])[0]]
+
     def check(self, rows: Sequence[RowLike], *, support: bool = False) -> None:
         """Refuse rows without a known label, and a support set that misses a class.
 

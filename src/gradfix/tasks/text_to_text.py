@@ -37,6 +37,7 @@ class TextToText(ModelTask):
     auto_class = "AutoModelForSeq2SeqLM"
     truncates = True
     reads_text = True
+    answer = "target"
 
     def __init__(
         self,

@@ -7,7 +7,6 @@ from typing import Any
 
 from gradfix.evaluation.evaluate import Evaluation
 from gradfix.tasks import ModelTask
-from gradfix.tasks.classification import Classification
 from gradfix.tasks.data import origin
 
 SHOWN = 12
@@ -56,29 +55,16 @@ def changed_examples(
 def _example(
     task: ModelTask, row: Mapping[str, Any], index: int, before: Evaluation, after: Evaluation
 ) -> dict[str, Any]:
-    columns = {role: column for role, column in task.columns.items() if column in row}
-    inputs = {role: column for role, column in columns.items() if role not in _ANSWERS}
-    answers = [row[column] for role, column in columns.items() if role in _ANSWERS]
+    inputs, answer = task.shown(row)
     return {
         "row": origin(row, index),
-        "input": {role: _small(row[column], role) for role, column in inputs.items()},
-        "label": _answer(task, row, answers),
+        "input": {role: _small(value, role) for role, value in inputs.items()},
+        "label": _short(answer),
         "before": _short(str(before.predictions[index])),
         "after": _short(str(after.predictions[index])),
         "was_right": before.scores[index] >= 0.5,
         "is_right": after.scores[index] >= 0.5,
     }
-
-
-# What each task calls the column with the right answer.
-_ANSWERS = frozenset(["label", "target", "completion"])
-
-
-def _answer(task: ModelTask, row: Mapping[str, Any], answers: Sequence[Any]) -> str:
-    """Name the right answer as predictions are named: data may hold a class's number."""
-    if isinstance(task, Classification):
-        return _short(str(task.labels.names[task.classes([row])[0]]))
-    return _short(str(answers[0])) if answers else ""
 
 
 def _short(text: str) -> str:

@@ -1,0 +1,90 @@
+"""Rows of language modelling as conversations: prompt and completion, messages, or instruction, input and output."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gradfix.errors import GradfixError, column_option
+from gradfix.tasks.chat import Message, says_something
+from gradfix.tasks.data import origin
+
+EMPTY_LINE = "\n\n"
+
+LAYOUTS: tuple[Mapping[str, str], ...] = (
+    {"prompt": "prompt", "completion": "completion"},
+    {"messages": "messages"},
+    {"prompt": "instruction", "completion": "output"},
+)
+"""Columns by role, as rows of this kind are commonly laid out."""
+
+
+def recognised(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, str] | None:
+    """Find out how rows are laid out.
+
+    Args:
+        rows: The samples.
+
+    Returns:
+        Their columns by role; None where they are laid out otherwise.
+
+    Raises:
+        GradfixError: If they can be read in two ways.
+    """
+    known = columns_of(rows)
+    found = [layout for layout in LAYOUTS if known >= set(layout.values())]
+    if len(found) > 1:
+        ways = " or ".join(f"{column_option(*next(iter(layout.items())))}" for layout in found)
+        raise GradfixError(f"{origin(rows[0], 0)}: can be read in {len(found)} ways; say which with {ways}")
+    return found[0] if found else None
+
+
+def columns_of(rows: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Name the columns that any row has.
+
+    Args:
+        rows: The samples.
+
+    Returns:
+        Their names.
+    """
+    named = getattr(rows, "column_names", None)
+    return set(named) if named is not None else {column for row in rows for column in row}
+
+
+def pair(prompt: Any, about: Any, completion: str, where: str) -> list[Message]:
+    """Make a conversation of a prompt and its completion.
+
+    Args:
+        prompt: What the user says.
+        about: What that is about, put after an empty line; blank where there is nothing.
+        completion: What the assistant says.
+        where: How an error names the row.
+
+    Returns:
+        Two messages.
+
+    Raises:
+        GradfixError: If prompt or ``about`` is no text.
+    """
+    for value in (prompt, about or ""):
+        if not isinstance(value, str):
+            raise GradfixError(f"{where}: expected text, found {type(value).__name__}")
+    said = prompt + (f"{EMPTY_LINE}{about}" if (about or "").strip() else "")
+    return [{"role": "user", "content": said}, {"role": "assistant", "content": completion}]
+
+
+def refuse_odd_messages(value: Any, where: str) -> None:
+    """Refuse what is no conversation that ends with the assistant's answer.
+
+    Args:
+        value: Of a column of messages.
+        where: How an error names the row and column.
+
+    Raises:
+        GradfixError: Naming what is wrong.
+    """
+    if not isinstance(value, list) or not all(
+        isinstance(message, dict) and {"role", "content"} <= set(message) for message in value
+    ):
+        raise GradfixError(f"{where}: expected a list of messages with role and content")
+    if not value or value[-1]["role"] != "assistant" or not says_something(value[-1]):
+        raise GradfixError(f"{where}: expected the assistant's answer as the last message")
