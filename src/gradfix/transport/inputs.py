@@ -8,10 +8,13 @@ from gradfix.errors import GradfixError, column_option, listed
 from gradfix.evaluation.binding import Rows, bind, used_columns, without_labels
 from gradfix.recipes import IN_PYTHON, CheckRecipe, TaskRecipe, TransportRecipe
 from gradfix.tasks import Classification, ModelTask, get_task
-from gradfix.tasks.data import load_rows
+from gradfix.tasks.data import load_rows, origin
 from gradfix.tasks.repeated_rows import distinct
 from gradfix.tasks.sampling import choose
 from gradfix.transport.checks import Finding, Findings, Models, check_weights, ignore, open_models
+
+SAMPLE_SHOWN = 600
+"""Characters of a sample that `check` shows."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +182,23 @@ def note_unread(task: ModelTask, rows: Rows, found: Findings) -> None:
         )
 
 
+def note_sample(task: ModelTask, data: Data, found: Findings) -> None:
+    """Show how the model reads the first sample, where a template or a prefix stands around its columns.
+
+    Args:
+        task: The task.
+        data: The rows.
+        found: Told.
+    """
+    read = task.rendered(data.pool[0]).replace("\n", "\\n")
+    if len(read) > SAMPLE_SHOWN:
+        read = f"{read[: SAMPLE_SHOWN // 2]} … {read[-SAMPLE_SHOWN // 2 :]}"
+    if read:
+        found.add(
+            "note", f"{origin(data.pool[0], 0)} as the model reads it, what it has to predict in ⟦ ⟧: {read}"
+        )
+
+
 def note_cut(task: ModelTask, rows: Rows, name: str, found: Findings, *, strict: bool) -> None:
     """Say how many samples are longer than the model's context.
 
@@ -226,7 +246,7 @@ def check_inputs(recipe: CheckRecipe, *, tell: Callable[[Finding], None] = ignor
     try:
         models = models_of(recipe, found)
         if recipe.task:
-            ready_task(recipe, models, Data.read(recipe, {}), found)
+            note_sample(*ready_task(recipe, models, Data.read(recipe, {}), found), found)
         check_weights(models, found)
     except GradfixError as error:
         if found.ok:
