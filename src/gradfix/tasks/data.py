@@ -10,7 +10,7 @@ row.
 
 import hashlib
 import json
-import tempfile
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -20,6 +20,8 @@ from gradfix.tasks.data_files import FILE_KINDS, read_file
 from gradfix.tasks.data_folders import SPLITS, is_declared, read_folder
 from gradfix.tasks.data_library import is_saved, read_declared, read_saved, sliced
 from gradfix.tasks.data_table import Readers, Table
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 class Row(dict[str, Any]):
@@ -123,14 +125,13 @@ def _readers(path: Path, location: str, configuration: str | None, encoding: str
     if path.is_file():
         return {None: lambda: read_file(path, encoding)}
     if not path.is_dir():
-        if path.exists() or path.suffix.lower() in FILE_KINDS or path.is_absolute():
+        if path.suffix.lower() in FILE_KINDS or not _HUB_ID.fullmatch(location):
             raise GradfixError(f"{location}: no such file or directory")
-        return read_declared(location, configuration, encoding=encoding, scratch=None)
+        return read_declared(location, configuration, encoding=encoding)
     if is_saved(path):
         return read_saved(path)
     if configuration is not None or is_declared(path):
-        with tempfile.TemporaryDirectory(prefix="gradfix-data-") as scratch:
-            return read_declared(str(path.absolute()), configuration, encoding=encoding, scratch=scratch)
+        return read_declared(path, configuration, encoding=encoding)
     return read_folder(path, encoding)
 
 

@@ -212,7 +212,8 @@ def _parquet(path: Path) -> Table:
     from pyarrow.parquet import ParquetFile
 
     try:
-        content = ParquetFile(path).read()
+        with path.open("rb") as file:  # of a name pyarrow would make an address or a home directory
+            content = ParquetFile(file).read()
         for position, column in enumerate(content.schema):
             if pyarrow.types.is_dictionary(column.type):  # categories of pandas, which datasets doesn't know
                 plain = content.column(position).cast(column.type.value_type)

@@ -1,8 +1,10 @@
 """What only ``datasets`` can read: its own folders, data sets of the Hub, and folders laid out like them."""
 
 import logging
+import re
+import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,20 +42,17 @@ def read_saved(path: Path) -> Readers:
     """
     import datasets
 
-    with quiet(), _explained(path):
-        return _readers(datasets.load_from_disk(str(path.absolute()), keep_in_memory=True))
+    with quiet(), _explained(path), _plainly_named(path) as plain:
+        return _readers(datasets.load_from_disk(str(plain), keep_in_memory=True))
 
 
-def read_declared(
-    location: str, configuration: str | None, *, encoding: str | None, scratch: str | None
-) -> Readers:
+def read_declared(location: str | Path, configuration: str | None, *, encoding: str | None) -> Readers:
     """Read a data set of the Hub, or a folder that declares itself as one.
 
     Args:
-        location: The id, or the folder.
+        location: The id; or the folder, which leaves no cache behind.
         configuration: Where it has several.
         encoding: Of files of text.
-        scratch: For a folder: where to put what has to be written meanwhile. The Hub's cache is used for the Hub.
 
     Returns:
         What gives the rows of each split.
@@ -63,17 +62,20 @@ def read_declared(
     """
     import datasets
 
-    kept: dict[str, Any] = {} if scratch is None else {"cache_dir": scratch}
-    with quiet(), _explained(location):
-        builder = datasets.load_dataset_builder(location, configuration, **kept)
+    with quiet(), _explained(location), ExitStack() as stack:
+        kept: dict[str, Any] = {}
+        if isinstance(location, Path):
+            kept["cache_dir"] = stack.enter_context(tempfile.TemporaryDirectory(prefix="gradfix-data-"))
+        place = str(stack.enter_context(_plainly_named(location))) if isinstance(location, Path) else location
+        config = datasets.load_dataset_builder(place, configuration, **kept).config
         told: dict[str, Any] = {}
-        if builder.info.features is None and builder.dataset_name is not None:
-            told = {"csv": _CELLS_AS_WRITTEN}.get(type(builder).__name__.lower(), {})
-        if encoding is not None and hasattr(builder.config, "encoding"):
-            told = {**told, "encoding": encoding}
-        if scratch is not None:
+        if type(config).__name__ == "CsvConfig" and config.features is None:
+            told = dict(_CELLS_AS_WRITTEN)
+        if encoding is not None and hasattr(config, "encoding"):
+            told["encoding"] = encoding
+        if kept:
             kept["keep_in_memory"] = True
-        return _readers(datasets.load_dataset(location, configuration, **kept, **told))
+        return _readers(datasets.load_dataset(place, configuration, **kept, **told))
 
 
 def table_of(dataset: Any) -> Table:
@@ -128,6 +130,18 @@ def _readers(loaded: Any) -> Readers:
     if isinstance(loaded, Mapping):
         return {str(name): partial(table_of, dataset) for name, dataset in loaded.items()}
     return {None: partial(table_of, loaded)}
+
+
+@contextmanager
+def _plainly_named(path: Path) -> Iterator[Path]:
+    """A path without the characters that ``datasets`` takes for patterns and addresses: if need be a link to it."""
+    if re.fullmatch(r"[\w./ \\-]*", str(path.absolute())):
+        yield path.absolute()
+        return
+    with tempfile.TemporaryDirectory(prefix="gradfix-data-") as folder:
+        link = Path(folder) / "data"
+        link.symlink_to(path.absolute(), target_is_directory=True)
+        yield link
 
 
 @contextmanager
