@@ -18,7 +18,8 @@ from typing import Any, overload
 from gradfix.errors import GradfixError
 from gradfix.tasks.data_files import FILE_KINDS, read_file
 from gradfix.tasks.data_folders import SPLITS, is_declared, read_folder
-from gradfix.tasks.data_library import is_saved, read_declared, read_saved, sliced
+from gradfix.tasks.data_hub import read_declared
+from gradfix.tasks.data_library import is_saved, read_saved, sliced
 from gradfix.tasks.data_table import Readers, Table
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")

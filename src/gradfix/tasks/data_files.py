@@ -33,12 +33,44 @@ _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 _csv_limit = threading.Lock()
 
 
-def read_file(path: Path, encoding: str | None = None) -> Table:
+def read_files(
+    paths: Sequence[Path], encoding: str | None = None, kinds: Sequence[str] | None = None
+) -> Table:
+    """Read the rows of several files of one kind, one after the other.
+
+    Args:
+        paths: At least one file.
+        encoding: Of files of text; UTF-8 by default.
+        kinds: The suffix of each that says what it is; its own by default.
+
+    Returns:
+        Their rows.
+
+    Raises:
+        GradfixError: If one can't be read, or they don't go together.
+    """
+    kinds = [path.suffix.lower() for path in paths] if kinds is None else kinds
+    if len(set(kinds)) > 1:
+        raise GradfixError(
+            f"{paths[0].parent}: holds files of several kinds ({', '.join(sorted(set(kinds)))}); name one of them"
+        )
+    tables = [read_file(path, encoding, kind) for path, kind in zip(paths, kinds, strict=True)]
+    if len(tables) == 1:
+        return tables[0]
+    names = tables[0].class_names
+    if any(table.class_names != names for table in tables):
+        raise GradfixError(f"{paths[0].parent}: its files declare different classes; name one of them")
+    columns = list(dict.fromkeys(column for table in tables for column in table.columns))
+    return Table([row for table in tables for row in table.records], columns, names, tables[0].typed)
+
+
+def read_file(path: Path, encoding: str | None = None, kind: str | None = None) -> Table:
     """Read one file.
 
     Args:
-        path: Its suffix, one of `FILE_KINDS`, says what it is.
+        path: The file.
         encoding: Of a file of text; UTF-8 by default.
+        kind: What it is, one of `FILE_KINDS`; by default its suffix says it.
 
     Returns:
         Its rows.
@@ -46,7 +78,7 @@ def read_file(path: Path, encoding: str | None = None) -> Table:
     Raises:
         GradfixError: If the suffix is unknown or the content is not what it says; names the line.
     """
-    kind = path.suffix.lower()
+    kind = path.suffix.lower() if kind is None else kind
     if kind not in FILE_KINDS:
         raise GradfixError(f"{path}: unknown kind of file {path.suffix!r}; expected {listed(FILE_KINDS)}")
     if kind == ".parquet":

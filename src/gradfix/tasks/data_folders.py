@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from gradfix.errors import GradfixError, listed
-from gradfix.tasks.data_files import FILE_KINDS, read_file
+from gradfix.tasks.data_files import FILE_KINDS, read_file, read_files
 from gradfix.tasks.data_table import Readers, Table
 
 SPLITS = {
@@ -78,7 +78,7 @@ def read_folder(path: Path, encoding: str | None = None) -> Readers:
         raise GradfixError(
             f"{path}: cannot be read as data (it holds neither images nor {listed(FILE_KINDS)} files)"
         )
-    return _by_split(path, data, lambda chosen: partial(_joined, chosen, encoding))
+    return _by_split(path, data, lambda chosen: partial(read_files, chosen, encoding))
 
 
 def image_suffixes() -> frozenset[str]:
@@ -129,23 +129,6 @@ def _by_split(
     return {split: reader(chosen) for split, chosen in groups.items()}
 
 
-def _joined(files: Sequence[Path], encoding: str | None) -> Table:
-    """The rows of several files of one kind, one after the other."""
-    kinds = sorted({file.suffix.lower() for file in files})
-    if len(kinds) > 1:
-        raise GradfixError(
-            f"{files[0].parent}: holds files of several kinds ({', '.join(kinds)}); name one of them"
-        )
-    tables = [read_file(file, encoding) for file in files]
-    if len(tables) == 1:
-        return tables[0]
-    names = tables[0].class_names
-    if any(table.class_names != names for table in tables):
-        raise GradfixError(f"{files[0].parent}: its files declare different classes; name one of them")
-    columns = list(dict.fromkeys(column for table in tables for column in table.columns))
-    return Table([row for table in tables for row in table.records], columns, names, tables[0].typed)
-
-
 def _listed_images(path: Path, tables: Sequence[Path], encoding: str | None) -> Table:
     """Images with what tables called metadata say of each."""
     records: list[dict[str, Any]] = []
@@ -175,7 +158,7 @@ def _image_folders(path: Path, images: Sequence[Path]) -> Readers:
             top: partial(_classes, path / top, [i for i in images if i.is_relative_to(path / top)])
             for top in tops
         }
-    odd = max(images, key=lambda image: (len(image.relative_to(path).parts) != 2, image.as_posix()))
+    odd = next(image for image in images if len(image.relative_to(path).parts) != 2)
     raise GradfixError(
         f"{path}: expected one folder a class with its images in it, found {odd.relative_to(path).as_posix()}; "
         "give the folder that holds the classes"

@@ -1,19 +1,16 @@
-"""What only ``datasets`` can read: its own folders, data sets of the Hub, and folders laid out like them."""
+"""What ``datasets`` wrote, and what it knows of a table; its bars, messages and errors kept in check."""
 
 import logging
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gradfix.errors import GradfixError
 from gradfix.tasks.data_table import Readers, Table
-
-# Cells as they are written, as in a csv file on disk: 01 stays 01, NA stays NA.
-_CELLS_AS_WRITTEN = {"dtype": str, "keep_default_na": False, "na_filter": False}
 
 
 def is_saved(path: Path) -> bool:
@@ -42,40 +39,8 @@ def read_saved(path: Path) -> Readers:
     """
     import datasets
 
-    with quiet(), _explained(path), _plainly_named(path) as plain:
-        return _readers(datasets.load_from_disk(str(plain), keep_in_memory=True))
-
-
-def read_declared(location: str | Path, configuration: str | None, *, encoding: str | None) -> Readers:
-    """Read a data set of the Hub, or a folder that declares itself as one.
-
-    Args:
-        location: The id; or the folder, which leaves no cache behind.
-        configuration: Where it has several.
-        encoding: Of files of text.
-
-    Returns:
-        What gives the rows of each split.
-
-    Raises:
-        GradfixError: If it can't be read.
-    """
-    import datasets
-
-    with quiet(), _explained(location), ExitStack() as stack:
-        kept: dict[str, Any] = {}
-        if isinstance(location, Path):
-            kept["cache_dir"] = stack.enter_context(tempfile.TemporaryDirectory(prefix="gradfix-data-"))
-        place = str(stack.enter_context(_plainly_named(location))) if isinstance(location, Path) else location
-        config = datasets.load_dataset_builder(place, configuration, **kept).config
-        told: dict[str, Any] = {}
-        if type(config).__name__ == "CsvConfig" and config.features is None:
-            told = dict(_CELLS_AS_WRITTEN)
-        if encoding is not None and hasattr(config, "encoding"):
-            told["encoding"] = encoding
-        if kept:
-            kept["keep_in_memory"] = True
-        return _readers(datasets.load_dataset(place, configuration, **kept, **told))
+    with quiet(), explained(path), _plainly_named(path) as plain:
+        return readers_of(datasets.load_from_disk(str(plain), keep_in_memory=True))
 
 
 def table_of(dataset: Any) -> Table:
@@ -125,8 +90,15 @@ def sliced(split: str, name: str, rows: int) -> range:
     return range(instruction.from_ or 0, rows if instruction.to is None else instruction.to)
 
 
-def _readers(loaded: Any) -> Readers:
-    """A ``DatasetDict`` by split, or a single ``Dataset``."""
+def readers_of(loaded: Any) -> Readers:
+    """Give what ``datasets`` loaded as tables.
+
+    Args:
+        loaded: A ``DatasetDict``, by split, or a single ``Dataset``.
+
+    Returns:
+        What gives the rows of each split.
+    """
     if isinstance(loaded, Mapping):
         return {str(name): partial(table_of, dataset) for name, dataset in loaded.items()}
     return {None: partial(table_of, loaded)}
@@ -145,8 +117,18 @@ def _plainly_named(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _explained(location: str | Path) -> Iterator[None]:
-    """Turn what reading raises, which differs by format, into one line."""
+def explained(location: str | Path) -> Iterator[None]:
+    """Turn what reading raises, which differs by format, into one line.
+
+    Args:
+        location: What is read.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        GradfixError: In place of what was raised.
+    """
     from datasets.exceptions import DatasetsError
     from pyarrow import ArrowException
 
@@ -155,7 +137,9 @@ def _explained(location: str | Path) -> Iterator[None]:
     except (OSError, ValueError, KeyError, TypeError, StopIteration, ArrowException, DatasetsError) as error:
         cause = error.__cause__ or error
         words = " ".join(str(cause).split())
-        raise GradfixError(f"{location}: cannot be read as data ({type(cause).__name__}: {words})") from error
+        raise GradfixError(
+            f"{location}: cannot be read as data ({type(cause).__name__}: {words[:300]})"
+        ) from error
 
 
 @contextmanager
