@@ -60,12 +60,12 @@ def option(name: str, *, python: str | None = None) -> str:
         python: The keyword in Python, where it has another name there.
 
     Returns:
-        ``--samples-per-class``, ``samples_per_class:`` in a recipe file, or ``samples_per_class=``.
+        ``--samples-per-class``, ``samples_per_class:`` in a recipe file, or ``samples_per_class``.
     """
     spellings = {
         "command line": "--" + name.replace("_", "-"),
         "recipe": f"{name}:",
-        "python": f"{python or name}=",
+        "python": python or name,
     }
     return spellings[_interface.get()]
 

@@ -180,16 +180,16 @@ def test_the_mark_of_utf_8_is_no_part_of_the_first_column(tmp_path: Path) -> Non
         for encoding in (None, "utf-8", "UTF8", "utf-8-sig"):
             assert dict(load_rows(tmp_path / name, encoding=encoding)[0]) == {"text": "é", "label": "x"}
     wrong = message_of(tmp_path / "d.csv", encoding="latin-1")
-    assert "begins with the byte order mark of UTF-8, so it is not iso8859-1; leave out encoding=" in wrong
+    assert "begins with the byte order mark of UTF-8, so it is not iso8859-1; leave out encoding" in wrong
 
 
 def test_a_wrong_encoding_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "d.csv"
     path.write_bytes("text\ncafé\n".encode("latin-1"))
     assert "line 2, byte 8 (0xe9): is not utf-8" in message_of(path)
-    assert "another encoding=" in message_of(path, encoding="ascii")
+    assert "another encoding" in message_of(path, encoding="ascii")
     for name in ("klingon", "hex"):
-        assert f"encoding= {name}: no encoding of that name is known" in message_of(path, encoding=name)
+        assert f"encoding {name}: no encoding of that name is known" in message_of(path, encoding=name)
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_zero_shot_needs_labels_and_preparation(tmp_path, towers):
     task = get_task("zero-shot-image-classification")
     directory = tiny.save_tiny_clip(tmp_path / "clip")
     model = task.load_model(directory)
-    with pytest.raises(GradfixError, match=r"zero-shot-image-classification: no labels yet; give labels="):
+    with pytest.raises(GradfixError, match=r"zero-shot-image-classification: no labels yet; give labels"):
         task.prepare(model)
     task.use_labels(COLOURS)
     with pytest.raises(GradfixError, match=r"call prepare\(model\)"):
