@@ -26,6 +26,7 @@ from gradfix.checkpoints.reading.locate import (
 )
 from gradfix.checkpoints.tensors import TensorSpec
 from gradfix.checkpoints.ties import Ties, find_ties, same_values
+from gradfix.checkpoints.wrappers import unwrap
 from gradfix.errors import GradfixError
 from gradfix.progress import Progress, silent
 
@@ -64,7 +65,7 @@ class Checkpoint(Mapping[str, Tensor]):
             config: The model's config.
             kind: What kind of files it is.
         """
-        self._weights = weights
+        self._weights = unwrap(weights)
         self.location = location
         self.directory = directory
         self.config: dict[str, Any] = dict(config)
@@ -124,7 +125,7 @@ class Checkpoint(Mapping[str, Tensor]):
             )
         model = name if isinstance(name, Checkpoint) else cls._base(name, revision, location)
         return cls(
-            AdaptedWeights(model, weights, config),
+            AdaptedWeights(model, unwrap(weights), config),
             location=location,
             directory=model.directory,
             config=model.config,

@@ -1,7 +1,7 @@
 """Lazy sources of tensors, the terms that task vectors are built from. Each reads only the rows asked of it."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gradfix.checkpoints.fingerprint import StoredTensors
+from gradfix.checkpoints.respelling import Respelling
 from gradfix.checkpoints.tensors import TensorSource, TensorSpec
 from gradfix.errors import GradfixError
 
@@ -187,6 +188,28 @@ class Selection(Expression):
 
 
 @dataclass(frozen=True)
+class Aliased(Expression):
+    """A source whose tied tensors can be read under their other names too: ``ties`` maps those to the first."""
+
+    of: TensorSource
+    ties: Mapping[str, str]
+
+    @cached_property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """The tensors of the source, tied ones under each of their names."""
+        own = self.of.specs
+        return {**own, **{alias: own[name] for alias, name in self.ties.items() if name in own}}
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """Read by any name."""
+        return self.of.read(self.ties.get(name, name), rows)
+
+    def tally(self, name: str) -> Tally | None:
+        """Tell what the mask below kept."""
+        return tally_of(self.of, self.ties.get(name, name))
+
+
+@dataclass(frozen=True)
 class Given(Expression):
     """Tensors that are there already, in memory or mapped from a file."""
 
@@ -261,6 +284,29 @@ class Gathered(Expression):
     def read(self, name: str, rows: slice | None = None) -> Tensor:
         """Read from the source that has ``name``."""
         return self.sources[name].read(name, rows)
+
+    def tally(self, name: str) -> Tally | None:
+        """Tell what the mask below kept."""
+        return tally_of(self.sources[name], name)
+
+
+def respelled(source: TensorSource, respelling: Respelling, names: Iterable[str]) -> TensorSource:
+    """Give tensors of a source as a target spells and stores them.
+
+    Args:
+        source: Of the names that the respelling knows as the source's.
+        respelling: Where the source has each tensor of the target.
+        names: The tensors wanted, by the target's names.
+
+    Returns:
+        The same numbers, read lazily.
+    """
+    wanted = list(names)
+    plain = Selection(source, {name: respelling.names[name] for name in wanted if name in respelling.names})
+    if len(plain.names) == len(wanted):
+        return plain
+    converted = respelling.convert(source)
+    return Gathered({name: plain if name in plain.names else converted for name in wanted})
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from typing import Any, Literal
 import torch
 
 from gradfix.checkpoints import Checkpoint
-from gradfix.checkpoints.expressions import Selection
 from gradfix.errors import GradfixError, listed
 from gradfix.vectors.apply import add_scaled, output_specs
 from gradfix.vectors.placement import own_weights, place
@@ -176,7 +175,7 @@ def check_weights(models: Models, found: Findings) -> None:
     delta = WeightSample(vector, names)
     # θ_A^ft is not read again: with τ and θ_A known in the target's names, it is their sum.
     origin = WeightSample(place(own_weights(base), target).vector, names)
-    theirs = WeightSample(Selection(target, {name: name for name in names}), names)
+    theirs = WeightSample(models.placement.base, names)
     found.relative_norm = delta.norm() / origin.norm() if origin.norm() else None
     found.cosine_tuned = origin.cosine(origin.values + delta.values)
     found.cosine_target = origin.cosine(theirs.values)
@@ -320,7 +319,7 @@ def _measured_seconds(placement: Placement, target: Checkpoint) -> float:
     name = max(placement.vector.specs, key=lambda name: placement.vector.specs[name].numel)
     rows = next(placement.vector.specs[name].row_blocks())
     started = time.perf_counter()
-    base, delta = target.read(name, rows), placement.vector.read(name, rows)
+    base, delta = placement.base.read(name, rows), placement.vector.read(name, rows)
     block = add_scaled(base, delta, 1.0).to(base.dtype)
     hashlib.sha256(block.flatten().view(torch.uint8).numpy().data).hexdigest()
     return (time.perf_counter() - started) * elements / max(1, block.numel())

@@ -185,7 +185,7 @@ def output_specs(
     """
     specs = {}
     for name, theirs in placement.outputs.items():
-        spec = placement.vector.additions.specs[name] if theirs is None else target.specs[theirs]
+        spec = placement.vector.additions.specs[name] if theirs is None else placement.base.specs[theirs]
         specs[name] = TensorSpec(dtype, spec.shape) if dtype and spec.dtype.is_floating_point else spec
     return specs
 
@@ -209,7 +209,7 @@ class _Stream:
             yield self.heads[name]
             return
         theirs = self.placement.outputs[name]
-        source: TensorSource = self.placement.vector.additions if theirs is None else self.target
+        source: TensorSource = self.placement.vector.additions if theirs is None else self.placement.base
         key = name if theirs is None else theirs
         if theirs is not None and theirs in self.placement.vector.specs:
             yield from self._changed(name, theirs)
@@ -222,7 +222,7 @@ class _Stream:
             yield block
 
     def _changed(self, name: str, theirs: str) -> Iterator[Tensor]:
-        spec, vector = self.target.specs[theirs], self.placement.vector
+        spec, vector = self.placement.base.specs[theirs], self.placement.vector
         facts = self.facts[name] = TensorFacts(spec.numel)
         for block, wanted, lost in in_order(self.pool, partial(self._block, theirs), spec.row_blocks()):
             facts.wanted += wanted
@@ -236,7 +236,7 @@ class _Stream:
 
     def _block(self, name: str, rows: slice | None) -> tuple[Tensor, int, int]:
         """Compute one block of the output, how many of its weights should change, and how many don't."""
-        base, delta = self.target.read(name, rows), self.placement.vector.read(name, rows)
+        base, delta = self.placement.base.read(name, rows), self.placement.vector.read(name, rows)
         dtype = self.dtype or base.dtype
         exact = add_scaled(base, delta, self.alpha)
         if self.rounding == "stochastic":
