@@ -94,8 +94,8 @@ def refuse_other_backbone(
             return
     sides = [f"{listed(names, 3)} only in {owner}" for names, owner in ((lost, ours), (new, theirs)) if names]
     raise GradfixError(
-        f"{ours}: its weights and those of {theirs} can't be matched inside the network: {'; '.join(sides)}; all models "
-        "must be of one architecture, saved by their own library"
+        f"{ours}: its weights and those of {theirs} can't be matched inside the network: {'; '.join(sides)}; all "
+        "models must be of one architecture, saved by their own library"
     )
 
 
@@ -121,8 +121,8 @@ def refuse_strange_additions(
         strange = [name for name in strange if name in unknown]
     if strange:
         raise GradfixError(
-            f"{owner}: {listed(strange, 3)}: part of the network itself, and {base} has no counterpart; only heads may be "
-            "new: give the base it was tuned from, or a model saved with its config.json"
+            f"{owner}: {listed(strange, 3)}: part of the network itself, and {base} has no counterpart; only heads "
+            "may be new: give the base it was tuned from, or a model saved with its config.json"
         )
 
 

@@ -413,8 +413,8 @@ def test_what_is_stored_nowhere_is_refused_by_name(files: Files) -> None:
             GradfixError, match=rf"new\.safetensors: has no weights for {re.escape(missing)}, and "
         ):
             files.run()
-    files.save("new", lambda state: {f"module.{name}": value for name, value in whole.items()})
-    with pytest.raises(GradfixError, match=r"conv\.bias, conv\.weight.* with their names, such as module\."):
+    files.save("new", lambda state: {f"wrapped.{name}": value for name, value in whole.items()})
+    with pytest.raises(GradfixError, match=r"conv\.bias, conv\.weight.* with their names, such as wrapped\."):
         files.run()
     files.save("new", lambda state: without("norm.num_batches")(dict(whole)))  # as files before torch 0.4.1
     files.run(alpha="0")

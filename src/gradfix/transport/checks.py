@@ -254,7 +254,7 @@ def _differences(
 
 def _note_placement(found: Findings, placement: Placement, target: Checkpoint) -> None:
     if placement.rule:
-        found.add("note", f"names matched by a known prefix: {placement.rule}")
+        found.add("note", f"names matched: {placement.rule}")
     for name, (matched, rows) in placement.matched_tokens.items():
         level: Level = "warning" if matched < 0.9 * rows else "note"
         found.add(

@@ -96,7 +96,7 @@ class Applied:
         changed = f"{len(self.tensors)} tensors changed, α = {self.alpha:g}{kept}"
         notes = [f"wrote {self.output}: {changed if self.alpha else 'the new base as it is (α = 0)'}"]
         if self.rule:
-            notes.append(f"names matched by a known prefix: {self.rule}")
+            notes.append(f"names matched: {self.rule}")
         if self.matched_tokens:
             counts = ", ".join(
                 f"{name} {matched} of {rows}" for name, (matched, rows) in self.matched_tokens.items()

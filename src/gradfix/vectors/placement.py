@@ -116,8 +116,8 @@ def _untied(tau: TaskVector, target: Checkpoint, match: Respelling) -> list[str]
     freed = architecture_of(untied_config(target.config))
     if freed is None or any(alias in freed.ties for alias in apart):
         raise GradfixError(
-            f"{target.location}: ties {listed(apart)}, which the tuned model changes apart, and its configuration can't "
-            "say otherwise; tie them in the tuned model, or give a target that stores both"
+            f"{target.location}: ties {listed(apart)}, which the tuned model changes apart, and its configuration "
+            "can't say otherwise; tie them in the tuned model, or give a target that stores both"
         )
     # One switch unties all that it ties: what is not stored then would be drawn at random.
     return [alias for alias in target.ties if alias in apart or alias not in freed.ties]
@@ -151,8 +151,8 @@ def _outputs(
     twice = [name for name in additions if name in kept]
     if twice or len(kept) < len(names) - len(dropped):
         raise GradfixError(
-            f"{target.location}: has tensors of its own under the names of the tuned model's head: {listed(twice or kept)}; "
-            "give a base without that head"
+            f"{target.location}: has tensors of its own under the names of the tuned model's head: "
+            f"{listed(twice or kept)}; give a base without that head"
         )
     return {**kept, **additions}, dropped
 

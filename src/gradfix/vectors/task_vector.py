@@ -31,6 +31,7 @@ from gradfix.checkpoints.expressions import (
     Selection,
     Sum,
     Tally,
+    count_nonzero,
     respelled,
     tally_of,
 )
@@ -261,6 +262,17 @@ class TaskVector(Expression, Mapping[str, Tensor]):
         """
         for rows in self.specs[name].row_blocks():
             yield self.read(name, rows)
+
+    def is_zero(self, name: str) -> bool:
+        """Whether a tensor is 0 everywhere; it is read up to its first number that is not.
+
+        Args:
+            name: A key.
+
+        Returns:
+            True for what the fine-tune left as it was.
+        """
+        return not any(count_nonzero(block) for block in self.blocks(name))
 
     def tally(self, name: str) -> Tally | None:
         """Tell what a mask kept of a tensor, over the blocks read so far.

@@ -232,6 +232,19 @@ class Votes(Mapping[str, Tensor]):
         )
         return Votes({new: self.read(old) for old, new in kept.items()}, record)
 
+    def joined(self, counts: Mapping[str, Tensor], fingerprints: Mapping[str, str]) -> "Votes":
+        """Take in what the same samples voted on other tensors.
+
+        Args:
+            counts: By name; none of them is here already.
+            fingerprints: Of the weights at which they were counted.
+
+        Returns:
+            All of them.
+        """
+        record = replace(self.record, fingerprints={**self.fingerprints, **fingerprints})
+        return Votes({**{name: self.read(name) for name in self}, **counts}, record)
+
     def __add__(self, other: "Votes") -> "Votes":
         """Add the votes of other samples for the same target."""
         if not isinstance(other, Votes):
