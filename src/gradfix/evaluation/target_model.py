@@ -4,7 +4,6 @@ There is never a second model in memory. θ_B is read from its checkpoint whenev
 α and back leaves no rounding behind, and what is evaluated is what would be written.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,14 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradfix.checkpoints import Checkpoint, TensorSource, TensorSpec
+from gradfix.checkpoints import Checkpoint, TensorSource
 from gradfix.checkpoints.architecture import untied_config
-from gradfix.checkpoints.expressions import Difference, Given, Padded, Selection, require_finite
+from gradfix.checkpoints.expressions import Difference, Given, Selection, require_finite
 from gradfix.checkpoints.fingerprint import stored_fingerprint
-from gradfix.checkpoints.layouts import AsStored, InMemory, layout_of
 from gradfix.errors import GradfixError, listed
 from gradfix.evaluation.evaluate import EncodedRows, Evaluation, encode_rows, evaluate
-from gradfix.evaluation.stored_weights import NOT_STORED, StoredAs, stored_buffers
+from gradfix.evaluation.stored_weights import (
+    NOT_STORED,
+    StoredAs,
+    StoredWeights,
+    is_computed,
+    stored_buffers,
+)
 from gradfix.progress import Progress, silent
 from gradfix.tasks import ModelTask
 from gradfix.tasks.data import row_hash
@@ -75,13 +79,13 @@ class TargetModel:
         self._placement = placement
         self._parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
         self._buffers = stored_buffers(model)
-        self._layout = layout_of(model, _output_names(placement, target))
-        self._base = self._in_memory(placement.base)
+        self._stored = StoredWeights(model, target, placement)
+        self._base = self._stored.in_memory(placement.base)
         self._stored_as = self._find_stored()
         self._missing = {
             name
             for name, home in self._stored_as.items()
-            if home == NOT_STORED and not _computed(model, name)
+            if home == NOT_STORED and not is_computed(model, name)
         }
         if task.builds_model:
             self.require_weights()
@@ -175,7 +179,7 @@ class TargetModel:
         return {
             name: theirs[0]
             for name, theirs in self._covered.items()
-            if name not in self._layout.parts_of_memory
+            if name not in self._stored.layout.parts_of_memory
         }
 
     @property
@@ -305,10 +309,10 @@ class TargetModel:
     def _stored_votes(self, votes: Votes) -> Votes:
         """Give votes the target checkpoint's names, and its form where it stores another one."""
         parts = {name: names for name, names in self._covered.items() if name not in self.names}
-        counts = self._as_stored(
+        counts = self._stored.as_stored(
             Selection(votes, {self._stored_as[name].memory: name for name in votes if name in parts})
         )
-        weights = self._as_stored(self._here())
+        weights = self._stored.as_stored(self._here())
         return votes.renamed(self.names).joined(
             {theirs: counts.read(theirs) for theirs in counts.specs},
             {theirs: stored_fingerprint(weights, theirs) for theirs in counts.specs},
@@ -354,7 +358,7 @@ class TargetModel:
             aliases.setdefault(id(parameter), []).append(name)
         found_as = {}
         for name, parameter in self._parameters.items():
-            found = {alias: self._home(alias) for alias in aliases[id(parameter)]}
+            found = {alias: self._stored.find(alias) for alias in aliases[id(parameter)]}
             known = list(dict.fromkeys(home for home in found.values() if home != NOT_STORED))
             if len(known) > 1 and self.task.builds_model:
                 # Writing would change one of them, and loading what was written take the other.
@@ -364,49 +368,8 @@ class TargetModel:
                 )
             found_as[name] = found[name] if found[name] != NOT_STORED or not known else known[0]
         for name in self._buffers:
-            found_as[name] = self._home(name)
+            found_as[name] = self._stored.find(name)
         return found_as
-
-    def stored_as(self, name: str) -> StoredAs:
-        """Find a tensor's value in the files, by its name in the module."""
-        parts = self._layout.parts_of_memory.get(name)
-        if parts is not None:
-            return StoredAs(
-                tuple(self._theirs(stored) for part in parts for stored in part.stored), memory=name
-            )
-        stored = self._layout.of_memory.get(name)
-        if stored is None:
-            return NOT_STORED
-        if stored in self._placement.vector.additions.specs:
-            return StoredAs(addition=stored, memory=name)
-        return StoredAs((self._theirs(stored),), memory=name)
-
-    def _theirs(self, stored: str) -> str:
-        theirs = self._placement.outputs.get(stored)
-        return theirs if theirs is not None else self._target.ties.get(stored, stored)
-
-    def _in_memory(self, source: TensorSource) -> InMemory:
-        """Give tensors with the target checkpoint's names in the form that the module has, the rest of a part as 0."""
-        stored = {name: self._theirs(name) for name in (*self._layout.renamed, *self._layout.part_of_stored)}
-        names = {name: theirs for name, theirs in stored.items() if theirs in source.specs}
-        whole = [
-            [name for part in parts for name in part.stored]
-            for parts in self._layout.parts_of_memory.values()
-        ]
-        # One expert of many may change alone.
-        wanted = {
-            name: stored[name] for group in whole if not names.keys().isdisjoint(group) for name in group
-        }
-        there = Selection(source, names)
-        if wanted.keys() <= names.keys():
-            return InMemory(there, self._layout)
-        like = Selection(self._placement.base, {**names, **wanted}, torch.float32)
-        return InMemory(Padded(there, like), self._layout)
-
-    def _as_stored(self, source: TensorSource) -> TensorSource:
-        """Give tensors with the module's names as the target checkpoint stores and names them."""
-        found = AsStored(source, self._layout)
-        return Selection(found, {self._theirs(stored): stored for stored in found.specs})
 
     def _require_shapes(self) -> None:
         """Refuse a built model whose tensors have other shapes than the stored ones."""
@@ -454,7 +417,7 @@ class TargetModel:
         Returns:
             Lazy, and true only as long as the model stays where it is: keep it before moving on.
         """
-        here = Selection(self._as_stored(self._here()), {name: name for name in self.vector.specs})
+        here = Selection(self._stored.as_stored(self._here()), {name: name for name in self.vector.specs})
         base = Selection(self._placement.base, {name: name for name in self.vector.specs})
         owners = ("the moved model", self._target.location)
         return self.vector.derive(Difference(here, base, owners), operation="displacement")
@@ -482,7 +445,7 @@ class TargetModel:
         Returns:
             By the output's names; empty where the tuned model's head was copied.
         """
-        return {self._layout.of_memory.get(name, name): value for name, value in self._heads.items()}
+        return {self._stored.layout.of_memory.get(name, name): value for name, value in self._heads.items()}
 
     def trainable(self, *, head: bool = True) -> list[nn.Parameter]:
         """Give what few-shot fine-tuning trains: the parameters that vote, and the head.
@@ -509,7 +472,7 @@ class TargetModel:
             The directional derivative of the mean loss; negative where moving along δ helps.
         """
         # An aligned δ has fewer tensors than τ: the others do not move.
-        changes = self._in_memory(delta)
+        changes = self._stored.in_memory(delta)
         moved = {name: self._stored_as[name].memory for name in self._covered}
         moved = {name: memory for name, memory in moved.items() if memory in changes.specs}
         if not moved:
@@ -548,7 +511,7 @@ class TargetModel:
         return total / len(rows)
 
     def _set(self, delta: TaskVector | None, alpha: float) -> None:
-        changes = None if delta is None else self._in_memory(delta)
+        changes = None if delta is None else self._stored.in_memory(delta)
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 home = self._stored_as[name]
@@ -567,26 +530,6 @@ class TargetModel:
         return Given(
             {self._stored_as[name].memory: self._parameters[name].detach().cpu() for name in self._covered}
         )
-
-
-def _output_names(placement: Placement, target: Checkpoint) -> dict[str, TensorSpec]:
-    """What the output will hold, and other names under which the target's tensors may be known."""
-    additions = placement.vector.additions.specs
-    specs = {
-        name: additions[name] if theirs is None else placement.base.specs[theirs]
-        for name, theirs in placement.outputs.items()
-    }
-    return {**{alias: target.specs[name] for alias, name in target.ties.items()}, **specs}
-
-
-def _computed(model: nn.Module, name: str) -> bool:
-    """Whether a parameter is nowhere stored because it is computed: sinusoidal positions, or a counter for training."""
-    known = [
-        pattern
-        for key in ("_keys_to_ignore_on_load_missing", "_keys_to_ignore_on_save")
-        for pattern in getattr(model, key, None) or ()
-    ]
-    return name.endswith("num_batches_tracked") or any(re.search(pattern, name) for pattern in known)
 
 
 def _blocks(gradient: Tensor, delta: TensorSource, name: str) -> Iterator[tuple[slice | None, Tensor]]:

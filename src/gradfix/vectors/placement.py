@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import torch
 
-from gradfix.backbone import refuse_other_backbone, weights_among
 from gradfix.checkpoints import Checkpoint, TensorSource
 from gradfix.checkpoints.architecture import architecture_of, skeleton, untied_config
+from gradfix.checkpoints.backbone import refuse_other_backbone, weights_among
 from gradfix.checkpoints.expressions import Aliased, MappedRows, Selection, respelled
 from gradfix.checkpoints.layouts import layout_of
 from gradfix.checkpoints.respelling import Respelling, Spelled, layer, respell

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from gradfix._version import __version__
-from gradfix.backbone import refuse_other_backbone, refuse_strange_additions, weights_among
 from gradfix.checkpoints import Checkpoint, SafetensorsFile, TensorSource, TensorSpec, write_safetensors
+from gradfix.checkpoints.backbone import refuse_other_backbone, refuse_strange_additions, weights_among
 from gradfix.checkpoints.expressions import (
     Aliased,
     Checked,
