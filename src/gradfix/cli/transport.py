@@ -11,7 +11,7 @@ def transport(recipe: TransportRecipe, console: Console) -> None:
     from gradfix.transport.pipeline import run_transport
 
     result = run_transport(recipe, tell=console.tell, progress=console.progress)
-    for note in result.applied.notes():
+    for note in result.applied.notes(told=True):
         console.say(note)
     method = result.record["method"]
     if method is not None:

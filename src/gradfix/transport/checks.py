@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from gradfix.checkpoints import Checkpoint
+from gradfix.checkpoints.expressions import Aliased
 from gradfix.errors import GradfixError, listed
 from gradfix.vectors.apply import add_scaled, output_specs
 from gradfix.vectors.placement import own_weights, place
@@ -55,6 +56,7 @@ class Findings:
         relative_norm: ‖τ‖ / ‖θ_A‖ on the sample.
         output_bytes: Size of the model that would be written.
         seconds: Estimated time to write it, measured on one block.
+        hold: Keep findings until :meth:`release`, so that what is refused says one thing alone.
         tell: Told each finding at once, so that a person reads it before anything long starts.
     """
 
@@ -64,6 +66,7 @@ class Findings:
     relative_norm: float | None = None
     output_bytes: int | None = None
     seconds: float | None = None
+    hold: bool = field(default=False, repr=False, compare=False)
     tell: Callable[[Finding], None] = field(default=ignore, repr=False, compare=False)
 
     @property
@@ -79,8 +82,17 @@ class Findings:
             text: What, and what to do.
         """
         finding = Finding(level, text)
+        if finding in self.findings:
+            return
         self.findings.append(finding)
-        self.tell(finding)
+        if not self.hold:
+            self.tell(finding)
+
+    def release(self) -> None:
+        """Tell what was held back: nothing was refused."""
+        self.hold = False
+        for finding in self.findings:
+            self.tell(finding)
 
     def refuse(self) -> None:
         """Stop where an error was found.
@@ -99,7 +111,7 @@ class Findings:
         Returns:
             The findings and measurements, and ``ok``.
         """
-        values = {name: value for name, value in vars(self).items() if name != "tell"}
+        values = {name: value for name, value in vars(self).items() if name not in ("tell", "hold")}
         return {"ok": self.ok, **values, "findings": [asdict(finding) for finding in self.findings]}
 
 
@@ -150,11 +162,10 @@ def open_models(
     base = Checkpoint.open(source_base)
     tuned = Checkpoint.open(source_tuned, base=base)
     target = Checkpoint.open(target_base)
-    _check_architecture(found, base, tuned, target)
-    found.refuse()
+    _compare_configurations(found, base, tuned, target)
     tau = TaskVector.between(base, tuned)
     placement = place(tau, target)
-    _note_placement(found, placement, target)
+    note_placement(found, placement, target)
     _check_room(found, placement, target, output, overwrite)
     found.refuse()
     return Models(base, tuned, target, tau, placement)
@@ -179,18 +190,7 @@ def check_weights(models: Models, found: Findings) -> None:
     found.relative_norm = delta.norm() / origin.norm() if origin.norm() else None
     found.cosine_tuned = origin.cosine(origin.values + delta.values)
     found.cosine_target = origin.cosine(theirs.values)
-    if delta.norm() == 0 and models.tau.norm() == 0:
-        found.add(
-            "error",
-            f"{tuned.location}: equal to {base.location} in every weight, so the task vector is exactly zero; "
-            "give the fine-tuned model as the tuned one",
-        )
-    elif found.cosine_tuned is not None and found.cosine_tuned < UNRELATED:
-        found.add(
-            "error",
-            f"{tuned.location}: does not descend from {base.location}: the cosine of their weights is "
-            f"{found.cosine_tuned:.2f}, a fine-tune's is above 0.9; give the base it was tuned from",
-        )
+    _judge_descent(found, base, tuned, zero=delta.norm() == 0 and models.tau.norm() == 0)
     if found.cosine_target is not None:
         close = found.cosine_target > CLOSE
         found.add(
@@ -208,14 +208,58 @@ def check_weights(models: Models, found: Findings) -> None:
     found.refuse()
 
 
-def _check_architecture(found: Findings, base: Checkpoint, tuned: Checkpoint, target: Checkpoint) -> None:
-    for other in (tuned, target):
+def check_tuned(base: Checkpoint, tuned: Checkpoint, tau: TaskVector, found: Findings) -> None:
+    """Hold a tuned model against its base where there is no target: configurations, then a few rows of each matrix.
+
+    Args:
+        base: θ_A.
+        tuned: θ_A^ft.
+        tau: Their difference.
+        found: Told what is found.
+
+    Raises:
+        GradfixError: if an error was found: τ is zero, or the tuned model is not a fine-tune of the base.
+    """
+    _compare_configurations(found, base, tuned)
+    names = matrices(tau)
+    delta, theirs = WeightSample(tau, names), WeightSample(Aliased(tuned, tuned.ties), names)
+    origin = theirs.values - delta.values
+    found.relative_norm = delta.norm() / float(origin.norm()) if float(origin.norm()) else None
+    found.cosine_tuned = theirs.cosine(origin)
+    _judge_descent(found, base, tuned, zero=delta.norm() == 0 and tau.norm() == 0)
+    found.refuse()
+
+
+def _judge_descent(found: Findings, base: Checkpoint, tuned: Checkpoint, *, zero: bool) -> None:
+    if zero:
+        found.add(
+            "error",
+            f"{tuned.location}: equal to {base.location} in every weight, so the task vector is exactly zero; "
+            "give the fine-tuned model as the tuned one",
+        )
+    elif found.cosine_tuned is not None and found.cosine_tuned < UNRELATED:
+        apart = f"the cosine of their weights is {found.cosine_tuned:.2f}, a fine-tune's is above 0.9"
+        if tuned.adapter_of is not None:
+            found.add(
+                "warning",
+                f"{tuned.location}: changes {base.location} beyond recognition: {apart}; the base that its own "
+                f"configuration names: {tuned.adapter_of or 'none'}",
+            )
+        else:
+            found.add(
+                "error",
+                f"{tuned.location}: does not descend from {base.location}: {apart}; give the base it was tuned from",
+            )
+
+
+def _compare_configurations(found: Findings, base: Checkpoint, *others: Checkpoint) -> None:
+    for other in others:
         kinds = base.config.get("model_type"), other.config.get("model_type")
         if None not in kinds and kinds[0] != kinds[1]:
             found.add(
-                "error",
-                f"{other.location}: model_type: expected {kinds[0]} as in {base.location}, found {kinds[1]}; "
-                "all three models must be of one architecture",
+                "warning",
+                f"{other.location}: model_type is {kinds[1]}, in {base.location} it is {kinds[0]}; their weights are "
+                "matched by names and shapes",
             )
         differing = [
             f"{path} {theirs!r} against {ours!r}"
@@ -228,17 +272,6 @@ def _check_architecture(found: Findings, base: Checkpoint, tuned: Checkpoint, ta
                 f"{other.location}: its configuration computes something else than {base.location}'s: "
                 f"{listed(differing)}; the task vector may not carry over",
             )
-    if not target.config:
-        found.add(
-            "note", f"{target.location}: no config.json, so the output will be weights without a model around"
-        )
-    ties = base.config.get("tie_word_embeddings"), target.config.get("tie_word_embeddings")
-    if None not in ties and ties[0] != ties[1]:
-        found.add(
-            "warning",
-            f"{target.location}: tie_word_embeddings is {ties[1]}, in {base.location} it is {ties[0]}; "
-            "input and output embeddings will change together in one model and apart in the other",
-        )
 
 
 def _differences(
@@ -252,7 +285,18 @@ def _differences(
             yield from _differences(ours[key], theirs[key], f"{key}.")
 
 
-def _note_placement(found: Findings, placement: Placement, target: Checkpoint) -> None:
+def note_placement(found: Findings, placement: Placement, target: Checkpoint) -> None:
+    """Say how a task vector lies on a target, and what of either is left.
+
+    Args:
+        found: Told.
+        placement: The task vector's.
+        target: θ_B.
+    """
+    if not target.config:
+        found.add(
+            "note", f"{target.location}: no config.json, so the output will be weights without a model around"
+        )
     if placement.rule:
         found.add("note", f"names matched: {placement.rule}")
     for name, (matched, rows) in placement.matched_tokens.items():
@@ -272,7 +316,17 @@ def _note_placement(found: Findings, placement: Placement, target: Checkpoint) -
             "warning", f"{target.location} has no place for: {listed(placement.unplaced)}; they are left out"
         )
     if placement.dropped:
-        found.add("note", f"left out, the tuned model has a head of its own: {listed(placement.dropped)}")
+        found.add(
+            "warning",
+            f"left out of {target.location}, the tuned model's architecture has no place for it: "
+            f"{listed(placement.dropped)}",
+        )
+    if placement.untied:
+        found.add(
+            "note",
+            f"{target.location} ties {listed(placement.untied)}, and the fine-tune changes it apart: it is stored on its "
+            "own, and the output's configuration says so",
+        )
     if placement.vector.additions.specs:
         found.add(
             "note",

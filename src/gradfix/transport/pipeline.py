@@ -11,7 +11,7 @@ import torch
 
 from gradfix.alignment import align, run_source
 from gradfix.checkpoints import Checkpoint
-from gradfix.errors import GradfixError
+from gradfix.errors import GradfixError, listed
 from gradfix.evaluation.binding import Rows, bind, choose_support, describe_head, use_head
 from gradfix.evaluation.certificate import Certificate, certify
 from gradfix.evaluation.evaluate import Evaluation
@@ -136,7 +136,7 @@ def run_transport(
     Raises:
         GradfixError: if the inputs don't allow it; nothing is written then.
     """
-    clock, found = Clock(), Findings(tell=tell)
+    clock, found = Clock(), Findings(tell=tell, hold=True)
     if recipe.output.exists() and not recipe.overwrite:
         raise GradfixError(f"{recipe.output}: exists already; choose another output or give --overwrite")
     with clock.stage("check"):
@@ -147,6 +147,7 @@ def run_transport(
         task, data = ready_task(recipe, models, data, found, task=task)
     with clock.stage("check"):
         check_weights(models, found)
+        found.release()
     control_seed = recipe.seed if data.held else None
     with ExitStack() as stack:
         source = None
@@ -182,6 +183,8 @@ def run_transport(
             use_head(model, recipe.head, support)
             model.require_weights()
             aligned = align(source, model, control_seed=control_seed) if source is not None else None
+            model.vote_where(model.vector, *([aligned.vector] if aligned is not None else []))
+            _note_silent(model, placement.vector, found)
         more = source.pseudo_labels(task) if source is not None else ()
         context = stack.enter_context(
             selection_context(model, support, recipe, crossing=crossing, more=more, progress=progress)
@@ -264,6 +267,8 @@ def count(
         **recipe.loading(),
     )
     model.require_weights()
+    if recipe.source_tuned is not None:
+        model.vote_where(model.vector)
     support = choose_support(model, pool, **recipe.drawing())
     votes = model.votes(
         support, vote=recipe.vote, seed=recipe.seed, dtype=recipe.votes_dtype, progress=progress
@@ -302,6 +307,17 @@ def measure(
     )
     model.require_weights()
     return model.evaluate(rows, progress=progress)
+
+
+def _note_silent(model: TargetModel, tau: TaskVector, found: Findings) -> None:
+    """List and count what casts no votes and so keeps the new base's values."""
+    silent = [name for name in model.silent_parameters if name in tau.specs and not tau.is_zero(name)]
+    if silent:
+        found.add(
+            "note",
+            f"{len(silent)} of {len(tau)} tensors get no votes, because the task's loss does not depend on them: "
+            f"{listed(silent)}; they keep the new base's values",
+        )
 
 
 def _judged(

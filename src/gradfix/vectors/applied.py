@@ -86,15 +86,30 @@ class Applied:
         wanted = sum(facts.wanted for facts in self.tensors.values())
         return sum(facts.lost for facts in self.tensors.values()) / wanted if wanted else 0.0
 
-    def notes(self) -> list[str]:
+    def notes(self, *, told: bool = False) -> list[str]:
         """Say in plain words what was written, and what a reader should know of it.
+
+        Args:
+            told: Whether the check has said already what goes where.
 
         Returns:
             Sentences, the main one first.
         """
         kept = "" if self.kept_share is None else f", {self.kept_share:.1%} of the task vector kept"
-        changed = f"{len(self.tensors)} tensors changed, α = {self.alpha:g}{kept}"
+        count = sum(facts.wanted > 0 for facts in self.tensors.values())
+        changed = f"{count} tensors changed, α = {self.alpha:g}{kept}"
         notes = [f"wrote {self.output}: {changed if self.alpha else 'the new base as it is (α = 0)'}"]
+        if not told:
+            notes += self._placed()
+        if self.lost_share > 0.01:
+            notes.append(
+                f"{self.lost_share:.1%} of the changed weights were rounded back by the output's number format; "
+                "--dtype float32 or --rounding stochastic keeps them"
+            )
+        return notes
+
+    def _placed(self) -> list[str]:
+        notes = []
         if self.rule:
             notes.append(f"names matched: {self.rule}")
         if self.matched_tokens:
@@ -108,11 +123,6 @@ class Applied:
             notes.append(f"left out of the new base: {listed(self.dropped)}")
         if self.untouched:
             notes.append(f"kept as in the new base, nothing to add: {listed(self.untouched)}")
-        if self.lost_share > 0.01:
-            notes.append(
-                f"{self.lost_share:.1%} of the changed weights were rounded back by the output's number format; "
-                "--dtype float32 or --rounding stochastic keeps them"
-            )
         return notes
 
     def to_json(self) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def compare(
     Raises:
         GradfixError: if the inputs don't allow it.
     """
-    found = Findings(tell=tell)
+    found = Findings(tell=tell, hold=True)
     models = open_models(recipe.source_base, recipe.source_tuned, recipe.target_base, found)
     target = models.target
     data = Data(
@@ -102,6 +102,7 @@ def compare(
     )
     task, data = ready_task(recipe, models, data, found)
     check_weights(models, found)
+    found.release()
     with ExitStack() as stack:
         source = run_source(
             models.base,
