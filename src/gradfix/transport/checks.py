@@ -324,8 +324,8 @@ def note_placement(found: Findings, placement: Placement, target: Checkpoint) ->
     if placement.untied:
         found.add(
             "note",
-            f"{target.location} ties {listed(placement.untied)}, and the fine-tune changes it apart: it is stored on its "
-            "own, and the output's configuration says so",
+            f"{target.location} ties {listed(placement.untied)}, and the fine-tune changes it apart: it is stored "
+            "on its own, and the output's configuration says so",
         )
     if placement.vector.additions.specs:
         found.add(
