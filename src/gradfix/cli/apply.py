@@ -43,7 +43,6 @@ def apply(recipe: ApplyRecipe, console: Console) -> None:
         if strategy == "none"
         else mask(tau, votes, strategy=strategy, seed=recipe.seed, **options)
     )
-    found.release()
     applied = write(
         masked,
         target,
@@ -52,6 +51,7 @@ def apply(recipe: ApplyRecipe, console: Console) -> None:
         **recipe.writing(),
         progress=console.progress,
     )
+    found.release()  # only now: a refusal while writing says one thing alone
     for note in applied.notes(told=True):
         console.say(note)
     console.result({**applied.to_json(), "check": found.to_json()})

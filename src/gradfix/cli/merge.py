@@ -42,7 +42,6 @@ def merge(recipe: MergeRecipe, console: Console) -> None:
         **({"level": recipe.confidence} if recipe.mask == "confident" else {}),
         progress=console.progress,
     )
-    found.release()
     if target is None:
         _write_vector(merged, recipe, console)
         return
@@ -64,6 +63,7 @@ def merge(recipe: MergeRecipe, console: Console) -> None:
         restart=recipe.restart,
         progress=console.progress,
     )
+    found.release()
     for note in applied.notes(told=True):
         console.say(note)
     console.result(applied.to_json())

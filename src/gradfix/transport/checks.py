@@ -182,10 +182,11 @@ def check_weights(models: Models, found: Findings) -> None:
         GradfixError: if an error was found: τ is zero, or the tuned model is not a fine-tune of the base.
     """
     base, tuned, target, vector = models.base, models.tuned, models.target, models.placement.vector
-    names = matrices(vector)
+    weights = Aliased(place(own_weights(base), target).vector, target.ties)
+    names = [name for name in matrices(vector) if name in weights.specs]
     delta = WeightSample(vector, names)
     # θ_A^ft is not read again: with τ and θ_A known in the target's names, it is their sum.
-    origin = WeightSample(place(own_weights(base), target).vector, names)
+    origin = WeightSample(weights, names)
     theirs = WeightSample(models.placement.base, names)
     found.relative_norm = delta.norm() / origin.norm() if origin.norm() else None
     found.cosine_tuned = origin.cosine(origin.values + delta.values)
