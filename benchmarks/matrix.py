@@ -2,7 +2,8 @@
 
 Tiny models from configurations alone. For each, θ_A, a fine-tune and θ_B are written to disk, the fine-tune in several
 ways; what a command writes is loaded by ``from_pretrained`` and compared, parameter by parameter, with
-θ_B + (θ_A^ft − θ_A) of state dicts that ``from_pretrained`` gave. A cell is "right", "refused" with one line, or a fault.
+θ_B + (θ_A^ft − θ_A) of state dicts that ``from_pretrained`` gave. A cell is "right", "refused" with one line, or a
+fault.
 
     python benchmarks/matrix.py                    # prints the table
     python benchmarks/matrix.py --write docs/compatibility.md
@@ -96,7 +97,11 @@ class Family:
         model, report = getattr(transformers, self.kind).from_pretrained(
             folder, output_loading_info=True, dtype=torch.float32
         )
-        strange = {key: sorted(report[key]) for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if report[key]}
+        strange = {
+            key: sorted(report[key])
+            for key in ("missing_keys", "unexpected_keys", "mismatched_keys")
+            if report[key]
+        }
         if strange:
             raise AssertionError(f"{folder}: from_pretrained reports {strange}")
         return model
@@ -104,7 +109,9 @@ class Family:
 
 FAMILIES: dict[str, Family] = {
     "BERT": Family("BertForMaskedLM", "BertConfig", TEXT, ("query", "value")),
-    "RoBERTa": Family("RobertaForMaskedLM", "RobertaConfig", {**TEXT, "pad_token_id": 1, "bos_token_id": 0}, ("query",)),
+    "RoBERTa": Family(
+        "RobertaForMaskedLM", "RobertaConfig", {**TEXT, "pad_token_id": 1, "bos_token_id": 0}, ("query",)
+    ),
     "DeBERTa": Family(
         "DebertaV2ForMaskedLM",
         "DebertaV2Config",
@@ -121,7 +128,15 @@ FAMILIES: dict[str, Family] = {
     "T5": Family(
         "T5ForConditionalGeneration",
         "T5Config",
-        {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "pad_token_id": 0},
+        {
+            "vocab_size": 64,
+            "d_model": 32,
+            "d_kv": 8,
+            "d_ff": 48,
+            "num_layers": 2,
+            "num_heads": 4,
+            "pad_token_id": 0,
+        },
         ("q", "v"),
     ),
     "BART": Family("BartForConditionalGeneration", "BartConfig", PAIR, ("q_proj",)),
@@ -129,21 +144,33 @@ FAMILIES: dict[str, Family] = {
     "GPT-2": Family(
         "GPT2LMHeadModel",
         "GPT2Config",
-        {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 48, "bos_token_id": 1, "eos_token_id": 2},
+        {
+            "vocab_size": 64,
+            "n_embd": 32,
+            "n_layer": 2,
+            "n_head": 4,
+            "n_positions": 48,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
         ("c_attn",),
     ),
     "GPT-NeoX": Family("GPTNeoXForCausalLM", "GPTNeoXConfig", TEXT, ("query_key_value",)),
     "Llama": Family("LlamaForCausalLM", "LlamaConfig", DECODER, ("q_proj", "down_proj")),
     "Qwen2": Family("Qwen2ForCausalLM", "Qwen2Config", {**DECODER, "tie_word_embeddings": True}, ("q_proj",)),
     "Qwen3": Family("Qwen3ForCausalLM", "Qwen3Config", {**DECODER, "head_dim": 8}, ("q_proj",)),
-    "Qwen3-MoE": Family("Qwen3MoeForCausalLM", "Qwen3MoeConfig", {**DECODER, **MOE, "head_dim": 8}, ("q_proj",)),
+    "Qwen3-MoE": Family(
+        "Qwen3MoeForCausalLM", "Qwen3MoeConfig", {**DECODER, **MOE, "head_dim": 8}, ("q_proj",)
+    ),
     "Mixtral": Family(
         "MixtralForCausalLM",
         "MixtralConfig",
         {**DECODER, "num_local_experts": 4, "num_experts_per_tok": 2},
         ("q_proj",),
     ),
-    "OLMoE": Family("OlmoeForCausalLM", "OlmoeConfig", {**TEXT, "num_experts": 4, "num_experts_per_tok": 2}, ("q_proj",)),
+    "OLMoE": Family(
+        "OlmoeForCausalLM", "OlmoeConfig", {**TEXT, "num_experts": 4, "num_experts_per_tok": 2}, ("q_proj",)
+    ),
     "DeepSeek-V3": Family(
         "DeepseekV3ForCausalLM",
         "DeepseekV3Config",
@@ -247,7 +274,11 @@ def _beside(folder: Path, model: Any, state: dict[str, Tensor], name: str) -> No
 def _stored(model: Any) -> dict[str, Tensor]:
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        return {key: value for file in Path(folder).glob("*.safetensors") for key, value in load_file(file).items()}
+        return {
+            key: value
+            for file in Path(folder).glob("*.safetensors")
+            for key, value in load_file(file).items()
+        }
 
 
 def _wrapped(name: str) -> str:
@@ -355,7 +386,11 @@ class Bench:
             for name, value in self.expected(way).items()
             if not torch.allclose(found[name].double(), value.double(), atol=1e-5)
         ]
-        return Cell("WRONG", f"{len(differing)} tensors differ, such as {differing[0]}") if differing else Cell("right")
+        return (
+            Cell("WRONG", f"{len(differing)} tensors differ, such as {differing[0]}")
+            if differing
+            else Cell("right")
+        )
 
 
 def gradfix(*arguments: Any) -> tuple[int, str]:
@@ -405,22 +440,29 @@ def table(cells: dict[tuple[str, str, str], Cell]) -> str:
         for way in ways:
             entries = {key[2]: cell for key, cell in cells.items() if key[:2] == (family, way)}
             verdicts = {cell.verdict for cell in entries.values()}
-            text = verdicts.pop() if len(verdicts) == 1 else ", ".join(f"{c}: {e.verdict}" for c, e in entries.items())
+            text = (
+                verdicts.pop()
+                if len(verdicts) == 1
+                else ", ".join(f"{c}: {e.verdict}" for c, e in entries.items())
+            )
             why = next((cell.why for cell in entries.values() if cell.why), "")
             if why:
                 notes.append(why)
                 text += f" [{len(notes)}]"
             row.append(text)
         lines.append("| " + " | ".join(row) + " |")
-    return "\n".join([*lines, "", *(f"[{number}] {why}  " for number, why in enumerate(notes, 1))]).rstrip() + "\n"
+    return (
+        "\n".join([*lines, "", *(f"[{number}] {why}  " for number, why in enumerate(notes, 1))]).rstrip()
+        + "\n"
+    )
 
 
 PAGE = """# What was tried
 
 `make matrix` makes this page: tiny models of each family, the fine-tune saved in each way, and each of the commands
 {commands}. "right" means that what was written, loaded by `from_pretrained`, equals
-θ_B + (θ_A^ft − θ_A) of state dicts that `from_pretrained` gave, in every parameter, and that it reported no missing, unexpected
-or mismatched weight; "refused" means one line and nothing written.
+θ_B + (θ_A^ft − θ_A) of state dicts that `from_pretrained` gave, in every parameter, and that it reported no missing,
+unexpected or mismatched weight; "refused" means one line and nothing written.
 
 transformers {transformers}, torch {torch}.
 
@@ -429,7 +471,9 @@ transformers {transformers}, torch {torch}.
 
 def main() -> None:
     """Print the table, or write it into the documentation."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--family", action="append", choices=list(FAMILIES))
     parser.add_argument("--way", action="append", choices=[*WAYS, "LoRA"])
     parser.add_argument("--command", action="append", choices=COMMANDS)

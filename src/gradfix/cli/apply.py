@@ -38,11 +38,7 @@ def apply(recipe: ApplyRecipe, console: Console) -> None:
         votes.check_target(target, match_names(votes.specs, target.specs).names)
     strategy = recipe.mask or ("agreement" if votes is not None else "none")
     options = STRATEGIES[strategy].taking(level=recipe.confidence)
-    masked = (
-        tau
-        if strategy == "none"
-        else mask(tau, votes, strategy=strategy, seed=recipe.seed, **options)
-    )
+    masked = tau if strategy == "none" else mask(tau, votes, strategy=strategy, seed=recipe.seed, **options)
     applied = write(
         masked,
         target,
