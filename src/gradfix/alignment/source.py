@@ -174,24 +174,6 @@ class SourceRun:
             if (sure - chance) / (1 - chance) >= CONFIDENCE
         ]
 
-    def to_json(self, task: ModelTask) -> dict[str, Any]:
-        """Give what a report shows.
-
-        Args:
-            task: The target's.
-
-        Returns:
-            Inputs, similarity, and how good a labeller the source is on the labelled samples.
-        """
-        support = self.observed.support
-        return {
-            "inputs": len(self.inputs),
-            "similarity": self.similarity,
-            "source_on_support": support.to_json() if support is not None else None,
-            "unlabelled": self.unlabelled,
-            "labelled_by_source": len(self.pseudo_labels(task)),
-        }
-
 
 def run_source(
     base: Checkpoint,

@@ -10,6 +10,7 @@ from gradfix.recipes import ApplyRecipe
 def apply(recipe: ApplyRecipe, console: Console) -> None:
     """Write θ_B + α (m ⊙ τ), after the same judgement as `gradfix check`."""
     from gradfix.checkpoints import Checkpoint, match_names
+    from gradfix.report.facts import Applied, Check
     from gradfix.transport.checks import Findings, check_weights, note_placement, open_models
     from gradfix.vectors.apply import apply as write
     from gradfix.vectors.mask_strategies import STRATEGIES
@@ -50,4 +51,5 @@ def apply(recipe: ApplyRecipe, console: Console) -> None:
     found.release()  # only now: a refusal while writing says one thing alone
     for note in applied.notes(told=True):
         console.say(note)
-    console.result({**applied.to_json(), "check": found.to_json()})
+    written, check = Applied.model_validate(applied), Check.model_validate(found)
+    console.result({**written.plain(), "check": check.plain()})

@@ -47,6 +47,7 @@ def merge(recipe: MergeRecipe, console: Console) -> None:
         return
     import torch
 
+    from gradfix.report.facts import Applied
     from gradfix.vectors.apply import apply
 
     applied = apply(
@@ -66,7 +67,7 @@ def merge(recipe: MergeRecipe, console: Console) -> None:
     found.release()
     for note in applied.notes(told=True):
         console.say(note)
-    console.result(applied.to_json())
+    console.result(Applied.model_validate(applied))
 
 
 def _write_vector(merged: "TaskVector", recipe: MergeRecipe, console: Console) -> None:

@@ -4,7 +4,7 @@ import hashlib
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,15 +104,6 @@ class Findings:
         if errors:
             more = f" (and {len(errors) - 1} more; see `gradfix check`)" if len(errors) > 1 else ""
             raise GradfixError(errors[0] + more)
-
-    def to_json(self) -> dict[str, Any]:
-        """Give the result as JSON.
-
-        Returns:
-            The findings and measurements, and ``ok``.
-        """
-        values = {name: value for name, value in vars(self).items() if name not in ("tell", "hold")}
-        return {"ok": self.ok, **values, "findings": [asdict(finding) for finding in self.findings]}
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from gradfix.evaluation.judgement import Judgement, judge
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.progress import Progress, silent
 from gradfix.recipes import IN_PYTHON, EvaluateRecipe, TransportRecipe, VotesRecipe, validate
+from gradfix.report.facts import Votes as RecordedVotes
+from gradfix.report.record import TransportRecord
 from gradfix.tasks import ModelTask, get_task
 from gradfix.transport.checks import Finding, Findings, check_weights, ignore
 from gradfix.transport.decision import Decision, cross_fitting_doubts, decide, selection_context
@@ -44,7 +46,7 @@ class Transported:
         applied: What was written, tensor by tensor.
         compatibility: What the check found beforehand.
         seconds: Wall time by stage.
-        record: All of it as JSON, as ``gradfix.json`` holds it.
+        record: All of it, as ``gradfix.json`` holds it.
     """
 
     output: str
@@ -54,12 +56,12 @@ class Transported:
     applied: Applied
     compatibility: Findings
     seconds: Mapping[str, float]
-    record: Mapping[str, Any]
+    record: TransportRecord
 
     @property
     def verdict(self) -> str:
         """Whether it was worth it, in a few sentences of which the first can be quoted."""
-        return str(self.record["verdict"])
+        return self.record.verdict
 
 
 def transport(
@@ -222,7 +224,7 @@ def run_transport(
                 output=recipe.output,
                 **recipe.writing(),
                 heads=model.head_tensors(),
-                companions=lambda applied: output_files(record, recipe, applied.to_json(), clock.seconds),
+                companions=lambda applied: output_files(record, recipe, applied, clock.seconds),
                 progress=progress,
             )
         return Transported(
@@ -232,7 +234,7 @@ def run_transport(
 
 def count(
     recipe: VotesRecipe, *, tell: Callable[[Finding], None] = ignore, progress: Progress = silent
-) -> tuple[Votes, dict[str, Any]]:
+) -> tuple[Votes, RecordedVotes]:
     """Count votes at a model and write them.
 
     Args:

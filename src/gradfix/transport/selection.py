@@ -82,20 +82,10 @@ class Candidate:
         """Mean loss at the best setting."""
         return float(self.losses.mean())
 
-    def to_json(self) -> dict[str, Any]:
-        """Give what a report shows.
-
-        Returns:
-            Name, setting, loss and score.
-        """
-        return {
-            "name": self.name,
-            "label": self.label,
-            "alpha": self.setting.get("alpha", 1.0),
-            "setting": dict(self.setting),
-            "loss": self.loss,
-            "score": self.score,
-        }
+    @property
+    def alpha(self) -> float:
+        """α of the best setting; 1 where it has none."""
+        return self.setting.get("alpha", 1.0)
 
 
 @dataclass(frozen=True)
@@ -117,19 +107,6 @@ class Choice:
     ways: tuple[Method, ...]
     why: str
     chosen_on: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Give what a report shows.
-
-        Returns:
-            Name, reason and candidates.
-        """
-        return {
-            "name": self.candidate.name,
-            "why": self.why,
-            "chosen_on": self.chosen_on,
-            "candidates": [candidate.to_json() for candidate in self.candidates],
-        }
 
     def alpha(self, alpha: float) -> AlphaChoice:
         """Give the curve of the chosen way as a choice of α.

@@ -1,8 +1,7 @@
 """What an application of a task vector did, tensor by tensor."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 from gradfix.errors import listed
 
@@ -34,18 +33,6 @@ class TensorFacts:
     voted: int | None = None
     tied: int | None = None
     net: int | None = None
-
-    @classmethod
-    def from_json(cls, facts: Any) -> "TensorFacts":
-        """Read back what ``asdict`` gave, as the writer's manifest keeps it over an interruption.
-
-        Args:
-            facts: A JSON object.
-
-        Returns:
-            The facts.
-        """
-        return cls(**facts)
 
 
 @dataclass(frozen=True)
@@ -124,11 +111,3 @@ class Applied:
         if self.untouched:
             notes.append(f"kept as in the new base, nothing to add: {listed(self.untouched)}")
         return notes
-
-    def to_json(self) -> dict[str, Any]:
-        """Give the facts as JSON.
-
-        Returns:
-            The attributes, with the shares over all tensors.
-        """
-        return {**asdict(self), "kept_share": self.kept_share, "lost_share": self.lost_share}

@@ -2,12 +2,15 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from gradfix.recipes import only_in_python
 from gradfix.report.elements import Part, Section
+from gradfix.report.facts import Input, Sample
 from gradfix.report.markup import Content, Html, tag
 from gradfix.report.numbers import duration, size
+from gradfix.report.record import TransportRecord
 
 STAGES = {
     "check": "check the inputs",
@@ -24,7 +27,7 @@ STAGES = {
 }
 
 
-def cost_section(record: Mapping[str, Any]) -> Section | None:
+def cost_section(record: TransportRecord) -> Section | None:
     """Show time by stage, and memory.
 
     Args:
@@ -36,13 +39,25 @@ def cost_section(record: Mapping[str, Any]) -> Section | None:
     seconds = seconds_of(record)
     if not seconds:
         return None
-    total, longest = sum(seconds.values()), max(seconds.values()) or 1.0
     slowest = max(seconds, key=lambda name: seconds[name])
-    lead = f"{duration(total)} in all, most of it to {STAGES.get(slowest, slowest)} ({duration(seconds[slowest])})"
-    peak = record.get("peak_memory_bytes")
+    lead = f"{duration(sum(seconds.values()))} in all, most of it to {STAGES.get(slowest, slowest)} "
+    lead += f"({duration(seconds[slowest])})"
+    peak, device = record.peak_memory_bytes, record.options.device
     lead += f"; the process held {size(peak)} of memory at most." if peak else "."
-    device = (record.get("recipe") or {}).get("device")
-    bars = tag(
+    return Section("cost", "What it cost", lead + (f" Device: {device}." if device else ""), [bars(seconds)])
+
+
+def bars(seconds: Mapping[str, float]) -> Html:
+    """Draw times as bars, the longest over the whole width.
+
+    Args:
+        seconds: By stage; at least one.
+
+    Returns:
+        Markup.
+    """
+    longest = max(seconds.values()) or 1.0
+    return tag(
         "div",
         *(
             tag(
@@ -56,10 +71,9 @@ def cost_section(record: Mapping[str, Any]) -> Section | None:
         ),
         class_="bars",
     )
-    return Section("cost", "What it cost", lead + (f" Device: {device}." if device else ""), [bars])
 
 
-def seconds_of(record: Mapping[str, Any]) -> dict[str, float]:
+def seconds_of(record: TransportRecord) -> dict[str, float]:
     """Give the wall time of each stage; that of writing is not over when the record is made, so its own is taken.
 
     Args:
@@ -68,32 +82,55 @@ def seconds_of(record: Mapping[str, Any]) -> dict[str, float]:
     Returns:
         Seconds by stage.
     """
-    found = record.get("seconds") or {}
-    seconds = {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
-    writing = (record.get("applied") or {}).get("seconds")
-    if "write" not in seconds and isinstance(writing, int | float):
-        seconds["write"] = float(writing)
-    return seconds
+    writing = {} if record.applied is None else {"write": record.applied.seconds}
+    return {
+        **record.seconds,
+        **{name: value for name, value in writing.items() if name not in record.seconds},
+    }
 
 
-def inputs_section(record: Mapping[str, Any]) -> Section | None:
+def transport_inputs(record: TransportRecord) -> Section | None:
+    """Name what a transport is made from.
+
+    Args:
+        record: What ``gradfix.json`` holds.
+
+    Returns:
+        The section; None where nothing of it is known.
+    """
+    return inputs_section(
+        "transport", record.recipe, inputs=record.inputs, support=record.support, versions=record.versions
+    )
+
+
+def inputs_section(
+    command: str,
+    recipe: Mapping[str, Any],
+    *,
+    inputs: Mapping[str, Input] = MappingProxyType({}),
+    support: Sequence[Sample] = (),
+    versions: Mapping[str, str] = MappingProxyType({}),
+) -> Section | None:
     """Name the inputs with their hashes, the versions, and the recipe to copy.
 
     Args:
-        record: What ``gradfix.json`` or ``comparison.json`` holds.
+        command: As ``transport``.
+        recipe: Its options.
+        inputs: Models by role.
+        support: The samples that voted.
+        versions: Of packages.
 
     Returns:
         The section; None where nothing of it is known.
     """
     parts: list[Part] = []
-    inputs = record.get("inputs") or {}
     if inputs:
         rows = (
             tag(
                 "tr",
                 tag("th", name.replace("_", " "), scope="row"),
-                tag("td", tag("code", str(entry.get("location", "")))),
-                tag("td", tag("code", str(entry.get("sha256", "")), class_="hash")),
+                tag("td", tag("code", entry.location)),
+                tag("td", tag("code", entry.sha256, class_="hash")),
             )
             for name, entry in inputs.items()
         )
@@ -104,22 +141,20 @@ def inputs_section(record: Mapping[str, Any]) -> Section | None:
             tag("th", "SHA-256", scope="col"),
         )
         parts.append(tag("div", tag("table", tag("thead", head), tag("tbody", *rows)), class_="table facts"))
-    support = record.get("support") or []
     if support:
         listing = tag(
             "ol",
             *(
                 tag(
                     "li",
-                    str(entry.get("row", "")),
+                    entry.row,
                     " ",
-                    tag("code", str(entry.get("sha256", ""))[:16], class_="hash"),
+                    tag("code", entry.sha256[:16], class_="hash"),
                 )
                 for entry in support
             ),
         )
         parts.append(tag("details", tag("summary", f"The {len(support):,} samples that voted"), listing))
-    versions = record.get("versions") or {}
     if versions:
         parts.append(
             tag(
@@ -130,9 +165,8 @@ def inputs_section(record: Mapping[str, Any]) -> Section | None:
                 class_="note",
             )
         )
-    recipe = record.get("recipe")
     if recipe:
-        parts.append(_recipe(str(record.get("command") or "transport"), recipe))
+        parts.append(_recipe(command, recipe))
     return Section("inputs", "Made from", "", parts) if parts else None
 
 
