@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from markupsafe import Markup
+
 from gradfix.report.elements import Cell, Figure, Section, Table, label
 from gradfix.report.elements import Part as Shown
 from gradfix.report.facts import Interval, Part
-from gradfix.report.markup import Html, tag
 from gradfix.report.numbers import points
 from gradfix.report.page import Page
 from gradfix.report.record import Record
@@ -115,7 +116,7 @@ def tables_page(record: TablesRecord) -> Page:
     """
     sections = []
     if record.findings:
-        items = tag("ul", *map(_finding, record.findings), class_="findings")
+        items = Markup('<ul class="findings">{}</ul>').format(Markup().join(map(_finding, record.findings)))
         sections.append(Section("findings", "What this shows", "", [items]))
     sections += [_study(study) for study in record.studies]
     made = inputs_section("studies", record.recipe, versions=record.versions)
@@ -136,9 +137,11 @@ def tables_page(record: TablesRecord) -> Page:
     )
 
 
-def _finding(finding: Finding) -> Html:
-    cases = tag("details", tag("summary", "every case"), tag("p", finding.cases, class_="note"))
-    return tag("li", tag("strong", finding.claim), f" {finding.strength}. ", cases)
+def _finding(finding: Finding) -> Markup:
+    return Markup(
+        "<li><strong>{}</strong> {}. "
+        '<details><summary>every case</summary><p class="note">{}</p></details></li>'
+    ).format(finding.claim, finding.strength, finding.cases)
 
 
 def _study(study: Study) -> Section:
@@ -167,7 +170,7 @@ def _cell(interval: Interval | None, *, signed: bool) -> Cell:
     if not signed:
         return Cell(f"{value * 100:.1f}{width}", value)
     shown = points(value) + width
-    return Cell(tag("strong", shown) if interval.excludes_zero else shown, value)
+    return Cell(Markup("<strong>{}</strong>").format(shown) if interval.excludes_zero else shown, value)
 
 
 def _dots(figure: Dots) -> list[Figure]:

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from markupsafe import Markup
 
 from gradfix.errors import GradfixError
 from gradfix.evaluation import certificate, evaluate, intervals, judgement
 from gradfix.report import facts, report, report_of
-from gradfix.report.markup import Html, embedded_json, tag
+from gradfix.report.markup import embedded_json, render
 from gradfix.report.pages import comparison_verdict
 from gradfix.report.record import AppliedRecord, ComparisonRecord, TransportRecord, read_applied
 from gradfix.report.static import card_figures
@@ -314,7 +315,13 @@ def test_json_in_a_script_reads_back() -> None:
     written = embedded_json(value)
     assert not set("<>&") & set(written)
     assert json.loads(written) == {"text": "</script><!-- & \u2028", "n": [1.5, None, None]}
-    assert tag("p", "<b>", Html("<i>"), title='"><x') == '<p title="&quot;&gt;&lt;x">&lt;b&gt;<i></p>'
+
+
+def test_text_in_a_template_is_escaped() -> None:
+    advice = [{"title": "<b>", "reason": Markup("<i>"), "option": '"><x'}]
+    assert "<strong>&lt;b&gt;</strong><p><i></p><code>&#34;&gt;&lt;x</code>" in render(
+        "advice.html", advice=advice
+    )
 
 
 def test_card_figures_are_small_and_the_same_every_time() -> None:

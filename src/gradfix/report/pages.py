@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Sequence
 
+from markupsafe import Markup
+
 from gradfix.report.elements import Section
-from gradfix.report.markup import Content, joined, tag
 from gradfix.report.numbers import between, duration, metric_name, percent, points
 from gradfix.report.page import Page, Tile
 from gradfix.report.record import ComparisonRecord, DemoRecord, Line, TransportRecord
@@ -57,7 +58,9 @@ def transport_page(record: TransportRecord) -> Page:
     tuned, base = (_model(record, role) for role in ("source_tuned", "target_base"))
     return Page(
         title=f"{tuned} on {base}",
-        above=joined(["gradfix moved ", tag("b", tuned), " to ", tag("b", base), _task(record.options.task)]),
+        above=Markup("gradfix moved <b>{}</b> to <b>{}</b>{}").format(
+            tuned, base, _task(record.options.task)
+        ),
         verdict=transport_verdict(record),
         tiles=_tiles(record),
         sections=[section for build in _TRANSPORT if (section := build(record)) is not None],
@@ -69,8 +72,8 @@ def _model(record: TransportRecord, role: str) -> str:
     return short(record.inputs[role].location) if role in record.inputs else role.replace("_", " ")
 
 
-def _task(task: str | None) -> Content:
-    return f" · {task.replace('-', ' ')}" if task else None
+def _task(task: str | None) -> str:
+    return f" · {task.replace('-', ' ')}" if task else ""
 
 
 def _foot(version: str | None = None) -> str:
@@ -113,8 +116,8 @@ def comparison_page(record: ComparisonRecord) -> Page:
     tuned, base = short(options.source_tuned or "source_tuned"), short(options.target_base or "target_base")
     return Page(
         title=f"{tuned} on {base}, compared",
-        above=joined(
-            ["gradfix compared ways to move ", tag("b", tuned), " to ", tag("b", base), _task(options.task)]
+        above=Markup("gradfix compared ways to move <b>{}</b> to <b>{}</b>{}").format(
+            tuned, base, _task(options.task)
         ),
         verdict=comparison_verdict(rows, record.metric),
         tiles=[],

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from gradfix.report.elements import Section
 from gradfix.report.facts import Judgement
-from gradfix.report.markup import Html, tag
+from gradfix.report.markup import render
 from gradfix.report.numbers import percent, points
 from gradfix.report.record import TransportRecord
 from gradfix.report.verdict import share_from_source
@@ -54,12 +54,7 @@ def advice_section(record: TransportRecord) -> Section | None:
     found = advice(record)
     if not found:
         return None
-    return Section("advice", "What would help more", "", [tag("ol", *map(_item, found), class_="advice")])
-
-
-def _item(entry: Advice) -> Html:
-    option = tag("code", entry.option) if entry.option else None
-    return tag("li", tag("strong", entry.title), tag("p", entry.reason), option)
+    return Section("advice", "What would help more", "", [render("advice.html", advice=found)])
 
 
 def _measure(record: TransportRecord) -> Advice | None:

@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from markupsafe import Markup
+
 from gradfix.recipes import only_in_python
 from gradfix.report.elements import Part, Section
 from gradfix.report.facts import Input, Sample
-from gradfix.report.markup import Content, Html, tag
+from gradfix.report.markup import render
 from gradfix.report.numbers import duration, size
 from gradfix.report.record import TransportRecord
 
@@ -47,7 +49,7 @@ def cost_section(record: TransportRecord) -> Section | None:
     return Section("cost", "What it cost", lead + (f" Device: {device}." if device else ""), [bars(seconds)])
 
 
-def bars(seconds: Mapping[str, float]) -> Html:
+def bars(seconds: Mapping[str, float]) -> Markup:
     """Draw times as bars, the longest over the whole width.
 
     Args:
@@ -56,21 +58,8 @@ def bars(seconds: Mapping[str, float]) -> Html:
     Returns:
         Markup.
     """
-    longest = max(seconds.values()) or 1.0
-    return tag(
-        "div",
-        *(
-            tag(
-                "div",
-                tag("span", STAGES.get(name, name), class_="name"),
-                tag("div", tag("span", style=f"width:{value / longest * 100:.2f}%"), class_="track"),
-                tag("span", duration(value), class_="value"),
-                class_="bar",
-            )
-            for name, value in seconds.items()
-        ),
-        class_="bars",
-    )
+    bars = [(STAGES.get(name, name), value, duration(value)) for name, value in seconds.items()]
+    return render("bars.html", bars=bars, longest=max(seconds.values()) or 1.0)
 
 
 def seconds_of(record: TransportRecord) -> dict[str, float]:
@@ -125,48 +114,15 @@ def inputs_section(
     """
     parts: list[Part] = []
     if inputs:
-        rows = (
-            tag(
-                "tr",
-                tag("th", name.replace("_", " "), scope="row"),
-                tag("td", tag("code", entry.location)),
-                tag("td", tag("code", entry.sha256, class_="hash")),
-            )
-            for name, entry in inputs.items()
-        )
-        head = tag(
-            "tr",
-            tag("th", "input", scope="col"),
-            tag("th", "where", scope="col"),
-            tag("th", "SHA-256", scope="col"),
-        )
-        parts.append(tag("div", tag("table", tag("thead", head), tag("tbody", *rows)), class_="table facts"))
+        parts.append(render("inputs.html", inputs=inputs))
     if support:
-        listing = tag(
-            "ol",
-            *(
-                tag(
-                    "li",
-                    entry.row,
-                    " ",
-                    tag("code", entry.sha256[:16], class_="hash"),
-                )
-                for entry in support
-            ),
-        )
-        parts.append(tag("details", tag("summary", f"The {len(support):,} samples that voted"), listing))
+        parts.append(render("samples.html", support=support))
     if versions:
-        parts.append(
-            tag(
-                "p",
-                "Versions: ",
-                ", ".join(f"{name} {version}" for name, version in versions.items()),
-                ".",
-                class_="note",
-            )
-        )
+        listed = ", ".join(f"{name} {version}" for name, version in versions.items())
+        parts.append(Markup('<p class="note">Versions: {}.</p>').format(listed))
     if recipe:
-        parts.append(_recipe(command, recipe))
+        missing = only_in_python(recipe) if command == "transport" else []
+        parts.append(render("recipe.html", recipe=recipe_text(command, recipe), missing=missing))
     return Section("inputs", "Made from", "", parts) if parts else None
 
 
@@ -183,30 +139,6 @@ def recipe_text(command: str, recipe: Mapping[str, Any]) -> str:
     import yaml
 
     return str(yaml.safe_dump({"command": command, **recipe}, sort_keys=False, allow_unicode=True))
-
-
-def _recipe(command: str, recipe: Mapping[str, Any]) -> Html:
-    return tag(
-        "div",
-        tag(
-            "div",
-            tag("span", "recipe.yaml"),
-            tag("button", "Copy", type="button", class_="copy", data_copies="recipe"),
-            class_="code-head",
-        ),
-        tag("pre", tag("code", recipe_text(command, recipe), id="recipe")),
-        tag("p", *_again(only_in_python(recipe) if command == "transport" else []), class_="note"),
-        class_="code",
-    )
-
-
-def _again(missing: Sequence[str]) -> Sequence[Content]:
-    """Tell how to make the result again."""
-    if missing:
-        return [
-            f"Not the whole recipe: {', '.join(missing)} came from Python, so that script makes it again."
-        ]
-    return ["Made again by ", tag("code", "gradfix run recipe.yaml --output AGAIN"), "."]
 
 
 def short(location: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from gradfix.checkpoints.layers import KINDS, layer_of
 from gradfix.report.elements import Figure, Section, label
 from gradfix.report.facts import TensorFacts
-from gradfix.report.markup import Html, tag
+from gradfix.report.markup import render
 from gradfix.report.numbers import percent
 from gradfix.report.record import TransportRecord
 from gradfix.report.style import DIVERGING, INK, layout
@@ -234,20 +234,5 @@ def format_section(record: TransportRecord) -> Section | None:
     )
     if lost < 0.01:
         return Section("format", "Lost in rounding", lead + " That is too little to matter.")
-    bar = _bar(1 - lost, f"{percent(1 - lost)} of the changes arrived")
-    advice = tag(
-        "p",
-        "Each lost change is smaller than half the distance between two neighbouring numbers there. ",
-        tag("code", "--dtype float32"),
-        " keeps them all; ",
-        tag("code", "--rounding stochastic"),
-        " keeps them on average in bfloat16.",
-    )
-    return Section("format", "Lost in rounding", lead, [bar, advice])
-
-
-def _bar(share: float, words: str) -> Html:
-    width = f"width:{min(100.0, max(0.0, share * 100)):.2f}%"
-    return tag(
-        "div", tag("div", tag("span", style=width), class_="track"), tag("span", words), class_="bar wide"
-    )
+    shown = render("rounding.html", arrived=1 - lost, words=f"{percent(1 - lost)} of the changes arrived")
+    return Section("format", "Lost in rounding", lead, [shown])
