@@ -2,12 +2,11 @@
 
 import os
 from collections.abc import Collection
-from typing import Any
 
-import yaml
+from huggingface_hub import EvalResult, ModelCardData
 
 from gradfix.recipes import only_in_python
-from gradfix.report.facts import Judgement
+from gradfix.report.facts import Evaluation, Judgement
 from gradfix.report.numbers import metric_name
 from gradfix.report.record import TransportRecord
 from gradfix.report.static import ALPHA_FILE, RESULTS_FILE
@@ -31,14 +30,7 @@ def model_card(record: TransportRecord, figures: Collection[str] = ()) -> str:
     Returns:
         Markdown with the Hub's metadata on top. ``base_model`` is left out for a model that is only on a disk.
     """
-    inputs, task = record.inputs, record.options.task
-    metadata: dict[str, Any] = {"tags": ["gradfix", "task-arithmetic", "model-merging"]}
-    if task in _PIPELINES:
-        metadata = {"library_name": "transformers", **metadata, "pipeline_tag": _PIPELINES[task]}
-    hub = [entry.location.partition("@")[0] for entry in inputs.values() if _is_hub_id(entry.location)]
-    if hub:
-        metadata["base_model"] = sorted(set(hub))
-        metadata["base_model_relation"] = "merge"
+    title = f"{_name(record, 'source_tuned')} on {_name(record, 'target_base')}"
     missing = ", ".join(only_in_python(record.recipe))
     again = (
         f"Of what made it, {missing} came from Python and is not in `recipe.yaml`."
@@ -47,10 +39,10 @@ def model_card(record: TransportRecord, figures: Collection[str] = ()) -> str:
     )
     lines = [
         "---",
-        yaml.safe_dump(metadata, sort_keys=False).strip(),
+        _metadata(record, title).to_yaml().strip(),
         "---",
         "",
-        f"# {_name(record, 'source_tuned')} on {_name(record, 'target_base')}",
+        f"# {title}",
         "",
         record.verdict,
         "",
@@ -67,6 +59,39 @@ def model_card(record: TransportRecord, figures: Collection[str] = ()) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _metadata(record: TransportRecord, title: str) -> ModelCardData:
+    """The Hub's metadata; what chose nothing, the test data alone, is a result of the model index."""
+    task, judgement = _PIPELINES.get(record.options.task or ""), record.judgement
+    hub = {entry.location.partition("@")[0] for entry in record.inputs.values() if _is_hub_id(entry.location)}
+    results = None
+    if task is not None and judgement is not None and judgement.data == "test":
+        results = _results(task, record.options.test, judgement.transported)
+    return ModelCardData(
+        model_name=title if results else None,
+        library_name=None if task is None else "transformers",
+        tags=["gradfix", "task-arithmetic", "model-merging"],
+        pipeline_tag=task,
+        base_model=sorted(hub) or None,
+        base_model_relation="merge" if hub else None,
+        eval_results=results,
+    )
+
+
+def _results(task: str, data: str | None, measured: Evaluation) -> list[EvalResult]:
+    name = _shown(data) if data else "test samples"
+    hub = data.partition("@")[0] if data and _is_hub_id(data) else "custom"
+    return [
+        EvalResult(
+            task_type=task,
+            dataset_type=hub,
+            dataset_name=name,
+            metric_type=metric,
+            metric_value=value,
+        )
+        for metric, value in ((measured.metric, measured.score), ("loss", measured.loss))
+    ]
 
 
 def _table(judgement: Judgement | None) -> list[str]:
@@ -99,8 +124,11 @@ def _is_hub_id(location: str) -> bool:
 
 
 def _name(record: TransportRecord, role: str) -> str:
-    """What to call a model: a Hub id whole, a path by its last part, so that no machine's folders get into a card."""
-    location = record.inputs[role].location
+    return _shown(record.inputs[role].location)
+
+
+def _shown(location: str) -> str:
+    """What to call it: a Hub id whole, a path by its last part, so that no machine's folders get into a card."""
     return location if _is_hub_id(location) else os.path.basename(location.rstrip("/")) or location
 
 

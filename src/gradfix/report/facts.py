@@ -354,6 +354,7 @@ class Options(Part):
     task: str | None = None
     source_tuned: str | None = None
     target_base: str | None = None
+    test: str | None = None
     method: str | None = None
     mask: str | None = None
     dtype: str | None = None
