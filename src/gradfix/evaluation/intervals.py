@@ -1,6 +1,7 @@
 """95 % intervals: of one model over samples, of a method over draws, and of a difference of two."""
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,14 +45,13 @@ def score_interval(scores: Sequence[float]) -> Interval:
     n = len(scores)
     if n == 0 or any(score not in {0.0, 1.0} for score in scores):
         return mean_interval(scores)
-    z = 1.959963984540054
-    share = math.fsum(scores) / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    from scipy.stats import binomtest  # type: ignore[import-untyped]  # half a second that few commands need
+
+    right = sum(score == 1.0 for score in scores)
+    ends = binomtest(right, n).proportion_ci(0.95, method="wilson")
     # Where all samples agree one end is 0 or 1 exactly; rounding must not put it inside.
-    low = 0.0 if share == 0.0 else centre - half
-    high = 1.0 if share == 1.0 else centre + half
-    return Interval(share, low, high, n, "wilson")
+    low, high = float(ends.low) if right else 0.0, float(ends.high) if right < n else 1.0
+    return Interval(right / n, low, high, n, "wilson")
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
@@ -66,17 +66,17 @@ def mean_interval(values: Sequence[float]) -> Interval:
     Raises:
         GradfixError: If there are no values.
     """
-    from scipy.stats import t  # type: ignore[import-untyped]
-
     n = len(values)
     if n == 0:
         raise GradfixError("an interval needs at least one value")
     mean = math.fsum(values) / n
     if n == 1:
         return Interval(mean, None, None, 1, "student-t")
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    half = float(t.ppf(0.975, n - 1)) * deviation / math.sqrt(n)
-    return Interval(mean, mean - half, mean + half, n, "student-t")
+    from scipy.stats import t
+
+    error = statistics.stdev(values, mean) / math.sqrt(n)
+    low, high = t.interval(0.95, n - 1, loc=mean, scale=error) if error else (mean, mean)
+    return Interval(mean, float(low), float(high), n, "student-t")
 
 
 def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Interval:
