@@ -9,6 +9,7 @@ from threading import Lock
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from gradfix.checkpoints.fingerprint import StoredTensors
 from gradfix.checkpoints.respelling import Respelling
@@ -182,8 +183,8 @@ class Selection(Expression):
         block = self.of.read(self.names[name], rows)
         return block if self.dtype is None else block.to(self.dtype)
 
+    @override
     def tally(self, name: str) -> Tally | None:
-        """Tell what the mask below kept."""
         return tally_of(self.of, self.names[name])
 
 
@@ -246,8 +247,8 @@ class Padded(Expression):
         whole = torch.zeros((), dtype=spec.dtype).expand(spec.shape)
         return whole if rows is None else whole[rows]
 
+    @override
     def tally(self, name: str) -> Tally | None:
-        """Tell what the mask below kept."""
         return tally_of(self.of, name) if name in self.of.specs else None
 
 
@@ -369,8 +370,8 @@ class Elementwise(Expression):
         """Compute one range of rows."""
         return self.function(self.of.read(name, rows))
 
+    @override
     def tally(self, name: str) -> Tally | None:
-        """Tell what the mask below kept."""
         return tally_of(self.of, name)
 
 
@@ -416,8 +417,8 @@ class MappedRows(Expression):
                 block[start:end] = self.of.read(name, slice(first, first + end - start))
         return block
 
+    @override
     def tally(self, name: str) -> Tally | None:
-        """Tell what the mask below kept."""
         return tally_of(self.of, name)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from gradfix._version import __version__
 from gradfix.checkpoints import Checkpoint, SafetensorsFile, TensorSource, TensorSpec, write_safetensors
@@ -274,15 +275,8 @@ class TaskVector(Expression, Mapping[str, Tensor]):
         """
         return not any(count_nonzero(block) for block in self.blocks(name))
 
+    @override
     def tally(self, name: str) -> Tally | None:
-        """Tell what a mask kept of a tensor, over the blocks read so far.
-
-        Args:
-            name: A key.
-
-        Returns:
-            The counts; None where no mask is involved.
-        """
         return tally_of(self.source, name)
 
     def derive(self, source: TensorSource, **origin: Any) -> "TaskVector":
