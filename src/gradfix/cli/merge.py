@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from gradfix.cli.command import command
 from gradfix.cli.console import Console
-from gradfix.recipes import MergeRecipe, parse_size
+from gradfix.recipes import MergeRecipe
 
 if TYPE_CHECKING:
     from gradfix.vectors.task_vector import TaskVector
@@ -45,8 +45,6 @@ def merge(recipe: MergeRecipe, console: Console) -> None:
     if target is None:
         _write_vector(merged, recipe, console)
         return
-    import torch
-
     from gradfix.report.facts import Applied
     from gradfix.vectors.apply import apply
 
@@ -55,13 +53,7 @@ def merge(recipe: MergeRecipe, console: Console) -> None:
         target,
         alpha=recipe.alpha,
         output=recipe.output,
-        dtype=getattr(torch, recipe.dtype) if recipe.dtype else None,
-        rounding=recipe.rounding,
-        seed=recipe.seed,
-        shard_size=parse_size(recipe.shard_size),
-        overwrite=recipe.overwrite,
-        resume=recipe.resume,
-        restart=recipe.restart,
+        **recipe.writing(),
         progress=console.progress,
     )
     found.release()
