@@ -1,7 +1,7 @@
 """Lazy sources of tensors, the terms that task vectors are built from. Each reads only the rows asked of it."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from gradfix.checkpoints.fingerprint import StoredTensors
 from gradfix.checkpoints.respelling import Respelling
 from gradfix.checkpoints.tensors import TensorSource, TensorSpec
 from gradfix.errors import GradfixError
@@ -356,15 +355,23 @@ class Sum(Expression):
 
 @dataclass(frozen=True)
 class Elementwise(Expression):
-    """A function of each coordinate alone, which may therefore be computed block by block."""
+    """A function of each coordinate alone, which may therefore be computed block by block.
+
+    Attributes:
+        of: What it is computed from.
+        function: Of a block.
+        dtype: Of what it gives; None where that is the block's own.
+    """
 
     of: TensorSource
     function: Callable[[Tensor], Tensor]
+    dtype: torch.dtype | None = None
 
     @cached_property
     def specs(self) -> Mapping[str, TensorSpec]:
-        """The tensors it is computed from."""
-        return self.of.specs
+        """The tensors it is computed from, in the function's dtype."""
+        specs = self.of.specs
+        return {name: TensorSpec(self.dtype or spec.dtype, spec.shape) for name, spec in specs.items()}
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
         """Compute one range of rows."""
@@ -420,51 +427,3 @@ class MappedRows(Expression):
     @override
     def tally(self, name: str) -> Tally | None:
         return tally_of(self.of, name)
-
-
-class DerivedTensors(Mapping[str, Tensor]):
-    """Tensors computed from others when they are read, one at a time.
-
-    Attributes:
-        specs: Dtype and shape of each.
-    """
-
-    def __init__(
-        self, source: StoredTensors, function: Callable[[Tensor], Tensor], dtype: torch.dtype
-    ) -> None:
-        self._source, self._function = source, function
-        self.specs: Mapping[str, TensorSpec] = {
-            name: TensorSpec(dtype, spec.shape) for name, spec in source.specs.items()
-        }
-
-    def read(self, name: str, rows: slice | None = None) -> Tensor:
-        """Compute a tensor, or a contiguous range of its first dimension."""
-        return self._function(self._source.read(name, rows))
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.read(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.specs)
-
-    def __len__(self) -> int:
-        return len(self.specs)
-
-
-class TensorsInMemory:
-    """Tensors held as they are.
-
-    Attributes:
-        specs: Dtype and shape of each.
-    """
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._tensors = dict(tensors)
-        self.specs: Mapping[str, TensorSpec] = {
-            name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in self._tensors.items()
-        }
-
-    def read(self, name: str, rows: slice | None = None) -> Tensor:
-        """Return a tensor, or a contiguous range of its first dimension, without a copy."""
-        tensor = self._tensors[name]
-        return tensor if rows is None else tensor[rows]

@@ -81,9 +81,7 @@ def refuse_mixing(model: nn.Module) -> None:
     mixing = [
         name or type(module).__name__
         for name, module in model.named_modules()
-        if isinstance(module, (_BatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d))
-        and isinstance(module, _BatchNorm)
-        and (module.training or module.running_mean is None)
+        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
     ]
     if mixing:
         raise GradfixError(
