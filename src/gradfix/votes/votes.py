@@ -163,8 +163,7 @@ class Votes(Mapping[str, Tensor]):
         """
         if self.vote != "majority" or self.samples < 2:
             raise GradfixError(
-                f"{self!r} can't be split in halves; expected vote='majority' and at least 2 samples: count "
-                f"again "
+                f"{self!r} can't be split in halves; expected vote='majority' and at least 2 samples: count again "
                 "with vote='majority' or more samples"
             )
         return stability_from_histogram(self.histogram(), self.samples)
@@ -190,8 +189,7 @@ class Votes(Mapping[str, Tensor]):
         other = [name for name in self if there[names.get(name, name)] != self.fingerprints.get(name)]
         if other:
             raise GradfixError(
-                f"the target's weights are not those the votes were counted at: {listed(other)} of "
-                f"{len(self)} "
+                f"the target's weights are not those the votes were counted at: {listed(other)} of {len(self)} "
                 "tensors differ; count votes at this target, or apply them to their own"
             )
 
