@@ -377,3 +377,21 @@ def test_a_damaged_record_is_refused_in_one_line(damage: dict[str, Any]) -> None
         report({**transport_record(), **damage})
     assert "\n" not in str(refused.value)
     assert next(iter(damage)) in str(refused.value)
+
+
+def test_the_page_of_a_demo_is_made_of_two_files(tmp_path: Path) -> None:
+    whole = demo_record()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "gradfix.json").write_text(json.dumps(whole["transport"]))
+    (tmp_path / "demo.json").write_text(json.dumps({k: v for k, v in whole.items() if k != "transport"}))
+    assert report_of(tmp_path) == report(whole)
+    (tmp_path / "model" / "gradfix.json").write_text(json.dumps({**whole["transport"], "version": 7}))
+    with pytest.raises(GradfixError, match=r"model/gradfix\.json: gradfix-transport of version 7"):
+        report_of(tmp_path)
+
+
+def test_a_record_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    record = transported()
+    (tmp_path / "gradfix.json").write_text(record.written())
+    assert report_of(tmp_path) == report(record)
+    assert "options" not in json.loads(record.written())

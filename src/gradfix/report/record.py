@@ -68,7 +68,9 @@ class RecipeRecord(Record):
     @model_validator(mode="before")
     @classmethod
     def _spoken_of(cls, content: Any) -> Any:
-        return {**content, "options": content["recipe"]} if "recipe" in content else content
+        if not isinstance(content, dict) or "recipe" not in content:
+            return content
+        return {**content, "options": content["recipe"]}
 
 
 class TransportRecord(RecipeRecord):
