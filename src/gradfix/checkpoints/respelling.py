@@ -103,7 +103,7 @@ def respell(source: Spelled, target: Spelled) -> Respelling:
         direct.add,
         direct.remove,
     )
-    if not _numbered(plain.unmatched_source) or not _numbered(plain.unmatched_target):
+    if not plain.unmatched_source or not plain.unmatched_target:
         return plain
     tabled = _by_tables(source, target)
     return tabled if tabled is not None and _score(tabled) < _score(plain) else plain
