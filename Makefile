@@ -50,3 +50,7 @@ bench-language: setup
 
 bench-transport: setup
 	$(BIN)/python benchmarks/transport.py
+
+# docs/compatibility.md: families of models, ways of saving and commands against independent arithmetic; some ten minutes.
+matrix: setup
+	$(BIN)/python benchmarks/matrix.py --write docs/compatibility.md

@@ -324,8 +324,9 @@ class Bench:
 
     def save(self, way: str) -> Path:
         """Save the fine-tune in one way."""
-        folder = self.root / "T"
-        shutil.rmtree(folder, ignore_errors=True)
+        folder = self.root / f"T-{way}"
+        if folder.exists():
+            return folder
         if way != "LoRA":
             WAYS[way](self.tuned, folder)
             return folder
@@ -357,16 +358,17 @@ class Bench:
         shutil.rmtree(out, ignore_errors=True)
         pair = ["--source-base", self.root / "A", "--source-tuned", tuned]
         target = ["--target-base", self.root / "B"]
-        vector = self.root / "tau.safetensors"
+        vector = self.root / f"{way}.safetensors"
+        diff = [] if vector.exists() else [["diff", *pair, "--output", vector]]
         steps = {
             "check": [["check", *pair, *target]],
             "apply": [["apply", *pair, *target, "--output", out]],
             "diff + apply": [
-                ["diff", *pair, "--output", vector, "--overwrite"],
+                *diff,
                 ["apply", "--task-vector", vector, *target, "--output", out],
             ],
             "merge": [
-                ["diff", *pair, "--output", vector, "--overwrite"],
+                *diff,
                 ["merge", "--task-vector", vector, "--task-vector", vector, *target, "--output", out],
             ],
         }

@@ -196,7 +196,9 @@ def _apply(
     known = (add or remove) in PREFIXES
     first = _in_turn(ours, renamed, exact.get)
     last = _in_turn(ours, exact.get, renamed)
-    candidates = [first] if exact.keys() <= first.keys() else []
+    # Equal names may part only where one side has the tensor under its other name, too.
+    whole = exact.keys() <= first.keys() or set(exact.values()) <= set(first.values())
+    candidates = [first] if whole else []
     candidates = [
         names
         for names in (*candidates, last)
