@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test quick check format wheel docs bench-language bench-transport
+.PHONY: setup demo test quick check format wheel docs bench-language bench-transport matrix
 
 setup: $(STAMP)
 
