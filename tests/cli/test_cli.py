@@ -172,7 +172,8 @@ def test_check_names_another_architecture_and_other_settings(triple: Triple, tmp
     (tmp_path / "other").mkdir()
     other = save_triple("roberta", tmp_path / "other")
     refused = gradfix("check", *sources(triple), "--target-base", other.target)
-    assert (refused.exit_code, "expected bert" in refused.stderr) == (1, True)
+    assert (refused.exit_code, "model_type is roberta" in refused.stderr) == (1, True)
+    assert "no tensor has a counterpart in the task vector" in refused.stderr
 
 
 def test_an_interruption_ends_with_130(
@@ -257,3 +258,64 @@ def test_a_corrupt_input_is_refused_before_anything_is_written(triple: Triple, t
     )
     assert not (tmp_path / "output").exists()
     assert not (tmp_path / "o").exists()
+
+
+def tuned_adapter(folder: Path, base: Path, size: float) -> Path:
+    """A LoRA on the queries of a BERT, of random factors."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import BertForSequenceClassification
+
+    model = BertForSequenceClassification.from_pretrained(base)
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["query"]))
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            parameter.data = size * torch.randn_like(parameter)
+    adapted.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft asks for it
+def test_an_adapter_that_changes_much_is_told_of_and_not_refused(triple: Triple, tmp_path: Path) -> None:
+    adapter = tuned_adapter(tmp_path / "lora", triple.base, size=5.0)
+    pair = ["--source-base", triple.base, "--source-tuned", adapter, "--target-base", triple.target]
+    result = gradfix("check", *pair)
+    assert (result.exit_code, "changes" in result.stderr) == (0, True)
+    assert f"configuration names: {triple.base}" in result.stderr
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft asks for it
+def test_tensors_that_the_fine_tune_left_alone_are_not_counted_as_changed(
+    triple: Triple, tmp_path: Path
+) -> None:
+    adapter = tuned_adapter(tmp_path / "lora", triple.base, size=0.1)
+    pair = ["--source-base", triple.base, "--source-tuned", adapter, "--target-base", triple.target]
+    result = gradfix("apply", *pair, "--output", tmp_path / "out")
+    assert (result.exit_code, "2 tensors changed" in result.stderr) == (0, True)
+
+
+@pytest.mark.parametrize("command", ["check", "apply", "diff"])
+def test_every_command_refuses_a_stranger_in_the_same_words(
+    command: str, triple: Triple, tmp_path: Path
+) -> None:
+    FAMILIES["bert"](seed=9).save_pretrained(tmp_path / "stranger")
+    arguments = ["--source-base", triple.base, "--source-tuned", tmp_path / "stranger"]
+    if command != "diff":
+        arguments += ["--target-base", triple.target]
+    if command != "check":
+        arguments += ["--output", tmp_path / "out"]
+    result = gradfix(command, *arguments)
+    assert (result.exit_code, "does not descend from" in result.stderr) == (1, True)
+    assert command == "check" or len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_apply_says_what_check_says(triple: Triple, tmp_path: Path) -> None:
+    config = json.loads((triple.target / "config.json").read_text())
+    (triple.target / "config.json").write_text(json.dumps({**config, "hidden_act": "relu"}))
+    arguments = [*sources(triple), "--target-base", triple.target]
+    checked = gradfix("check", *arguments, "--json")
+    applied = gradfix("apply", *arguments, "--output", tmp_path / "out", "--json")
+    findings = json.loads(applied.stdout)["check"]["findings"]
+    assert findings == json.loads(checked.stdout)["findings"]
+    assert any("hidden_act" in finding["text"] for finding in findings)
+    assert all(finding["text"] in applied.stderr for finding in findings)

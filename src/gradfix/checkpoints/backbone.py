@@ -40,11 +40,13 @@ def weights_among(
     if model is None:
         return tuple(found)
     unknown = set(layout_of(model, specs).unknown)
+    computed = [re.compile(pattern) for pattern in model._keys_to_ignore_on_save or ()]
     ignored = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
     leaves = {name.rsplit(".", 1)[-1] for name, _ in model.named_buffers()}
     return tuple(
         name
         for name in found
+        if not any(pattern.search(name) for pattern in computed)
         if name not in unknown
         or not (name.rsplit(".", 1)[-1] in leaves or any(pattern.search(name) for pattern in ignored))
     )
