@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from gradfix.checkpoints.architecture import checkpoint_names
 from gradfix.recipes import load_recipe, parse_size
 from tests.builders import gradfix
+from tests.tiny import tokenizer
 from tests.triples import FAMILIES, Triple, random_votes, save_triple
 
 
@@ -293,7 +294,7 @@ def test_tensors_that_the_fine_tune_left_alone_are_not_counted_as_changed(
     assert (result.exit_code, "2 tensors changed" in result.stderr) == (0, True)
 
 
-@pytest.mark.parametrize("command", ["check", "apply", "diff"])
+@pytest.mark.parametrize("command", ["check", "apply", "diff", "transport"])
 def test_every_command_refuses_a_stranger_in_the_same_words(
     command: str, triple: Triple, tmp_path: Path
 ) -> None:
@@ -303,6 +304,11 @@ def test_every_command_refuses_a_stranger_in_the_same_words(
         arguments += ["--target-base", triple.target]
     if command != "check":
         arguments += ["--output", tmp_path / "out"]
+    if command == "transport":
+        tokenizer().save_pretrained(triple.target)
+        rows = "".join(json.dumps({"text": "a dog", "label": f"LABEL_{i}"}) + "\n" for i in range(3))
+        (tmp_path / "rows.jsonl").write_text(rows)
+        arguments += ["--task", "text-classification", "--support", tmp_path / "rows.jsonl"]
     result = gradfix(command, *arguments)
     assert (result.exit_code, "does not descend from" in result.stderr) == (1, True)
     assert command == "check" or len(result.stderr.strip().splitlines()) == 1

@@ -318,3 +318,16 @@ def test_a_saved_task_vector_keeps_its_ties(tmp_path: Path) -> None:
     apply(TaskVector.load(tmp_path / "tau.safetensors"), tmp_path / "b", output=tmp_path / "o")
     expected = weights(tmp_path / "b")[HEAD] + trio.t[TABLE] - trio.a[TABLE]
     assert close(weights(tmp_path / "o")[HEAD], expected)
+
+
+def test_only_heads_may_be_new_where_no_configuration_says_more(tmp_path: Path) -> None:
+    state = {"blocks.0.fc1.weight": torch.zeros(4, 4), "norm.weight": torch.zeros(4)}
+    save_file(state, tmp_path / "a.safetensors")
+    head = {**state, "classifier.weight": torch.ones(2, 4)}
+    save_file(head, tmp_path / "head.safetensors")
+    tau = TaskVector.between(tmp_path / "a.safetensors", tmp_path / "head.safetensors")
+    assert list(tau.additions.specs) == ["classifier.weight"]
+    for strange in ("patch_embed.weight", "decoder.layers.0.fc1.weight"):
+        save_file({**head, strange: torch.ones(4, 4)}, tmp_path / "t.safetensors")
+        with pytest.raises(GradfixError, match=rf"t\.safetensors: {strange}: .*only heads may be new"):
+            TaskVector.between(tmp_path / "a.safetensors", tmp_path / "t.safetensors")
