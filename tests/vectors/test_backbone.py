@@ -98,7 +98,6 @@ def test_what_one_switch_unties_is_all_stored(tmp_path: Path) -> None:
         lambda state: {
             **state,
             decoder: state[table] + 1,
-            "cls.predictions.decoder.bias": state["cls.predictions.bias"],
         },
         tie_word_embeddings=False,
     )
@@ -113,6 +112,16 @@ def test_buffers_are_no_weights(tmp_path: Path) -> None:
     frequencies = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.rand(4) for i in range(2)}
     trio.change("t", lambda state: {**state, **frequencies})
     assert trio.apply().keys() == trio.b.keys()
+
+
+def test_buffers_are_known_without_a_configuration(tmp_path: Path) -> None:
+    state = {"layers.0.fc1.weight": torch.zeros(4, 4)}
+    buffers = {"layers.0.rotary.inv_freq": torch.ones(2), "layers.0.attn.bias": torch.ones(1, 1, 4, 4)}
+    save_file(state, tmp_path / "a.safetensors")
+    save_file({**{name: value + 1 for name, value in state.items()}, **buffers}, tmp_path / "t.safetensors")
+    tau = TaskVector.between(tmp_path / "a.safetensors", tmp_path / "t.safetensors")
+    assert not tau.additions.specs
+    assert place(tau, Checkpoint.open(tmp_path / "a.safetensors")).outputs.keys() == state.keys()
 
 
 def test_the_mask_that_gpt2_once_stored_is_no_weight(tmp_path: Path) -> None:
@@ -219,8 +228,11 @@ def test_nothing_of_the_target_goes_where_the_architecture_stays(tmp_path: Path)
         "t",
         lambda state: {**{n: v for n, v in state.items() if n != HEAD}, "score.weight": torch.ones(2, 16)},
     )
+    # not in the architecture either, and not the tuned model's business
+    trio.change("b", lambda state: {**state, "value_head.weight": torch.ones(1, 16)})
     written = trio.apply()
     assert torch.equal(written[HEAD], trio.b[HEAD])
+    assert "value_head.weight" in written
     assert trio.place().dropped == []
 
 
