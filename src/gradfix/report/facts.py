@@ -290,6 +290,7 @@ class Example(Part):
         after: The transported model's.
         was_right: Whether the new base was right.
         is_right: Whether the transported model is.
+        shares: How much of the answer each of the two has right, where answers are right in parts (of tokens).
     """
 
     row: str
@@ -299,15 +300,16 @@ class Example(Part):
     after: str
     was_right: bool
     is_right: bool
+    shares: tuple[float, float] | None = None
 
 
 class Examples(Part):
     """Predictions that changed.
 
     Attributes:
-        fixed: From wrong to right.
-        broken: From right to wrong.
-        other: From one wrong answer to another.
+        fixed: From wrong to right, or where answers are right in parts: better than before.
+        broken: From right to wrong, or worse.
+        other: From one wrong answer to another, or as good as before.
         shown: Some of them.
     """
 

@@ -59,6 +59,7 @@ def _example(
     task: ModelTask, row: Mapping[str, Any], index: int, before: Evaluation, after: Evaluation
 ) -> Example:
     inputs, answer = task.shown(row)
+    in_parts = any(0 < score < 1 for score in (*before.scores, *after.scores))
     return Example(
         row=origin(row, index),
         input={role: _small(value, role) for role, value in inputs.items()},
@@ -67,6 +68,7 @@ def _example(
         after=_short(str(after.predictions[index])),
         was_right=before.scores[index] >= 0.5,
         is_right=after.scores[index] >= 0.5,
+        shares=(before.scores[index], after.scores[index]) if in_parts else None,
     )
 
 

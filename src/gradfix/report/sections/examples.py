@@ -18,8 +18,13 @@ def examples_section(record: TransportRecord) -> Section | None:
     examples = record.examples
     if examples is None or not examples.shown:
         return None
-    lead = f"{examples.fixed:,} samples went from wrong to right, {examples.broken:,} from right to wrong"
-    lead += f", {examples.other:,} from one wrong answer to another." if examples.other else "."
+    better, worse, same = (
+        ("were answered better than before", "worse", "otherwise but as well")
+        if examples.shown[0].shares
+        else ("went from wrong to right", "from right to wrong", "from one wrong answer to another")
+    )
+    lead = f"{examples.fixed:,} samples {better}, {examples.broken:,} {worse}"
+    lead += f", {examples.other:,} {same}." if examples.other else "."
     shown = [(entry, *_outcome(entry)) for entry in examples.shown]
     return Section(
         "examples", "What changed, on real inputs", lead, [render("examples.html", examples=shown)]
@@ -27,6 +32,10 @@ def examples_section(record: TransportRecord) -> Section | None:
 
 
 def _outcome(example: Example) -> tuple[str, str]:
+    if example.shares is not None:
+        was, now = example.shares
+        kind = "fixed" if now > was else "broken" if now < was else "other"
+        return kind, f"{was:.0%} of it right before, {now:.0%} now"
     if example.is_right and not example.was_right:
         return "fixed", "✓ now right"
     if example.was_right and not example.is_right:
