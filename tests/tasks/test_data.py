@@ -10,6 +10,7 @@ from PIL import Image
 
 from gradfix.errors import GradfixError
 from gradfix.tasks.data import Row, load_rows, origin, row_hash
+from gradfix.tasks.repeated_rows import distinct
 from tests import tiny
 
 ROWS = [{"text": "good film", "label": "positive"}, {"text": "bad, film", "label": "negative"}]
@@ -161,3 +162,17 @@ def test_a_row_is_a_dict():
     row = Row({"text": "good"}, "row 3 of x")
     assert row == {"text": "good"}
     assert origin(row, 0) == "row 3 of x"
+
+
+def test_repeated_rows_are_left_out_and_both_are_named(tmp_path):
+    path = tmp_path / "d.csv"
+    path.write_text("text,label,id\na,01,1\nb,01,2\na,01,3\na,02,4\nb,01,5\n")
+    rows = load_rows(path)
+    kept, repeats = distinct(rows, lambda row: ["text", "label"])
+    assert [row["id"] for row in kept] == ["1", "2", "4"]
+    assert not kept.typed
+    assert repeats == [(f"row 2 of {path}", f"row 0 of {path}"), (f"row 4 of {path}", f"row 1 of {path}")]
+    assert distinct(rows, lambda row: ["id"]) == (rows, [])
+    kept, repeats = distinct([{"text": "x"}, {"text": "b"}, {"text": "x"}], lambda row: ["text"], known=rows)
+    assert [row.origin for row in kept] == ["row 0"]
+    assert repeats == [("row 1", f"row 1 of {path}"), ("row 2", "row 0")]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from gradfix.tasks.data import Row, origin, row_hash
+from gradfix.tasks.data import Rows as DataRows
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -22,14 +23,21 @@ def distinct(
         The rows that are left, each knowing where it comes from, and for each one left out its own origin with that
         of the row it repeats.
     """
-    first = {row_hash(row, columns(row)): origin(row, number) for number, row in enumerate(known)}
-    kept: list[Row] = []
+    first: dict[str, str] = {}
+    for number, row in enumerate(known):
+        first.setdefault(row_hash(row, columns(row)), origin(row, number))
+    kept: list[int] = []
     repeats: list[tuple[str, str]] = []
     for number, row in enumerate(rows):
         here = origin(row, number)
-        earlier = first.setdefault(row_hash(row, columns(row)), here)
-        if earlier is here:
-            kept.append(row if isinstance(row, Row) else Row(row, here))
+        digest = row_hash(row, columns(row))
+        if digest in first:
+            repeats.append((here, first[digest]))
         else:
-            repeats.append((here, earlier))
-    return (kept if repeats else rows), repeats
+            first[digest] = here
+            kept.append(number)
+    if not repeats:
+        return rows, []
+    if isinstance(rows, DataRows):  # with the classes that the data declare
+        return rows.select(kept), repeats
+    return [Row(rows[number], origin(rows[number], number)) for number in kept], repeats
