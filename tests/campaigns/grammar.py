@@ -31,8 +31,8 @@ RAW_TEXTS = (
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 7, 2**31, 2**63, 2**64 + 1, 0.5, -0.5, 1e308, "", " ", "x", "0.1", "-1", "nan", "true",
     "x" * 5_000, "naïve\u202e\x00", "line\nline", "\x1b[31mred", "../../outside", "/dev/zero", "bfloat61", "float16",
-    "{{ 1/0 }}", "(a+)+$", [], {}, [None], [[]], {"": None}, {"0": "word"}, [1, 2, 3], ["a", "b"], {"a": {"b": {"c": [1]}}},
-    [0] * 2_000,
+    "{{ 1/0 }}", "(a+)+$", [], {}, [None], [[]], {"": None}, {"0": "word"}, [1, 2, 3], ["a", "b"],
+    {"a": {"b": {"c": [1]}}}, [0] * 2_000,
     *(_RAW.format(index) for index in range(len(RAW_TEXTS))),
 )  # fmt: skip
 KEYS = ("", "x" * 5_000, "__class__", "auto_map", "trust_remote_code", "0", "a\nb", "$ref", "_name_or_path")
@@ -159,7 +159,9 @@ def damaged(draw: st.DrawFn, content: bytes) -> bytes:
     Returns:
         Other bytes.
     """
-    kind = draw(st.sampled_from(("replace", "cut", "flip", "twice", "utf-16", "latin-1", "bom", "insert", "hole")))
+    kind = draw(
+        st.sampled_from(("replace", "cut", "flip", "twice", "utf-16", "latin-1", "bom", "insert", "hole"))
+    )
     position = draw(st.integers(0, max(0, len(content) - 1)))
     if kind == "replace":
         return draw(st.sampled_from(CONTENTS))

@@ -107,7 +107,9 @@ class Result:
     largest: int = 0
 
 
-def campaign(root: Path, number: int, count: int, seen: Callable[[Case, Outcome], None] | None = None) -> Result:
+def campaign(
+    root: Path, number: int, count: int, seen: Callable[[Case, Outcome], None] | None = None
+) -> Result:
     """Run cases one after the other.
 
     Args:
@@ -166,7 +168,9 @@ def parallel(number: int, count: int, processes: int = 2) -> Result:
         first = build(Path(folder) / "0")
         parts = [(first, number, count // processes)]
         for index in range(1, processes):
-            parts.append((Path(shutil.copytree(first, Path(folder) / str(index))), number + index, count // processes))
+            parts.append(
+                (Path(shutil.copytree(first, Path(folder) / str(index))), number + index, count // processes)
+            )
         with multiprocessing.get_context("spawn").Pool(processes) as pool:
             results = pool.map(_part, parts)
     return Result(
@@ -190,8 +194,14 @@ def main() -> None:
     for fault, case in result.faults:
         if (fault[:60], case.subject.path) not in shown:
             shown.add((fault[:60], case.subject.path))
-            print(f"--- {fault}\n    {case.command}\n    {case.subject.path}: {case.content[:3000]!r}", file=sys.stderr)
-    print(f"{result.tried} tried, {len(result.faults)} faults; slowest {result.slowest:.1f} s, {result.largest / 1e9:.2f} GB")
+            print(
+                f"--- {fault}\n    {case.command}\n    {case.subject.path}: {case.content[:3000]!r}",
+                file=sys.stderr,
+            )
+    print(
+        f"{result.tried} tried, {len(result.faults)} faults; slowest {result.slowest:.1f} s, "
+        f"most memory {result.largest / 1e9:.2f} GB"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Runs commands of gradfix one by one, each in a child of its own: a crash, a hang or a flood of memory ends that alone.
+"""Runs commands of gradfix one by one, each in a child of its own: a crash, a hang or a flood ends that alone.
 
 ``python -m tests.campaigns.runner`` reads requests from stdin, a line of JSON each, and answers them on stdout. It
 imports everything heavy once and forks for each request, so that a case costs milliseconds.
@@ -159,7 +159,6 @@ def _warm() -> None:
     from transformers.models.bert import modeling_bert  # noqa: F401
     from transformers.models.gpt2 import modeling_gpt2  # noqa: F401
 
-    import gradfix.cli.inspection
     import gradfix.transport.pipeline  # noqa: F401
 
     torch.set_num_threads(1)

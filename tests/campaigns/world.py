@@ -42,7 +42,9 @@ CHECK_DATA = f"check {MODELS} {LABELLED}"
 CHECK_CHAT = f"check {CHAT} --task causal-lm --support talks.jsonl"
 VOTES = f"votes --target-base target {LABELLED} --output out"
 APPLY = f"apply {MODELS} --output out"
-APPLY_VOTES = "apply --task-vector tau.safetensors --target-base target --votes votes.safetensors --output out"
+APPLY_VOTES = (
+    "apply --task-vector tau.safetensors --target-base target --votes votes.safetensors --output out"
+)
 EVALUATE = "evaluate --model target --task text-classification --data rows.jsonl --output out"
 
 SUBJECTS = (

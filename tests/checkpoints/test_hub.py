@@ -328,7 +328,7 @@ def test_a_full_disk_is_seen_before_the_download(
     [
         (b"version https://git-lfs.github.com/spec/v1", "is a Git LFS pointer"),
         (struct.pack("<Q", 10) + b"{}", "is truncated: expected a header of 10 bytes, found 2"),
-        (struct.pack("<Q", 20) + b"{" * 20, "its header is not valid JSON"),
+        (struct.pack("<Q", 20) + b"{" * 20, "its header: is not valid JSON"),
         (save({"x": torch.zeros(4)})[:-1], "is truncated or its offsets are out of range"),
         (b"", "is empty (0 bytes)"),
     ],

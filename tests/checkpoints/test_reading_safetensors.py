@@ -101,11 +101,11 @@ def test_misuse_is_a_value_error(tmp_path: Path) -> None:
 
 
 HEADERS = [
-    pytest.param([1], r"its header is a JSON list, expected an object", id="list"),
-    pytest.param(b"\xff\xfe{}", r"its header is not UTF-8 \(byte 0\)", id="utf-8"),
-    pytest.param(b'{"a": ', r"its header is not valid JSON \(Expecting value\)", id="json"),
-    pytest.param(b"[" * 100_000, r"its header is not valid JSON \(RecursionError\)", id="deep"),
-    pytest.param(b'{"a": 1, "a": 2}', r"duplicate key 'a' in its header", id="duplicate"),
+    pytest.param([1], r"its header: expected a JSON object, found a list", id="list"),
+    pytest.param(b"\xff\xfe{}", r"its header: is not UTF-8 \(byte 0\)", id="utf-8"),
+    pytest.param(b'{"a": ', r"its header: is not valid JSON \(Expecting value", id="json"),
+    pytest.param(b"[" * 100_000, r"its header: is nested deeper than", id="deep"),
+    pytest.param(b'{"a": 1, "a": 2}', r"its header: duplicate key 'a'", id="duplicate"),
     pytest.param({"a": {"dtype": "U8"}}, r"'a': expected exactly dtype, shape and data_offsets", id="fields"),
     pytest.param({"a": 3}, r"'a': expected exactly dtype, shape and data_offsets, found 3", id="number"),
     pytest.param({"a": _tensor(0, 4, dtype="F4")}, r"'a': dtype 'F4' is not one gradfix reads", id="dtype"),
@@ -126,7 +126,7 @@ HEADERS = [
     pytest.param({"a": _tensor(0, 9)}, r"out of range: expected 9 bytes of data, found 8", id="range"),
     pytest.param({"a": _tensor(0, 7)}, r"no tensor owns: expected 7 bytes of data, found 8", id="rest"),
     pytest.param({"__metadata__": {"x": 1}, "a": _tensor(0, 8)}, "must map text to text", id="metadata"),
-    pytest.param(b'{"\\ud800": 1}', r"expected a name in UTF-8", id="surrogate"),
+    pytest.param(b'{"\\ud800": 1}', r"holds half of a character", id="surrogate"),
 ]
 
 

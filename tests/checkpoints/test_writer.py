@@ -51,6 +51,8 @@ def tensor_dicts(draw):
             values %= 2
         name = draw(st.sampled_from(["layer.weight", "größe", 'a"b', "x"])) + f".{number}"
         tensors[name] = values.view(dtype).reshape(shape)
+        if dtype.is_floating_point:  # what is not finite is refused
+            tensors[name] = tensors[name].nan_to_num(nan=0.5, posinf=1.5, neginf=-1.5)
     return tensors
 
 

@@ -10,19 +10,13 @@ from typing import Any
 
 import torch
 from torch import nn
-
-_BUILD_ERRORS = (
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    ArithmeticError,
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
 )
-"""What building a model from a config of another version, or a wrong one, raises."""
+
+MAX_PARTS = 150_000
+"""Modules and parameters of the largest model that is built; mixtures of experts have tens of thousands."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +82,7 @@ def _architecture(config_json: str) -> Architecture | None:
     try:
         ties = dict(model.get_expanded_tied_weights_keys(all_submodels=True))
         stored = checkpoint_names(model)
-    except _BUILD_ERRORS:
+    except Exception:  # noqa: BLE001  a config of another version, or a wrong one, raises anything
         return None
     transposed = [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)]
     return Architecture(
@@ -142,9 +136,9 @@ def _skeleton(config_json: str) -> nn.Module | None:
         return None
     model_class: Any = found
     try:
-        with _quiet(transformers), torch.device("meta"):
+        with _quiet(transformers), bounded_build(), torch.device("meta"):
             model: nn.Module = model_class(model_class.config_class.from_dict(config))
-    except _BUILD_ERRORS:
+    except Exception:  # noqa: BLE001  a config of another version, or a wrong one, raises anything
         return None
     return model
 
@@ -160,6 +154,37 @@ def _to_source(ties: dict[str, str]) -> dict[str, str]:
         if source != alias and source not in seen:
             resolved[alias] = source
     return resolved
+
+
+@contextmanager
+def bounded_build(most: int = MAX_PARTS) -> Iterator[None]:
+    """Stop the building of a model that never ends: 2³¹ layers are made one by one until memory ends.
+
+    Args:
+        most: Modules and parameters it may have.
+
+    Yields:
+        Nothing. Inside, ValueError is raised for one more.
+    """
+    count = 0
+
+    def seen(*_: object) -> None:
+        nonlocal count
+        count += 1
+        if count > most:
+            raise ValueError(
+                f"the configuration describes a model of more than {most} modules and parameters"
+            )
+
+    handles = [
+        register_module_module_registration_hook(seen),
+        register_module_parameter_registration_hook(seen),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

@@ -13,9 +13,9 @@ from torch import Tensor
 from gradfix.checkpoints.fingerprint import content_digest
 from gradfix.checkpoints.lora.adapter import AdaptedWeights
 from gradfix.checkpoints.lora.config import read_lora_config
+from gradfix.checkpoints.model_config import read_model_config
 from gradfix.checkpoints.reading.hub import is_hub_id, locate_on_hub
 from gradfix.checkpoints.reading.index import WeightFile
-from gradfix.checkpoints.reading.json_files import read_json_object
 from gradfix.checkpoints.reading.locate import (
     ADAPTER_CONFIG,
     PICKLE_SUFFIXES,
@@ -111,7 +111,7 @@ class Checkpoint(Mapping[str, Tensor]):
     def _whole(cls, source: Located) -> "Checkpoint":
         directory, weights = source.found.directory, source.open()
         config_path = directory / "config.json" if directory is not None else None
-        config = read_json_object(config_path) if config_path is not None and config_path.exists() else {}
+        config = read_model_config(config_path) if config_path is not None and config_path.exists() else {}
         return cls(weights, location=source.location, directory=directory, config=config, kind=_kind(weights))
 
     @classmethod

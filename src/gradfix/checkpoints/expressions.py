@@ -1,6 +1,5 @@
 """Lazy sources of tensors, the terms that task vectors are built from. Each reads only the rows asked of it."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,23 +11,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from gradfix.checkpoints.respelling import Respelling
-from gradfix.checkpoints.tensors import TensorSource, TensorSpec
+from gradfix.checkpoints.tensors import TensorSource, TensorSpec, is_finite
 from gradfix.errors import GradfixError
-
-
-def is_finite(block: Tensor) -> bool:
-    """Whether a floating-point block holds neither NaN nor infinity.
-
-    One sum decides almost always: NaN and infinity survive every addition. Only a sum that overflowed by itself
-    needs the slower look at each element.
-
-    Args:
-        block: Any shape.
-
-    Returns:
-        True for a block of finite numbers, and for an empty one.
-    """
-    return math.isfinite(float(block.sum())) or bool(torch.isfinite(block).all())
 
 
 def require_finite(block: Tensor, owner: str, name: str) -> None:
@@ -330,6 +314,10 @@ class Difference(Expression):
         if not is_finite(difference):
             require_finite(first, self.owners[0], name)
             require_finite(second, self.owners[1], name)
+            raise GradfixError(
+                f"{self.owners[0]}: {name}: its difference to {self.owners[1]} leaves the range of float32; "
+                "one of the two is damaged"
+            )
         return difference
 
 
@@ -350,6 +338,7 @@ class Sum(Expression):
         total = source.read(name, rows) * coefficient  # a copy, whatever the source
         for coefficient, source in others:
             total.add_(source.read(name, rows).mul(coefficient))
+        require_finite(total, "the sum of task vectors", name)
         return total
 
 

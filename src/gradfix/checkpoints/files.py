@@ -5,7 +5,7 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -180,9 +180,75 @@ def replace_file(path: Path, content: bytes) -> None:
         content: All of it.
     """
     temporary = unique_sibling(path, "new")
-    write_file(temporary, content)
-    os.replace(temporary, path)
+    try:
+        write_file(temporary, content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
     sync_directory(path.parent)
+
+
+def output_file(path: Path, *, overwrite: bool) -> Path:
+    """Check where a small file is to be written.
+
+    Args:
+        path: As the user gave it.
+        overwrite: Replace a file that is there.
+
+    Returns:
+        The absolute path.
+
+    Raises:
+        GradfixError: There is no such directory, the path is a directory, or a file that may not be replaced.
+    """
+    target = resolve_output(path)
+    if os.path.lexists(target):
+        if target.is_symlink() or not target.is_file():
+            raise GradfixError(f"{target}: is not a regular file; choose another output")
+        if not overwrite:
+            raise GradfixError(
+                f"{target}: exists already; replace it with --overwrite or choose another output"
+            )
+    return target
+
+
+def replace_output(path: Path, content: bytes) -> None:
+    """Write a small file that a user asked for; one that is there is replaced in one step.
+
+    Args:
+        path: Of :func:`output_file`.
+        content: All of it.
+    """
+    with explain_os_errors(path, "choose an output in a directory you may write to"):
+        replace_file(path, content)
+
+
+def refuse_inside(output: Path, inputs: Iterable[str | os.PathLike[str]]) -> None:
+    """Refuse an output that is an input, lies inside of one, or has one inside: replacing it would delete what is read.
+
+    Args:
+        output: Where something is to be written; it may be there or not.
+        inputs: What is read. What is no local path (a Hub id) is passed over.
+
+    Raises:
+        GradfixError: Naming the input.
+    """
+    target = Path(os.path.realpath(output))
+    for given in inputs:
+        source = Path(os.path.realpath(given))
+        if not os.path.lexists(source):
+            continue
+        if target == source:
+            relation = "is the input itself"
+        elif source.is_dir() and target.is_relative_to(source):
+            relation = f"lies inside the input {given}"
+        elif target.is_dir() and source.is_relative_to(target):
+            relation = f"holds the input {given}"
+        else:
+            continue
+        raise GradfixError(
+            f"{output}: {relation}: nothing is written over what is read; choose another output"
+        )
 
 
 def sync_directory(path: Path) -> None:

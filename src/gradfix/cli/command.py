@@ -10,10 +10,13 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from gradfix.cli.console import Console
+from gradfix.cli.interrupts import interrupts_raised
 from gradfix.errors import GradfixError, options_as_on
 from gradfix.recipes import Recipe, validate
 
-DONE, REFUSED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+DONE, REFUSED, WRONG_USAGE, UNEXPECTED, INTERRUPTED = 0, 1, 2, 70, 130
+LONGEST_LINE = 2000
+"""Letters of a message: names from files may have thousands."""
 
 app = typer.Typer(
     name="gradfix",
@@ -37,18 +40,54 @@ def refusals(name: str, *, debug: bool) -> Iterator[None]:
         Nothing.
 
     Raises:
-        typer.Exit: with status 1 where the inputs don't allow it, 130 where it was interrupted.
-        GradfixError: instead of status 1, where ``debug`` asks for tracebacks.
-        KeyboardInterrupt: instead of status 130, likewise.
+        typer.Exit: with status 1 where the inputs don't allow it, 130 where it was interrupted, 70 for an error that
+            nobody foresaw.
+        Exception: whatever it was instead, where ``debug`` asks for tracebacks.
+        KeyboardInterrupt: likewise.
     """
     try:
-        yield
-    except (GradfixError, KeyboardInterrupt) as error:
+        with interrupts_raised():
+            yield
+    except typer.Exit:
+        raise
+    except (Exception, KeyboardInterrupt) as error:
         if debug:
             raise
-        interrupted = isinstance(error, KeyboardInterrupt)
-        typer.echo("interrupted" if interrupted else f"gradfix {name}: {error}", err=True)
-        raise typer.Exit(INTERRUPTED if interrupted else REFUSED) from None
+        text, status = _told(name, error)
+        typer.echo(one_line(text), err=True)
+        raise typer.Exit(status) from None
+
+
+def _told(name: str, error: BaseException) -> tuple[str, int]:
+    """Word the end of a command, and choose its exit status."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", INTERRUPTED
+    if isinstance(error, GradfixError):
+        return f"gradfix {name}: {error}", REFUSED
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return (
+            f"gradfix {name}: {where}{error.strerror}: check the path, its permissions and the disk",
+            REFUSED,
+        )
+    if isinstance(error, MemoryError):
+        return f"gradfix {name}: out of memory: use a machine with more, or smaller inputs", REFUSED
+    kind = type(error).__name__
+    return f"gradfix {name}: unexpected {kind}: {error} (--debug shows where; please report it)", UNEXPECTED
+
+
+def one_line(text: str) -> str:
+    """Make a message one line that a terminal shows as it is: what files say may hold anything.
+
+    Args:
+        text: The message.
+
+    Returns:
+        It without control characters, and cut where it is longer than anyone reads.
+    """
+    text = " ".join(text.split())
+    text = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+    return text if len(text) <= LONGEST_LINE else text[: LONGEST_LINE - 1] + "…"
 
 
 def command(
@@ -71,10 +110,10 @@ def command(
                 try:
                     recipe = validate(kind, options, f"gradfix {kind.command}")
                 except GradfixError as error:
-                    typer.echo(str(error), err=True)
+                    typer.echo(one_line(str(error)), err=True)
                     raise typer.Exit(WRONG_USAGE) from None
                 with refusals(kind.command, debug=debug), Console(as_json) as console:
-                    job(recipe, console)
+                    run_job(recipe, console)
 
         parameters = [_parameter(name, field) for name, field in kind.model_fields.items()]
         parameters.sort(
@@ -91,6 +130,21 @@ def command(
         return job
 
     return register
+
+
+def run_job(recipe: Recipe, console: Console) -> None:
+    """Run the command of a recipe, unless it would write over what it reads.
+
+    Args:
+        recipe: The validated options.
+        console: Where it talks.
+    """
+    output, inputs = getattr(recipe, "output", None), recipe.inputs()
+    if output is not None and inputs:
+        from gradfix.checkpoints.files import refuse_inside
+
+        refuse_inside(output, inputs)
+    JOBS[recipe.command](recipe, console)
 
 
 JOBS: dict[str, Callable[[Any, Console], None]] = {}

@@ -79,7 +79,9 @@ class Console:
             message: Rich markup is not read in it: names from files may contain anything.
         """
         self.close_bars()
-        self.err.print(message, markup=False, soft_wrap=True)
+        # A name from a file must not steer the terminal.
+        shown = "".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in message)
+        self.err.print(shown, markup=False, soft_wrap=True)
 
     def tell(self, finding: "Finding") -> None:
         """Tell a person what was found of the inputs, so that it is read before anything long starts.

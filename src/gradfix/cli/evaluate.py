@@ -10,9 +10,12 @@ def evaluate(recipe: EvaluateRecipe, console: Console) -> None:
     """Print score, interval and loss."""
     import json
 
+    from gradfix.checkpoints.files import output_file, replace_output
     from gradfix.report.facts import EvaluatedSamples, Evaluation
     from gradfix.transport.pipeline import measure
 
+    # Before anything is measured: minutes of work must not end at a path.
+    output = output_file(recipe.output, overwrite=recipe.overwrite) if recipe.output is not None else None
     found = measure(recipe, tell=console.tell, progress=console.progress)
     interval = found.interval
     bounds = "" if interval.low is None else f" (95 % interval {interval.low:.3f} to {interval.high:.3f})"
@@ -21,8 +24,7 @@ def evaluate(recipe: EvaluateRecipe, console: Console) -> None:
     )
     if found.truncated:
         console.say(f"{found.truncated} samples were cut to the model's context")
-    if recipe.output is not None:
-        recipe.output.write_text(
-            json.dumps(EvaluatedSamples.model_validate(found).plain(), indent=1) + "\n", encoding="utf-8"
-        )
+    if output is not None:
+        content = json.dumps(EvaluatedSamples.model_validate(found).plain(), indent=1) + "\n"
+        replace_output(output, content.encode())
     console.result(Evaluation.model_validate(found))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 
-from gradfix.cli.command import JOBS, app, refusals
+from gradfix.cli.command import app, refusals, run_job
 from gradfix.cli.console import Console
 from gradfix.errors import options_as_on
 from gradfix.recipes import load_recipe
@@ -15,11 +15,17 @@ def run_recipe(
     recipe: str = typer.Argument(help="the YAML file"),
     output: str | None = typer.Option(None, help="where to write, in place of the recipe's output"),
     overwrite: bool = typer.Option(False, "--overwrite", help="replace an existing output"),
+    trust_remote_code: bool = typer.Option(
+        False,
+        "--trust-remote-code",
+        help="run code that a model repository brings, if the recipe's command can",
+    ),
     as_json: bool = typer.Option(False, "--json", help="print a machine-readable result on stdout"),
     debug: bool = typer.Option(False, "--debug", help="show tracebacks"),
 ) -> None:
     """Run any command from a recipe file, such as the recipe.yaml of an output."""
     with options_as_on("recipe"), refusals("run", debug=debug), Console(as_json) as console:
-        changes = {"output": output} if output is not None else {}
-        loaded = load_recipe(Path(recipe), **changes, **({"overwrite": True} if overwrite else {}))
-        JOBS[loaded.command](loaded, console)
+        # What a recipe may not ask for by itself: a file from elsewhere must not run code or replace a folder.
+        asked = {"overwrite": overwrite or None, "trust_remote_code": trust_remote_code or None}
+        loaded = load_recipe(Path(recipe), output=output, **asked)
+        run_job(loaded, console)

@@ -6,6 +6,7 @@ There is never a second model in memory. θ_B is read from its checkpoint whenev
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from gradfix.progress import Progress, silent
 from gradfix.tasks import ModelTask
 from gradfix.tasks.data import row_hash
 from gradfix.tasks.forward import evaluating
+from gradfix.tasks.loading import explained
 from gradfix.vectors.apply import add_scaled
 from gradfix.vectors.model_files import merged_config
 from gradfix.vectors.task_vector import Placement, TaskVector
@@ -293,17 +295,19 @@ class TargetModel:
         encoded = self.encode(rows)
         ids = _sample_ids(self.task, rows)
         order = [index for places in encoded.positions for index in places]
-        votes = count_votes(
-            self.model,
-            encoded.batches,
-            self.task.loss,
-            vote=vote,
-            parameters=self._voting,
-            dtype=dtype,
-            seed=seed,
-            samples=[ids[index] for index in order],
-            progress=progress,
-        )
+        # A model of the caller's own shows its errors as they are.
+        with nullcontext() if self.task.builds_model else explained(self._target.location, "run its model"):
+            votes = count_votes(
+                self.model,
+                encoded.batches,
+                self.task.loss,
+                vote=vote,
+                parameters=self._voting,
+                dtype=dtype,
+                seed=seed,
+                samples=[ids[index] for index in order],
+                progress=progress,
+            )
         return self._stored_votes(votes)
 
     def _stored_votes(self, votes: Votes) -> Votes:

@@ -7,15 +7,31 @@ import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from gradfix.errors import GradfixError, option
+from gradfix.text_files import read_yaml
 
 R = TypeVar("R", bound="Recipe")
+
+ASKED_EACH_TIME: dict[str, Any] = {"asked": "each time"}
+"""Marks a field that a recipe file can't turn on: it runs code, or deletes what is there."""
+
+INPUTS = (
+    "source_base", "source_tuned", "target_base", "target_tuned", "task_vector", "votes", "model", "support", "data",
+    "validation", "test", "unlabelled", "align_data", "retain", "templates",
+)  # fmt: skip
+"""Options, of whichever command, that say where something is read."""
 
 
 class Recipe(BaseModel):
     """Base of all recipes: unknown keys are errors, and nothing changes after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     command: ClassVar[str]
+
+    def inputs(self) -> list[str]:
+        """List the locations that the command reads, as they were given."""
+        given = [getattr(self, name, None) for name in INPUTS]
+        places = [place for value in given for place in (value if isinstance(value, list) else [value])]
+        return [str(place) for place in places if place is not None]
 
     def dump(self) -> str:
         """Write the recipe as YAML that :func:`load_recipe` reads back.
@@ -45,9 +61,12 @@ def recipes() -> dict[str, type[Recipe]]:
 def load_recipe(path: Path, **changes: Any) -> Recipe:
     """Read and validate a recipe.
 
+    A file is never believed where that would widen trust: options that run a repository's code or replace what is
+    there (those marked ``ASKED_EACH_TIME``) hold only where ``changes`` has them, whatever the file says.
+
     Args:
         path: A YAML file with a ``command`` and that command's options.
-        **changes: Options in place of the file's.
+        **changes: Options in place of the file's; None for the file's own.
 
     Returns:
         The recipe of that command.
@@ -55,16 +74,19 @@ def load_recipe(path: Path, **changes: Any) -> Recipe:
     Raises:
         GradfixError: if the file can't be read, is not YAML, or does not fit the command.
     """
-    try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise GradfixError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from error
+    content = read_yaml(path)
     known = recipes()
     command = content.get("command") if isinstance(content, dict) else None
-    if command not in known:
-        raise GradfixError(f"{path}: command: expected one of {', '.join(sorted(known))}, found {command!r}")
-    options = {key: value for key, value in content.items() if key != "command"} | changes
-    return validate(known[command], options, str(path))
+    if not isinstance(command, str) or command not in known:
+        raise GradfixError(
+            f"{path}: command: expected one of {', '.join(sorted(known))}, found {command!r:.80}"
+        )
+    kind = known[command]
+    asked = {name for name, field in kind.model_fields.items() if field.json_schema_extra == ASKED_EACH_TIME}
+    options = {str(key): value for key, value in content.items() if key != "command" and key not in asked}
+    return validate(
+        kind, options | {key: value for key, value in changes.items() if value is not None}, str(path)
+    )
 
 
 def validate(kind: type[R], options: dict[str, Any], where: str) -> R:

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from gradfix.recipes.base import ASKED_EACH_TIME
+
 Mask = Literal["agreement", "confident", "force", "soft", "random", "none"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Rounding = Literal["nearest", "stochastic"]
@@ -26,9 +28,14 @@ Confidence = Annotated[
         "with at most this probability",
     ),
 ]
-Overwrite = Annotated[bool, Field(description="replace an existing output once the new one is whole")]
+Overwrite = Annotated[
+    bool,
+    Field(
+        description="replace an existing output once the new one is whole", json_schema_extra=ASKED_EACH_TIME
+    ),
+]
 Resume = Annotated[bool, Field(description="go on with an interrupted run of the same inputs")]
-Restart = Annotated[bool, Field(description="discard an interrupted run")]
+Restart = Annotated[bool, Field(description="discard an interrupted run", json_schema_extra=ASKED_EACH_TIME)]
 
 
 TASKS = (
@@ -81,6 +88,6 @@ def parse_size(text: str) -> int:
         size = float(cleaned.removesuffix(unit)) * units.get(unit, 1)
     except ValueError:
         size = 0.0
-    if not size >= 1:
+    if not 1 <= size < 2**63:
         raise ValueError(f"expected a size such as 5GB or 500MB, found {text!r}")
     return int(size)

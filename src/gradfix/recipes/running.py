@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from gradfix.errors import option
-from gradfix.recipes.base import Recipe
+from gradfix.recipes.base import ASKED_EACH_TIME, Recipe
 from gradfix.recipes.fields import (
     TASKS,
     Align,
@@ -47,7 +47,10 @@ class TaskRecipe(Recipe):
     batch_size: Annotated[int, Field(ge=1, description="samples a pass")] = 32
     device: Annotated[str, Field(description="cpu, cuda or mps")] = "cpu"
     strict: Annotated[bool, Field(description="refuse samples that would be truncated")] = False
-    trust_remote_code: Annotated[bool, Field(description="run code that a model repository brings")] = False
+    trust_remote_code: Annotated[
+        bool,
+        Field(description="run code that a model repository brings", json_schema_extra=ASKED_EACH_TIME),
+    ] = False
 
     @field_validator("column")
     @classmethod
@@ -170,6 +173,7 @@ class EvaluateRecipe(TaskRecipe):
     output: Annotated[Path | None, Field(description="write the result, each sample's included, as JSON")] = (
         None
     )
+    overwrite: Overwrite = False
 
 
 class CompareRecipe(TaskRecipe):

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from gradfix.recipes.base import Recipe
+from gradfix.recipes.base import ASKED_EACH_TIME, Recipe
 
 
 class InspectRecipe(Recipe):
@@ -31,6 +31,9 @@ class ReportRecipe(Recipe):
     output: Annotated[
         Path | None, Field(description="the HTML file; report.html in the folder if not given")
     ] = None
+    overwrite: Annotated[
+        bool, Field(description="replace a file of another name", json_schema_extra=ASKED_EACH_TIME)
+    ] = False
 
 
 class DemoRecipe(Recipe):
@@ -38,4 +41,6 @@ class DemoRecipe(Recipe):
 
     command: ClassVar[str] = "demo"
     output: Annotated[Path, Field(description="folder for models, tables and picture")] = Path("gradfix-demo")
-    overwrite: Annotated[bool, Field(description="replace an earlier demo's folder")] = False
+    overwrite: Annotated[
+        bool, Field(description="replace an earlier demo's folder", json_schema_extra=ASKED_EACH_TIME)
+    ] = False

@@ -4,8 +4,9 @@ Letters used below: B samples in a batch, L tokens, C classes, d features.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from gradfix.errors import GradfixError, column_option, option
 from gradfix.tasks.data import origin
-from gradfix.tasks.loading import load_config, load_pretrained
+from gradfix.tasks.loading import explained, load_config, load_pretrained
 
 Batch = dict[str, Tensor]
 RowLike = Mapping[str, Any]
@@ -109,6 +110,7 @@ class ModelTask(ABC):
         self.columns = {role: column for role, column in columns.items() if column is not None}
         self.max_length = max_length
         self.config: Any = None
+        self.location = self.name
 
     def bind(self, location: str | Path, *, trust_remote_code: bool = False) -> None:
         """Take the processors and the configuration of the model at a place.
@@ -122,8 +124,10 @@ class ModelTask(ABC):
             GradfixError: If the tokenizer or image processor is missing or unusable, or custom code is
             needed.
         """
+        self.location = str(location)
         self.config = load_config(location, trust_remote_code=trust_remote_code)
-        self._bind_processors(location, trust_remote_code)
+        with explained(location, "use its tokenizer or processor"):
+            self._bind_processors(location, trust_remote_code)
 
     @abstractmethod
     def _bind_processors(self, location: str | Path, trust_remote_code: bool) -> None:
@@ -385,4 +389,25 @@ def register(kind: Kind) -> Kind:
         The task, unchanged.
     """
     TASKS[kind.name] = kind
+    # What transformers makes of a wrong configuration shows only when samples meet it.
+    for name, what in _MEETINGS.items():
+        setattr(kind, name, _told_in_one_line(getattr(kind, name), what))
     return kind
+
+
+_MEETINGS = {
+    "encode": "turn samples into tensors",
+    "prepare": "prepare its model",
+    "measure": "run its model",
+    "features": "run its model",
+}
+"""The methods of a task in which samples and another library meet, and what is being done there."""
+
+
+def _told_in_one_line(method: Callable[..., Any], what: str) -> Callable[..., Any]:
+    @wraps(method)
+    def told(self: ModelTask, *arguments: Any, **options: Any) -> Any:
+        with explained(self.location, what):
+            return method(self, *arguments, **options)
+
+    return told

@@ -7,11 +7,13 @@ the model has to learn to stop; role headers, blanks between turns and empty tho
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeAlias
 
 from gradfix.errors import GradfixError
+from gradfix.tasks.chat_templates import bounded_templates
 
 Message: TypeAlias = dict[str, Any]
 Span: TypeAlias = tuple[int, int]
@@ -40,10 +42,8 @@ def spoken_tokens(
     Raises:
         GradfixError: If the template refuses the conversation, or it can't be told what the assistant said.
     """
-    from jinja2 import TemplateError
-
     chat = [dict(message) for message in messages]
-    try:
+    with bounded_templates(), _refusals(where):
         if tokenizer.is_fast and _GENERATION.search(tokenizer.get_chat_template(None, tools)):
             return _marked_tokens(tokenizer, chat, tools)
 
@@ -55,10 +55,19 @@ def spoken_tokens(
 
         full = render(chat)
         spans = [_span(tokenizer, render, full, chat, turn, where) for turn in _answers(chat)]
-    except (TemplateError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise GradfixError(f"{where}: the chat template refuses this conversation ({reason})") from error
     return tokens_of_spans(tokenizer, full, spans)
+
+
+@contextmanager
+def _refusals(where: str) -> Iterator[None]:
+    """Name the row whose conversation a template refuses, or stumbles over."""
+    try:
+        yield
+    except GradfixError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise GradfixError(f"{where}: the chat template refuses this conversation ({reason})") from error
 
 
 def _marked_tokens(tokenizer: Any, chat: list[Message], tools: Any) -> tuple[list[int], list[bool]]:

@@ -40,7 +40,8 @@ def load_config(location: str | Path, *, trust_remote_code: bool = False) -> Any
     """
     from transformers import AutoConfig
 
-    with _explained(location, "a model configuration"):
+    _require_regular_files(location)
+    with explained(location, "load a model configuration"):
         return AutoConfig.from_pretrained(str(location), trust_remote_code=trust_remote_code)
 
 
@@ -65,7 +66,8 @@ def load_tokenizer(location: str | Path, *, trust_remote_code: bool = False) -> 
             f"{location}: has no tokenizer (expected a file such as tokenizer.json); "
             "save the base's tokenizer there"
         )
-    with _explained(location, "a tokenizer"):
+    _require_regular_files(location)
+    with explained(location, "load a tokenizer"):
         return AutoTokenizer.from_pretrained(str(location), trust_remote_code=trust_remote_code)
 
 
@@ -86,10 +88,18 @@ def load_image_processor(location: str | Path, *, trust_remote_code: bool = Fals
     """
     from transformers import AutoImageProcessor
 
-    with _explained(location, "an image processor (preprocessor_config.json)"):
+    with explained(location, "load an image processor (preprocessor_config.json)"):
         return AutoImageProcessor.from_pretrained(
             str(location), trust_remote_code=trust_remote_code, backend="pil"
         )
+
+
+def _require_regular_files(location: str | Path) -> None:
+    """Refuse a directory with pipes or devices in it: whoever opens one of those waits for ever."""
+    directory = Path(location)
+    for path in directory.iterdir() if directory.is_dir() else ():
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise GradfixError(f"{path}: is not a regular file: remove it from the model's directory")
 
 
 def padding_id(tokenizer: Any, location: str | Path) -> int:
@@ -127,10 +137,19 @@ def context_length(config: Any, tokenizer: Any) -> int | None:
     Returns:
         The smaller of the tokenizer's and the model's limits; None where neither has one (relative
         positions).
+
+    Raises:
+        GradfixError: If the tokenizer's limit is no number.
     """
     limits = []
-    if tokenizer.model_max_length < UNSET_LENGTH:
-        limits.append(int(tokenizer.model_max_length))
+    longest = tokenizer.model_max_length
+    if not isinstance(longest, int | float) or not longest > 0:
+        raise GradfixError(
+            f"{tokenizer.name_or_path}: model_max_length: expected a number of tokens, found {str(longest)[:40]!r}; "
+            "mend its tokenizer_config.json"
+        )
+    if longest < UNSET_LENGTH:
+        limits.append(int(longest))
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and positions > 0:
         offset = (config.pad_token_id or 0) + 1 if config.model_type in OFFSET_POSITIONS else 0
@@ -164,7 +183,7 @@ def load_pretrained(
     import transformers
 
     with (
-        _explained(location, f"a model for {auto_class}"),
+        explained(location, f"load a model for {auto_class}"),
         _quiet(transformers),
         torch.random.fork_rng(devices=[]),
     ):
@@ -190,20 +209,31 @@ def load_pretrained(
 
 
 @contextmanager
-def _explained(location: str | Path, what: str) -> Iterator[None]:
-    """Turn what transformers raises while loading into one line."""
+def explained(location: str | Path, what: str) -> Iterator[None]:
+    """Turn what another library raises on a user's file into one line.
+
+    Args:
+        location: Where the file is, for the message.
+        what: What was being done with it, as "load a tokenizer".
+
+    Yields:
+        Nothing.
+
+    Raises:
+        GradfixError: For every error inside that is none yet.
+    """
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except GradfixError:
+        raise
+    except Exception as error:  # other libraries raise whatever they stumble over in a file
         text = " ".join(str(error).split())
         if "trust_remote_code" in text:
             raise GradfixError(
                 f"{location}: needs custom code from its repository, which is not run unless you trust it: "
                 "read it, then allow it with trust_remote_code (--trust-remote-code)"
             ) from error
-        raise GradfixError(
-            f"{location}: cannot load {what} ({type(error).__name__}: {text[:300]})"
-        ) from error
+        raise GradfixError(f"{location}: cannot {what} ({type(error).__name__}: {text[:300]})") from error
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch
 
 from gradfix.checkpoints import Checkpoint
 from gradfix.checkpoints.expressions import Aliased
+from gradfix.checkpoints.model_config import custom_code
 from gradfix.errors import GradfixError, listed
 from gradfix.vectors.apply import add_scaled, output_specs
 from gradfix.vectors.placement import own_weights, place
@@ -154,6 +155,7 @@ def open_models(
     tuned = Checkpoint.open(source_tuned, base=base)
     target = Checkpoint.open(target_base)
     _compare_configurations(found, base, tuned, target)
+    _note_custom_code(found, base, tuned, target)
     tau = TaskVector.between(base, tuned)
     placement = place(tau, target)
     note_placement(found, placement, target)
@@ -263,6 +265,16 @@ def _compare_configurations(found: Findings, base: Checkpoint, *others: Checkpoi
                 "warning",
                 f"{other.location}: its configuration computes something else than {base.location}'s: "
                 f"{listed(differing)}; the task vector may not carry over",
+            )
+
+
+def _note_custom_code(found: Findings, *checkpoints: Checkpoint) -> None:
+    for checkpoint in checkpoints:
+        for named in custom_code(checkpoint.directory, checkpoint.config):
+            found.add(
+                "warning",
+                f"{checkpoint.location}: {named}, code of its own repository: it is run only with --trust-remote-code; "
+                "read it before you give that",
             )
 
 

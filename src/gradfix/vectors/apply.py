@@ -1,6 +1,7 @@
 """θ_B + α (m ⊙ τ), streamed from checkpoints to a new model directory, a block of rows at a time."""
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +16,10 @@ from torch import Tensor
 
 from gradfix._version import __version__
 from gradfix.checkpoints import Checkpoint, CheckpointWriter, TensorSource, TensorSpec
-from gradfix.checkpoints.expressions import count_different, count_nonzero, is_finite, require_finite
+from gradfix.checkpoints.expressions import count_different, count_nonzero, require_finite
+from gradfix.checkpoints.files import refuse_inside
 from gradfix.checkpoints.fingerprint import combined_fingerprint, fingerprints, tensor_fingerprint
+from gradfix.checkpoints.tensors import is_finite
 from gradfix.errors import GradfixError
 from gradfix.progress import Progress, silent
 from gradfix.report.facts import Applied as RecordedApplied
@@ -120,8 +123,12 @@ def apply(
         GradfixError: if the inputs don't fit each other, a number is not finite, or the output can't be written.
     """
     started = time.perf_counter()
+    if not math.isfinite(alpha):
+        raise GradfixError(f"alpha: expected a finite number, found {alpha}")
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     target = target if isinstance(target, Checkpoint) else Checkpoint.open(target)
+    if target.directory is not None:
+        refuse_inside(Path(output), [target.directory, *target.files])
     placement = place(task_vector, target)
     specs = output_specs(placement, target, dtype)
     settings = {"alpha": alpha, "rounding": rounding, "seed": seed}
@@ -257,8 +264,8 @@ class _Stream:
         return result, wanted, max(0, wanted - count_different(result, base.to(dtype)))
 
     def _require_finite(self, exact: Tensor, result: Tensor, base: Tensor, name: str) -> None:
-        # float16 alone has a range that a finite float32 sum of weights can leave.
-        if is_finite(exact) and (result.dtype != torch.float16 or is_finite(result)):
+        # What is not finite stays so when it is rounded; only stochastic rounding changes bits of a NaN.
+        if is_finite(result) and (self.rounding == "nearest" or is_finite(exact)):
             return
         require_finite(base, self.target.location, name)
         raise GradfixError(

@@ -1,11 +1,12 @@
 """The settings of a LoRA adapter that decide its weights; what gradfix doesn't know is refused."""
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import regex
 
 from gradfix.checkpoints.reading.json_files import read_json_object
 from gradfix.errors import GradfixError
@@ -51,6 +52,9 @@ _READ = frozenset(
         "use_rslora",
     }
 )
+PATTERN_SECONDS = 1.0
+"""Longest match of one name: patterns of modules take microseconds."""
+
 _PLAIN_INITS = ("gaussian", "eva", "orthogonal")
 """Initialisations that leave the base as it is; PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA subtract from it."""
 
@@ -112,12 +116,21 @@ class LoraConfig:
     def _key(self, patterns: Mapping[str, Any], module: str) -> str:
         # peft's rule (peft.utils.other.get_pattern_key): the first pattern that matches whole trailing
         # components
+        for key in patterns:
+            if self._matches(key, module):
+                return key
+        return module
+
+    def _matches(self, pattern: str, module: str) -> bool:
         try:
-            return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), module)
-        except re.error as error:
-            raise GradfixError(
-                f"{self.path}: a pattern of modules is no regular expression: {error}"
-            ) from None
+            return regex.match(rf"(.*\.)?({pattern})$", module, timeout=PATTERN_SECONDS) is not None
+        except regex.error as error:
+            reason = f"is no regular expression: {error}"
+        except TimeoutError:
+            reason = f"takes more than {PATTERN_SECONDS:.0f} s to match one name, as repetitions inside repetitions do"
+        raise GradfixError(
+            f"{self.path}: the pattern of modules {pattern!r:.80} {reason}: spell the modules out"
+        )
 
 
 def read_lora_config(path: Path) -> LoraConfig:

@@ -158,10 +158,6 @@ def _entry(path: Path, name: str, value: Any) -> tuple[TensorSpec, int, int]:
             "download or write it again"
         )
 
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        raise refuse("a name in UTF-8", name) from None
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise refuse(
             "exactly dtype, shape and data_offsets", sorted(value) if isinstance(value, dict) else value

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from gradfix.checkpoints.files import create_file, start_writeback, write_at
-from gradfix.checkpoints.tensors import TensorSpec
+from gradfix.checkpoints.tensors import TensorSpec, is_finite
 from gradfix.errors import GradfixError
 
 # Measured on two cores: hash and write of 1 MB pieces stay in the cache and together take 25 % less than of
@@ -173,7 +173,7 @@ def checked_blocks(
         The bytes of each block.
 
     Raises:
-        GradfixError: A block of another dtype or shape, or too few or too many rows.
+        GradfixError: A block of another dtype or shape, numbers that are not finite, or too few or too many rows.
     """
     expected = spec.shape[0] if spec.shape else 1
     rows = 0
@@ -189,6 +189,12 @@ def checked_blocks(
         rows += block.shape[0] if spec.shape else 1
         if rows > expected:
             raise GradfixError(f"{where}: {name}: expected {expected} rows, got at least {rows}")
+        if block.is_floating_point() and not is_finite(block):
+            wrong = int((~torch.isfinite(block.double())).sum())
+            raise GradfixError(
+                f"{where}: {name}: {wrong} numbers are infinite or not a number in {block.dtype}, and nothing is "
+                "written: use a wider format (--dtype float32 or bfloat16), a smaller --alpha, or mend the input"
+            )
         yield tensor_bytes(block)
     if rows < expected and spec.nbytes:
         raise GradfixError(f"{where}: {name}: expected {expected} rows, got {rows}")

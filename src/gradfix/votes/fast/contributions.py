@@ -42,6 +42,10 @@ class Contribution(Protocol):
         """Bound what the terms amounted to before they cancelled: the scale of rounding errors."""
         ...
 
+    def largest(self) -> Tensor:
+        """Bound the absolute value of every entry by a scalar, without waiting for the device."""
+        ...
+
 
 class Product:
     """G[n, r, c] = Σ_t left[n, t, r] right[n, t, c]: linear layers and convolutions."""
@@ -68,6 +72,10 @@ class Product:
         """Bound by the product of norms."""
         return float(self.left.float().norm() * self.right.float().norm())
 
+    def largest(self) -> Tensor:
+        """Bound by T times the largest of either factor."""
+        return _largest(self.left) * _largest(self.right) * self.left.shape[1]
+
 
 class Summed:
     """Gradients formed whole: biases, norms, and what is broadcast."""
@@ -92,6 +100,10 @@ class Summed:
     def magnitude(self) -> float:
         """Give the norm of the terms."""
         return float(self._magnitude())
+
+    def largest(self) -> Tensor:
+        """Give the largest."""
+        return _largest(self.values)
 
 
 class Rows:
@@ -146,6 +158,19 @@ class Rows:
     def magnitude(self) -> float:
         """Give the norm of the terms."""
         return float(self._values.norm())
+
+    def largest(self) -> Tensor:
+        """Give the largest."""
+        return _largest(self.sums)
+
+
+def _largest(values: Tensor) -> Tensor:
+    """The largest absolute value, in float32 at least; not a number where one of them is none."""
+    wide = torch.promote_types(values.dtype, torch.float32)
+    if not values.numel():
+        return values.new_zeros((), dtype=wide)
+    largest: Tensor = torch.linalg.vector_norm(values, ord=math.inf)
+    return largest.to(wide)
 
 
 Form = Callable[[Layout], Contribution]

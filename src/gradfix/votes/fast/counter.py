@@ -92,7 +92,9 @@ class FastCounter:
             with self._crew:
                 recorder.backward(losses, take)
                 self._crew.finish()
-        if not bool(torch.isfinite(recorder.poison)):
+        poisoned = not bool(torch.isfinite(recorder.poison))
+        if poisoned or not bool(torch.isfinite(recorder.excess)):
+            # The plain loop names the sample and the parameter. Where it finds nothing, a bound was too careful.
             count_plainly(
                 self._model,
                 batch,
@@ -103,6 +105,7 @@ class FastCounter:
                 first=first,
                 dtype=self._dtype,
             )
+        if poisoned:
             raise GradfixError(
                 f"samples {first} to {first + N - 1}: gradients overflow when they are summed over the batch; use "
                 "smaller batches, method='plain', or dtype='float32'"
@@ -140,6 +143,7 @@ class FastCounter:
             left[name] = "some of its uses got no gradient in the samples that verify its rule"
             return
         parts = [form(layouts[id(use)]) for use, form in arrived]
+        recorder.bound(parts)
         if verdict.vacuous:
             if any(part.magnitude() for part in parts):
                 left[name] = "its gradient was zero in the samples that verify its rule"
@@ -154,6 +158,7 @@ class FastCounter:
             return
         uses = [use for use, _ in arrived]
         for gradient in SampleGradients(name, self._parameters[name], uses, parts, recorder.samples):
+            recorder.watch(gradient)
             self._tally.vote(name, gradient)
 
     def _count_plainly(self, batch: Batch, samples: int, first: int, names: Mapping[str, str]) -> None:

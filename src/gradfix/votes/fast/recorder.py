@@ -7,7 +7,7 @@ backward pass hands on what the per-sample gradients are made of instead of comp
 no rule covers is noted, and left to the plain loop.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from gradfix.votes.fast.contributions import Form
+from gradfix.votes.fast.contributions import Contribution, Form
 from gradfix.votes.fast.layouts import Layout
 from gradfix.votes.fast.rules.registry import RULES
 
@@ -79,6 +79,7 @@ class Recorder(TorchFunctionMode):
         anchor: A scalar that every recorded use depends on: the backward pass goes as far as it is needed.
         uncovered: Parameters used in a way that no rule covers, with the call.
         poison: 0, or not a number once an infinite or undefined value went by.
+        excess: 0, or not a number once a gradient was formed whose entries may exceed its number format.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Recorder(TorchFunctionMode):
         self.anchor = torch.zeros((), device=device, requires_grad=True)
         self.uncovered: dict[str, str] = {}
         self.poison = torch.zeros((), device=device)
+        self.excess = torch.zeros((), device=device)
         self._sources = {id(value): Source(value, (name,), True) for name, value in parameters.items()}
         self._progress = {name: _Progress() for name in parameters}
         self._sink: Sink | None = None
@@ -179,6 +181,16 @@ class Recorder(TorchFunctionMode):
             if value is not self._watched:  # the input of several layers, one after the other
                 self.poison += value.sum(dtype=torch.float32).mul_(0.0)
         self._watched = values[0]
+
+    def bound(self, parts: Sequence[Contribution]) -> None:
+        """Notice gradients that may overflow though all they are formed from is finite, without waiting.
+
+        Args:
+            parts: All that one parameter's per-sample gradients are the sum of.
+        """
+        for part in parts:
+            share = torch.finfo(part.dtype).max / len(parts)
+            self.excess += torch.where(part.largest() <= share, 0.0, torch.nan)
 
     def signature(self, name: str) -> tuple[str, ...]:
         """Tell how a parameter was used: what a verification holds for."""
