@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
-from gradfix.checkpoints import Checkpoint
+from gradfix.checkpoints import Checkpoint, SafetensorsFile
 from gradfix.errors import GradfixError
 from gradfix.vectors.task_vector import TaskVector, moments
 from tests.triples import FAMILIES, save_triple
@@ -132,12 +132,37 @@ def test_large_finite_numbers_are_not_mistaken_for_infinite_ones(tmp_path: Path)
 def test_a_damaged_task_vector_file_is_refused_where_it_is_read(tmp_path: Path) -> None:
     triple = save_triple("bert", tmp_path)
     TaskVector.between(triple.base, triple.tuned).save(tmp_path / "tau.safetensors")
-    raw = bytearray((tmp_path / "tau.safetensors").read_bytes())
-    raw[-4:] = torch.tensor([float("nan")]).numpy().tobytes()
-    (tmp_path / "tau.safetensors").write_bytes(raw)
-    loaded = TaskVector.load(tmp_path / "tau.safetensors")
+    path = tmp_path / "tau.safetensors"
+    vector = TaskVector.load(path)
+    name, entry = list(SafetensorsFile(path)._entries.items())[-1]
+    raw = bytearray(path.read_bytes())
+    looked_at = entry.start  # the first value of a tensor enters its fingerprint
+    raw[looked_at : looked_at + 4] = raw[looked_at + 4 : looked_at + 8]
+    path.write_bytes(raw)
+    with pytest.raises(GradfixError, match="not those that it was written with"):
+        TaskVector.load(path)
+    raw[looked_at : looked_at + 4] = torch.tensor([float("nan")]).numpy().tobytes()
+    path.write_bytes(raw)
     with pytest.raises(GradfixError, match=r"tau\.safetensors: .*expected finite numbers, found 1 NaN"):
-        [loaded[name] for name in loaded]
+        vector[name]
+
+
+def test_a_task_vector_whose_origin_was_edited_is_refused(tmp_path: Path) -> None:
+    triple = save_triple("bert", tmp_path)
+    path = tmp_path / "tau.safetensors"
+    TaskVector.between(triple.base, triple.tuned).save(path)
+    raw = path.read_bytes()
+    path.write_bytes(raw.replace(b"difference", b"Difference"))
+    with pytest.raises(GradfixError, match="not those that it was written with"):
+        TaskVector.load(path)
+
+
+def test_a_header_whose_length_begins_like_a_pickle_is_read(tmp_path: Path) -> None:
+    plain = save({"w": torch.ones(2)}, {"pad": ""})
+    filled = save({"w": torch.ones(2)}, {"pad": "x" * (640 - int.from_bytes(plain[:8], "little"))})
+    assert filled[:2] == b"\x80\x02"
+    (tmp_path / "a.safetensors").write_bytes(filled)
+    assert torch.equal(SafetensorsFile(tmp_path / "a.safetensors").read("w"), torch.ones(2))
 
 
 def test_the_cosine_of_nothing_is_refused(tmp_path: Path) -> None:

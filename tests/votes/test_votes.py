@@ -84,13 +84,42 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     write_safetensors(path, votes.specs, lambda name: [votes[name]], {"format": "pt"})
     with pytest.raises(GradfixError, match="holds no votes"):
         Votes.load(path)
-    metadata = {**votes.record.to_metadata(), "format_version": "2"}
+    metadata = {**votes.record.to_metadata(), "format_version": "1"}
     write_safetensors(path, votes.specs, lambda name: [votes[name]], metadata, overwrite=True)
-    with pytest.raises(GradfixError, match="format 2, this gradfix reads 1"):
+    with pytest.raises(GradfixError, match="format 1, this gradfix reads 2"):
         Votes.load(path)
     metadata = {**votes.record.to_metadata(), "samples": "many"}
     write_safetensors(path, votes.specs, lambda name: [votes[name]], metadata, overwrite=True)
-    with pytest.raises(GradfixError, match="damaged metadata"):
+    with pytest.raises(GradfixError, match="'samples': is not valid JSON"):
+        Votes.load(path)
+    metadata = votes.record.to_metadata()
+    for wrong, message in (
+        ({"samples": "-1"}, "samples: input should be greater than or equal to 0"),
+        ({"seed": "[]"}, "seed: input should be a valid integer"),
+        ({"fingerprints": "null"}, "fingerprints: input should be a valid dictionary"),
+        ({"vote": "all"}, "vote: input should be 'majority' or 'mean'"),
+        ({}, "not those that it was written with"),
+    ):
+        entries = {**metadata, **wrong}
+        write_safetensors(path, votes.specs, lambda name: [votes[name]], entries, overwrite=True)
+        with pytest.raises(GradfixError, match=message):
+            Votes.load(path)
+
+
+def test_votes_beyond_their_samples_are_refused_where_they_are_read(tmp_path):
+    counts = {"a": torch.tensor([1, -3], dtype=torch.int8)}
+    Votes(counts, record(2)).save(tmp_path / "votes.safetensors")
+    loaded = Votes.load(tmp_path / "votes.safetensors")
+    with pytest.raises(GradfixError, match="more votes than the 2 that were cast"):
+        loaded.read("a")
+
+
+def test_votes_whose_metadata_were_edited_are_refused(tmp_path):
+    path = tmp_path / "votes.safetensors"
+    Votes({"a": torch.zeros(2, dtype=torch.int8)}, record(2)).save(path)
+    raw = path.read_bytes()
+    path.write_bytes(raw.replace(b'"majority"', b'"mean"    '))
+    with pytest.raises(GradfixError, match="not those that it was written with"):
         Votes.load(path)
 
 

@@ -21,6 +21,10 @@ POSITIONS = 64
 """At most this many values of a tensor enter its fingerprint."""
 
 
+CONTENT = "content"
+"""The metadata entry with a file's own fingerprint."""
+
+
 _READ_WHOLE = 4096
 """A stored tensor with no more elements than this is read in one piece."""
 
@@ -95,6 +99,42 @@ def combined_fingerprint(parts: Mapping[str, str]) -> str:
     """
     lines = "\n".join(f"{name} {parts[name]}" for name in sorted(parts))
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
+
+
+def content_fingerprint(metadata: Mapping[str, str], source: TensorSource) -> str:
+    """Hash what a file of tensors says of itself together with a few values of each tensor.
+
+    It is kept in the file and compared when that is opened, so that an edited or mixed-up one is noticed.
+
+    Args:
+        metadata: The text entries of the header, without the fingerprint's own.
+        source: The tensors as they are stored.
+
+    Returns:
+        Sixteen hexadecimal digits.
+    """
+    texts = {f"metadata {key}": hashlib.sha256(text.encode()).hexdigest() for key, text in metadata.items()}
+    tensors = {f"tensor {name}": print_ for name, print_ in fingerprints(source).items()}
+    return combined_fingerprint({**texts, **tensors})
+
+
+def check_content(path: Path | str, metadata: Mapping[str, str], source: TensorSource, remedy: str) -> None:
+    """Refuse a file whose metadata or tensors are not those it was written with.
+
+    Args:
+        path: The file, for messages.
+        metadata: The text entries of its header.
+        source: Its tensors.
+        remedy: What to do about it.
+
+    Raises:
+        GradfixError: If the fingerprint is missing or another one.
+    """
+    rest = {key: text for key, text in metadata.items() if key != CONTENT}
+    if metadata.get(CONTENT) != content_fingerprint(rest, source):
+        raise GradfixError(
+            f"{path}: {CONTENT}: its metadata or its tensors are not those that it was written with: {remedy}"
+        )
 
 
 @lru_cache(maxsize=256)  # a model has many tensors of few sizes

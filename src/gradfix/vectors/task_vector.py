@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 from typing_extensions import override
 
@@ -36,19 +37,35 @@ from gradfix.checkpoints.expressions import (
     respelled,
     tally_of,
 )
-from gradfix.checkpoints.fingerprint import combined_fingerprint, fingerprints
+from gradfix.checkpoints.fingerprint import (
+    CONTENT,
+    check_content,
+    combined_fingerprint,
+    content_fingerprint,
+    fingerprints,
+)
+from gradfix.checkpoints.model_config import ModelConfig
 from gradfix.checkpoints.respelling import Respelling, Spelled, respell
 from gradfix.checkpoints.vocabulary import vocabulary_rows
 from gradfix.errors import GradfixError, listed
 from gradfix.progress import Progress, silent
+from gradfix.text_files import parse_json, validated
 
 VECTOR_FORMAT = "gradfix-task-vector"
 
 
-FORMAT_VERSION = "1"
+FORMAT_VERSION = "2"
 
 
 _ADDITION = "addition:"  # key prefix of a saved parameter that only the tuned model has
+
+
+class _Stored(BaseModel):
+    """What a file says of its vector."""
+
+    config: ModelConfig
+    ties: dict[str, str]
+    origin: dict[str, Any]
 
 
 class TaskVector(Expression, Mapping[str, Tensor]):
@@ -175,14 +192,31 @@ class TaskVector(Expression, Mapping[str, Tensor]):
                     " ;", ";"
                 )
             )
+        # transformers writes infinities into some configurations
+        entries = {
+            key: parse_json(file.metadata.get(key, ""), f"{path}: metadata {key!r}", finite=key != "config")
+            for key in ("config", "ties", "origin")
+        }
+        validated(
+            _Stored,
+            entries,
+            f"{path}: metadata",
+            "write it again with `gradfix diff`",
+        )
+        check_content(path, file.metadata, file, "write it again with `gradfix diff`")
+        whole = [name for name, spec in file.specs.items() if not spec.dtype.is_floating_point]
+        if whole:
+            raise GradfixError(
+                f"{path}: {listed(whole)}: expected floating-point numbers; write it again with `gradfix diff`"
+            )
         new = {key.removeprefix(_ADDITION): key for key in file.specs if key.startswith(_ADDITION)}
         changed = {key: key for key in file.specs if not key.startswith(_ADDITION)}
         return cls(
             Checked(Selection(file, changed, dtype=torch.float32), str(path)),
             additions=Selection(file, new),
-            config=json.loads(file.metadata["config"]),
-            ties=json.loads(file.metadata.get("ties", "{}")),
-            origin=lambda: json.loads(file.metadata["origin"]),
+            config=entries["config"],
+            ties=entries["ties"],
+            origin=lambda: entries["origin"],
         )
 
     def save(
@@ -225,6 +259,9 @@ class TaskVector(Expression, Mapping[str, Tensor]):
             "config": json.dumps(self.config, sort_keys=True),
             "ties": json.dumps(dict(self.ties), sort_keys=True),
         }
+        stored = {name: Selection(self, {name: name}, dtype=dtype) for name in specs}
+        stored |= {key: Selection(self.additions, {key: key.removeprefix(_ADDITION)}) for key in added}
+        metadata[CONTENT] = content_fingerprint(metadata, Gathered(stored))
         write_safetensors(Path(path), {**specs, **added}, blocks, metadata, overwrite=overwrite)
 
     @cached_property

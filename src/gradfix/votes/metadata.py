@@ -4,14 +4,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
+from pydantic import BaseModel, Field
 
 from gradfix.checkpoints.fingerprint import combined_fingerprint
 from gradfix.errors import GradfixError
+from gradfix.text_files import parse_json_value, validated
 
 VOTES_FORMAT = "gradfix-votes"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 VOTE_MODES = ("majority", "mean")
 
 
@@ -75,27 +78,51 @@ class VoteRecord:
         """
         if found.get("format") != VOTES_FORMAT:
             raise GradfixError(
-                f"{path} holds no votes (metadata 'format' is {found.get('format')!r}); expected a file that "
+                f"{path} holds no votes (metadata 'format' is {found.get('format')!r:.80}); expected a file that "
                 "Votes.save or `gradfix votes` wrote"
             )
         if found.get("format_version") != str(FORMAT_VERSION):
             raise GradfixError(
-                f"{path} has votes format {found.get('format_version')}, this gradfix reads {FORMAT_VERSION}; count "
-                "the votes again, or use the version of gradfix that wrote them"
+                f"{path} has votes format {str(found.get('format_version'))[:20]}, this gradfix reads "
+                f"{FORMAT_VERSION}; count the votes again, or use the version of gradfix that wrote them"
             )
-        try:
-            return cls(
-                vote=found["vote"],
-                samples=int(found["samples"]),
-                sample_ids=tuple(json.loads(found["sample_ids"])),
-                dtype=found["dtype"],
-                seed=json.loads(found["seed"]),
-                fingerprints=dict(json.loads(found["fingerprints"])),
-                uncovered=tuple(json.loads(found["uncovered"])),
-                plain=dict(json.loads(found["plain"])),
+        remedy = "count the votes again"
+        parsed: dict[str, Any] = {
+            key: parse_json_value(text, f"{path}: metadata {key!r}") if key in _JSON else text
+            for key, text in found.items()
+        }
+        stored = validated(_Stored, parsed, f"{path}: metadata", remedy)
+        if stored.sample_ids and len(stored.sample_ids) != stored.samples:
+            raise GradfixError(
+                f"{path}: metadata: {stored.samples} samples, but {len(stored.sample_ids)} ids: {remedy}"
             )
-        except (KeyError, ValueError, TypeError) as error:
-            raise GradfixError(f"{path} has damaged metadata ({error!r}); count the votes again") from error
+        return cls(
+            vote=stored.vote,
+            samples=stored.samples,
+            sample_ids=tuple(stored.sample_ids),
+            dtype=stored.dtype,
+            seed=stored.seed,
+            fingerprints=stored.fingerprints,
+            uncovered=tuple(stored.uncovered),
+            plain=stored.plain,
+        )
+
+
+_JSON = frozenset({"samples", "seed", "sample_ids", "fingerprints", "uncovered", "plain"})
+"""Entries whose text is JSON."""
+
+
+class _Stored(BaseModel):
+    """The entries as a file has them."""
+
+    vote: Literal["majority", "mean"]
+    samples: int = Field(ge=0, le=2**31 - 1)
+    seed: int | None
+    dtype: str
+    sample_ids: list[str]
+    fingerprints: dict[str, str]
+    uncovered: list[str]
+    plain: dict[str, str]
 
 
 def counts_dtype(samples: int) -> torch.dtype:

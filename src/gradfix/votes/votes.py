@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gradfix.checkpoints.expressions import Elementwise, Given
-from gradfix.checkpoints.fingerprint import fingerprints
+from gradfix.checkpoints.fingerprint import CONTENT, check_content, content_fingerprint, fingerprints
 from gradfix.checkpoints.reading.safetensors_file import SafetensorsFile
 from gradfix.checkpoints.tensors import TensorSource, TensorSpec
 from gradfix.checkpoints.writing.single import write_safetensors
@@ -29,9 +29,9 @@ class Votes(Mapping[str, Tensor]):
         record: Everything beside the counts; its fields are attributes of the votes too.
     """
 
-    def __init__(self, counts: Mapping[str, Tensor] | SafetensorsFile, record: VoteRecord) -> None:
+    def __init__(self, counts: "Mapping[str, Tensor] | _InBounds", record: VoteRecord) -> None:
         self.record = record
-        self._source = counts if isinstance(counts, SafetensorsFile) else Given(dict(counts))
+        self._source = counts if isinstance(counts, _InBounds) else Given(dict(counts))
 
     @property
     def vote(self) -> str:
@@ -283,6 +283,7 @@ class Votes(Mapping[str, Tensor]):
             GradfixError: Where the file exists, or can't be written.
         """
         metadata = self.record.to_metadata()
+        metadata[CONTENT] = content_fingerprint(metadata, self)
         write_safetensors(
             Path(path), self.specs, lambda name: [self.read(name)], metadata, overwrite=overwrite
         )
@@ -302,4 +303,32 @@ class Votes(Mapping[str, Tensor]):
             GradfixError: Where the file holds something else, or votes of a later format.
         """
         source = SafetensorsFile(path)
-        return cls(source, VoteRecord.from_metadata(source.metadata, path))
+        record = VoteRecord.from_metadata(source.metadata, path)
+        check_content(path, source.metadata, source, "count the votes again")
+        return cls(_InBounds(source, record.samples if record.vote == "majority" else 1), record)
+
+
+class _InBounds:
+    """Votes in a file, of which every block is looked at: no coordinate has more votes than there were samples."""
+
+    def __init__(self, file: SafetensorsFile, most: int) -> None:
+        self._file, self._most = file, most
+        for name, spec in file.specs.items():
+            if spec.dtype not in {torch.int8, torch.int16, torch.int32}:
+                raise GradfixError(
+                    f"{file.path}: {name}: expected whole numbers, found {spec.dtype}; count the votes again"
+                )
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Dtype and shape of each tensor of counts."""
+        return self._file.specs
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """Read rows; counts out of bounds are refused."""
+        counts = self._file.read(name, rows)
+        if counts.numel() and (int(counts.max()) > self._most or int(counts.min()) < -self._most):
+            raise GradfixError(
+                f"{self._file.path}: {name}: has more votes than the {self._most} that were cast; count the votes again"
+            )
+        return counts

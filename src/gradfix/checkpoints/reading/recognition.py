@@ -34,6 +34,7 @@ def is_pytorch(start: bytes) -> bool:
         start: The first bytes of the file.
 
     Returns:
-        Whether they are those of a zip archive or a pickle.
+        Whether they are those of a zip archive or a pickle. The length of a safetensors header can begin alike (640
+        bytes do), but is followed by a brace.
     """
-    return start.startswith(_PYTORCH)
+    return start.startswith(_PYTORCH) and start[8:9] != b"{"
