@@ -9,7 +9,6 @@ import json
 import math
 import os
 import re
-import stat
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +32,19 @@ _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 M = TypeVar("M", bound=BaseModel)
 
 
+def require_regular(path: Path) -> None:
+    """Refuse what is no file: a pipe that nobody writes would be waited for for ever.
+
+    Args:
+        path: What is to be opened.
+
+    Raises:
+        GradfixError: If it is a pipe, a device or a directory. What is absent is left to who opens it.
+    """
+    if path.exists() and not path.is_file():
+        raise GradfixError(f"{path}: is not a regular file: give the path of a file")
+
+
 def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
     """Read a regular file of bounded size.
 
@@ -44,25 +56,18 @@ def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
         Its content.
 
     Raises:
-        GradfixError: If it is absent, unreadable, no regular file (a pipe would wait for ever) or too long.
+        GradfixError: If it is absent, unreadable, no regular file or too long.
     """
+    require_regular(path)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > most:
+                raise GradfixError(f"{path}: is too long: at most {most} bytes expected, found {size}")
+            return file.read(most)
     except (OSError, ValueError) as error:
         reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
         raise GradfixError(f"{path}: cannot be read ({reason}): check the path and its permissions") from None
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise GradfixError(f"{path}: is not a regular file: give the path of a file")
-        if status.st_size > most:
-            raise GradfixError(f"{path}: is too long: at most {most} bytes expected, found {status.st_size}")
-        with os.fdopen(os.dup(descriptor), "rb") as file:
-            return file.read(most + 1)[:most]
-    except OSError as error:
-        raise GradfixError(f"{path}: cannot be read ({error.strerror}): check the disk") from None
-    finally:
-        os.close(descriptor)
 
 
 def read_text(path: Path, most: int = MAX_BYTES) -> str:

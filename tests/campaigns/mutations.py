@@ -5,7 +5,7 @@ import multiprocessing
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from tests.campaigns.grammar import as_json, as_safetensors, as_yaml, changed, damaged, safetensors_parts
-from tests.campaigns.runner import Outcome, Runner
+from tests.campaigns.results import Result
+from tests.campaigns.runner import Runner
 from tests.campaigns.world import SUBJECTS, Subject, build
 
 
@@ -97,31 +98,18 @@ def broken(root: Path, case: Case) -> Iterator[None]:
             shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
-@dataclass
-class Result:
-    """What a campaign found: how many cases, and what was wrong with which."""
-
-    tried: int
-    faults: list[tuple[str, Case]]
-    slowest: float = 0.0
-    largest: int = 0
-
-
-def campaign(
-    root: Path, number: int, count: int, seen: Callable[[Case, Outcome], None] | None = None
-) -> Result:
+def campaign(root: Path, number: int, count: int) -> Result:
     """Run cases one after the other.
 
     Args:
         root: A world of its own.
         number: The seed.
         count: Cases.
-        seen: Told of each.
 
     Returns:
         The faults.
     """
-    result = Result(0, [])
+    result = Result("mutations")
     with Runner() as runner:
 
         @seed(number)
@@ -136,13 +124,9 @@ def campaign(
         def probe(case: Case) -> None:
             with broken(root, case):
                 outcome = runner.run(*case.command.split(), cwd=root)
-            result.tried += 1
+            result.add(f"{case.subject.path} for `{case.command}`: {case.content[:2000]!r}", outcome.fault)
             result.slowest = max(result.slowest, outcome.seconds)
             result.largest = max(result.largest, outcome.peak)
-            if outcome.fault:
-                result.faults.append((outcome.fault, case))
-            if seen is not None:
-                seen(case, outcome)
 
         probe()
     return result
@@ -174,10 +158,11 @@ def parallel(number: int, count: int, processes: int = 2) -> Result:
         with multiprocessing.get_context("spawn").Pool(processes) as pool:
             results = pool.map(_part, parts)
     return Result(
-        sum(r.tried for r in results),
-        [fault for r in results for fault in r.faults],
-        max(r.slowest for r in results),
-        max(r.largest for r in results),
+        "mutations",
+        sum(result.tried for result in results),
+        [fault for result in results for fault in result.faults],
+        max(result.slowest for result in results),
+        max(result.largest for result in results),
     )
 
 
@@ -185,19 +170,12 @@ def main() -> None:
     """Print faults by kind: ``python -m tests.campaigns.mutations SEED COUNT [PROCESSES]``."""
     import sys
 
-    number, count, *rest = map(int, sys.argv[1:])
-    result = parallel(number, count, *rest)
-    kinds = Counter((fault[:110], case.subject.path) for fault, case in result.faults)
+    result = parallel(*map(int, sys.argv[1:]))
+    kinds = Counter((fault[:110], case.partition(" for ")[0]) for case, fault in result.faults)
     for (fault, path), times in kinds.most_common():
         print(f"{times:5} {path}: {fault}")
-    shown = set()
-    for fault, case in result.faults:
-        if (fault[:60], case.subject.path) not in shown:
-            shown.add((fault[:60], case.subject.path))
-            print(
-                f"--- {fault}\n    {case.command}\n    {case.subject.path}: {case.content[:3000]!r}",
-                file=sys.stderr,
-            )
+    for case, fault in result.faults:
+        print(f"--- {fault}\n    {case}", file=sys.stderr)
     print(
         f"{result.tried} tried, {len(result.faults)} faults; slowest {result.slowest:.1f} s, "
         f"most memory {result.largest / 1e9:.2f} GB"

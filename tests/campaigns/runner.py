@@ -13,6 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -78,25 +80,80 @@ class Runner:
         self._process.stdin.close()
         self._process.wait()
 
-    def run(self, *arguments: object, cwd: Path | None = None) -> Outcome:
+    def run(self, *arguments: object, cwd: Path | None = None, **more: Any) -> Outcome:
         """Run one command.
 
         Args:
             *arguments: After ``gradfix``.
             cwd: Where; here by default.
+            **more: ``signal`` sent ``after`` so many seconds; ``fault``: fields of :class:`Fault`.
 
         Returns:
             How it ended.
         """
+        return self.together([arguments], cwd=cwd, **more)[0]
+
+    def together(
+        self, commands: Sequence[Sequence[object]], cwd: Path | None = None, **more: Any
+    ) -> list[Outcome]:
+        """Run commands at once.
+
+        Args:
+            commands: The arguments of each.
+            cwd: Where; here by default.
+            **more: As :meth:`run`.
+
+        Returns:
+            How they ended, in the same order.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        request = {"arguments": [str(argument) for argument in arguments], "cwd": str(cwd or Path.cwd())}
+        texts = [[str(argument) for argument in arguments] for arguments in commands]
+        request = {"commands": texts, "cwd": str(cwd or Path.cwd()), **more}
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        return Outcome(**json.loads(self._process.stdout.readline()))
+        return [Outcome(**fields) for fields in json.loads(self._process.stdout.readline())]
 
 
-def _child(request: dict[str, Any], stdout: int, stderr: int) -> None:
+@dataclass
+class Fault:
+    """An error of the operating system that a command meets: the n-th call of a function of ``os`` fails.
+
+    Attributes:
+        call: The function's name.
+        number: Which call, from 1; 0 counts them only, and says how many there were in a file.
+        code: The error; a short write where it is 0.
+        count: Where the number of calls is written.
+    """
+
+    call: str
+    number: int
+    code: int
+    count: str
+
+    def install(self) -> None:
+        """Put the failing function in place."""
+        original, seen = getattr(os, self.call), 0
+
+        def faulty(*arguments: Any, **options: Any) -> Any:
+            nonlocal seen
+            seen += 1
+            if seen == self.number:
+                if self.code:
+                    raise OSError(self.code, os.strerror(self.code))
+                descriptor, data, offset = arguments
+                return original(descriptor, data[: max(1, len(data) // 2)], offset)
+            return original(*arguments, **options)
+
+        setattr(os, self.call, faulty)
+        self._seen = lambda: seen
+
+    def report(self) -> None:
+        """Write down how often the function was called."""
+        Path(self.count).write_text(str(self._seen()))
+
+
+def _child(request: dict[str, Any], arguments: list[str], stdout: int, stderr: int) -> None:
     """Be the command; never returns."""
     status = 1
     try:
@@ -106,10 +163,17 @@ def _child(request: dict[str, Any], stdout: int, stderr: int) -> None:
         os.dup2(stderr, 2)
         resource.setrlimit(resource.RLIMIT_AS, (_MOST_ADDRESSES, _MOST_ADDRESSES))
         os.chdir(request["cwd"])
-        sys.argv = ["gradfix", *request["arguments"]]
+        sys.argv = ["gradfix", *arguments]
         from gradfix.cli import main
 
-        main()
+        fault = Fault(**request["fault"]) if "fault" in request else None
+        if fault is not None:
+            fault.install()
+        try:
+            main()
+        finally:
+            if fault is not None:
+                fault.report()
         status = 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -123,31 +187,49 @@ def _child(request: dict[str, Any], stdout: int, stderr: int) -> None:
         os._exit(status & 0xFF)
 
 
-def _run(request: dict[str, Any]) -> Outcome:
-    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
-        started = time.monotonic()
-        child = os.fork()
-        if child == 0:
-            _child(request, stdout.fileno(), stderr.fileno())
-        watch = os.pidfd_open(child)
-        try:
-            ended, _, _ = select.select([watch], [], [], LIMIT_SECONDS)
-        finally:
-            os.close(watch)
+class _Running:
+    """A child, and what it says."""
+
+    def __init__(self, request: dict[str, Any], arguments: list[str]) -> None:
+        self._stdout, self._stderr = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115  closed at its end
+        self._started = time.monotonic()
+        self._child = os.fork()
+        if self._child == 0:
+            _child(request, arguments, self._stdout.fileno(), self._stderr.fileno())
+        self._watch = os.pidfd_open(self._child)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for its end for so long."""
+        left = self._started + seconds - time.monotonic()
+        return bool(select.select([self._watch], [], [], max(0.0, left))[0])
+
+    def send(self, number: int) -> None:
+        """Send it a signal."""
+        with suppress(ProcessLookupError):
+            os.kill(self._child, number)
+
+    def outcome(self) -> Outcome:
+        """Wait for the end, and tell how it was."""
+        ended = self.wait(LIMIT_SECONDS)
         if not ended:
-            os.killpg(child, signal.SIGKILL)
-        _, code, usage = os.wait4(child, 0)
+            os.killpg(self._child, signal.SIGKILL)
+        _, code, usage = os.wait4(self._child, 0)
+        seconds = time.monotonic() - self._started
+        os.close(self._watch)
         texts = []
-        for file in (stdout, stderr):
+        for file in (self._stdout, self._stderr):
             file.seek(0)
             texts.append(file.read(200_000).decode("utf-8", "replace"))
-        return Outcome(
-            status=os.waitstatus_to_exitcode(code) if ended else None,
-            seconds=time.monotonic() - started,
-            peak=usage.ru_maxrss * 1024,
-            stderr=texts[1],
-            stdout=texts[0],
-        )
+            file.close()
+        status = os.waitstatus_to_exitcode(code) if ended else None
+        return Outcome(status, seconds, usage.ru_maxrss * 1024, texts[1], texts[0])
+
+
+def _answer(request: dict[str, Any]) -> list[Outcome]:
+    running = [_Running(request, arguments) for arguments in request["commands"]]
+    if "signal" in request and not running[0].wait(request["after"]):
+        running[0].send(request["signal"])
+    return [each.outcome() for each in running]
 
 
 def _warm() -> None:
@@ -172,7 +254,7 @@ def main() -> None:
     os.dup2(2, 1)
     _warm()
     for line in sys.stdin:
-        answers.write(json.dumps(asdict(_run(json.loads(line)))) + "\n")
+        answers.write(json.dumps([asdict(outcome) for outcome in _answer(json.loads(line))]) + "\n")
         answers.flush()
 
 

@@ -163,7 +163,8 @@ class ModelTask(ABC):
         model = load_pretrained(
             self.auto_class, location, overrides, dtype=dtype, trust_remote_code=trust_remote_code
         )
-        return model.to(device)
+        with explained(f"--device {device}", "be used"):
+            return model.to(device)
 
     def _config_overrides(self) -> dict[str, Any]:
         return {}

@@ -18,6 +18,7 @@ from typing import Any
 from gradfix.errors import GradfixError, listed, option
 from gradfix.tasks.data_library import table_of
 from gradfix.tasks.data_table import Table
+from gradfix.text_files import check_depth, require_regular
 
 FILE_KINDS = (".csv", ".json", ".jsonl", ".parquet", ".tsv")
 
@@ -78,6 +79,7 @@ def read_file(path: Path, encoding: str | None = None, kind: str | None = None) 
     Raises:
         GradfixError: If the suffix is unknown or the content is not what it says; names the line.
     """
+    require_regular(path)
     kind = path.suffix.lower() if kind is None else kind
     if kind not in FILE_KINDS:
         raise GradfixError(f"{path}: unknown kind of file {path.suffix!r}; expected {listed(FILE_KINDS)}")
@@ -204,6 +206,7 @@ class _SeveralValuesError(GradfixError):
 def _parsed(where: str, text: str) -> Any:
     try:
         content = json.loads(text, object_pairs_hook=_without_repeated_keys)
+        check_depth(content)
         if _HALF_CHARACTER.search(text):  # for json a character, for no tokenizer
             json.dumps(content, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:

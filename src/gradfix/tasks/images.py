@@ -18,6 +18,7 @@ from gradfix.tasks.classification import Classification
 from gradfix.tasks.data import origin
 from gradfix.tasks.loading import load_image_processor
 from gradfix.tasks.rgb import to_rgb
+from gradfix.text_files import read_bytes
 
 # What Pillow's plugins raise on files that are damaged or of another kind; each format has its own.
 _UNREADABLE = (
@@ -90,7 +91,7 @@ def read_image(value: Any, where: str) -> Image.Image:
             if isinstance(value, str | Path):
                 path, value = value, None
             if value is None and path is not None:
-                value = Path(path).read_bytes()
+                value = read_bytes(Path(path))
             if not isinstance(value, bytes):
                 raise GradfixError(f"{where}: expected an image, found {type(value).__name__}")
             image = Image.open(io.BytesIO(value))

@@ -15,6 +15,7 @@ from gradfix.tasks.forward import evaluating
 from gradfix.tasks.images import ImageInputs
 from gradfix.tasks.labels import Labels
 from gradfix.tasks.loading import load_tokenizer
+from gradfix.text_files import read_text
 
 TEMPLATES = ("a photo of a {}.",)
 VISION = ("vision_model.", "visual_projection.")
@@ -158,10 +159,7 @@ def read_templates(templates: Sequence[str] | str | Path) -> list[str]:
         templates = [templates]
     elif isinstance(templates, str | Path):
         source = str(templates)
-        try:
-            lines = Path(templates).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise GradfixError(f"{source}: cannot be read as a file of prompt templates ({error})") from error
+        lines = read_text(Path(templates)).splitlines()
         templates = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not templates:
         raise GradfixError(f"{source}: no prompt template")

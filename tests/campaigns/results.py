@@ -1,0 +1,33 @@
+"""What a campaign found, as a line of a table."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Result:
+    """Cases tried and what was wrong with which.
+
+    Attributes:
+        name: Of the campaign.
+        tried: Cases.
+        faults: What was wrong, after the case it was wrong with.
+        slowest: Seconds of the slowest command.
+        largest: Bytes of memory of the largest.
+    """
+
+    name: str
+    tried: int = 0
+    faults: list[tuple[str, str]] = field(default_factory=list)
+    slowest: float = 0.0
+    largest: int = 0
+
+    def add(self, case: str, fault: str) -> None:
+        """Count a case.
+
+        Args:
+            case: What was tried.
+            fault: What was wrong; empty where nothing was.
+        """
+        self.tried += 1
+        if fault:
+            self.faults.append((case, fault))
