@@ -4,7 +4,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
+<<<<<<< HEAD
 .PHONY: setup demo test quick check format wheel docs bench-language bench-transport matrix
+=======
+.PHONY: setup demo test quick check format wheel docs bench-language bench-transport matrix campaign
+>>>>>>> 3587de3 (Run a small part of the campaigns with the tests, and all of them by make campaign)
 
 setup: $(STAMP)
 
@@ -54,3 +58,7 @@ bench-transport: setup
 # docs/compatibility.md: families of models, ways of saving and commands against independent arithmetic; some ten minutes.
 matrix: setup
 	$(BIN)/python benchmarks/matrix.py --write docs/compatibility.md
+
+# docs/reliability.md: broken, hostile and ill-timed, some 11,000 cases in half an hour on two cores; CI runs a small part.
+campaign: setup
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m tests.campaigns $(SEED)

@@ -96,14 +96,14 @@ def changed(draw: st.DrawFn, document: Any) -> Any:
         here = _at(document, path)
         change = draw(st.sampled_from(("value", "value", "value", "type", "wrap", "delete", "rename", "add")))
         if change == "value":
-            document = _put(document, path, draw(st.sampled_from(VALUES)))
+            document = _put(document, path, copy.deepcopy(draw(st.sampled_from(VALUES))))
         elif change == "type":
             document = _put(document, path, _other_type(here))
         elif change == "wrap":
             document = _put(document, path, draw(st.sampled_from(([here], {"x": here}, [[here, here]]))))
         elif path and isinstance(parent := _at(document, path[:-1]), dict):
             if change == "add":
-                parent[draw(st.sampled_from(KEYS))] = draw(st.sampled_from(VALUES))
+                parent[draw(st.sampled_from(KEYS))] = copy.deepcopy(draw(st.sampled_from(VALUES)))
             else:
                 value = parent.pop(path[-1])
                 if change == "rename":
