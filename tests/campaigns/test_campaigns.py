@@ -36,4 +36,6 @@ def test_a_campaign_finds_nothing(
     result = run(Path(shutil.copytree(pristine, tmp_path / "world")), SEED, count)
     assert result.tried
     listed = "\n".join(f"{case}: {fault}" for case, fault in result.faults[:5])
-    assert not result.faults, f"CAMPAIGN_SEED={SEED} repeats it: {len(result.faults)} of {result.tried}\n{listed}"
+    assert not result.faults, (
+        f"CAMPAIGN_SEED={SEED} repeats it: {len(result.faults)} of {result.tried}\n{listed}"
+    )
