@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from types import MethodType
 
 import torch
@@ -73,25 +74,25 @@ class FastCounter:
         if self._plan.failure:
             self._count_plainly(batch, N, first, dict.fromkeys(self._parameters, self._plan.failure))
             return
-        recorder = Recorder(self._parameters, N, self._plan.derived)
-        with recorder, autocast(self._device, self._dtype):
-            losses = self._loss(self._model, batch)
-        losses = checked_losses(losses, N)
-        if not bool(torch.isfinite(losses.detach()).all()):
-            for n in range(N):
-                refuse_not_finite(losses[n].detach(), first + n, "the loss")
-        verdicts = self._verdicts(recorder, batch, first)
-        left = {name: verdict.reason for name, verdict in verdicts.items() if verdict.reason}
-        for name, reason in left.items():
-            recorder.refuse((name,), reason)
+        with closing(Recorder(self._parameters, N, self._plan.derived)) as recorder:
+            with recorder, autocast(self._device, self._dtype):
+                losses = self._loss(self._model, batch)
+            losses = checked_losses(losses, N)
+            if not bool(torch.isfinite(losses.detach()).all()):
+                for n in range(N):
+                    refuse_not_finite(losses[n].detach(), first + n, "the loss")
+            verdicts = self._verdicts(recorder, batch, first)
+            left = {name: verdict.reason for name, verdict in verdicts.items() if verdict.reason}
+            for name, reason in left.items():
+                recorder.refuse((name,), reason)
 
-        def take(name: str, arrived: list[tuple[Use, Form]]) -> None:
-            self._take(name, arrived, recorder, verdicts[name], left)
+            def take(name: str, arrived: list[tuple[Use, Form]]) -> None:
+                self._take(name, arrived, recorder, verdicts[name], left)
 
-        if len(left) < len(self._parameters):
-            with self._crew:
-                recorder.backward(losses, take)
-                self._crew.finish()
+            if len(left) < len(self._parameters):
+                with self._crew:
+                    recorder.backward(losses, take)
+                    self._crew.finish()
         poisoned = not bool(torch.isfinite(recorder.poison))
         if poisoned or not bool(torch.isfinite(recorder.excess)):
             # The plain loop names the sample and the parameter. Where it finds nothing, a bound was too careful.

@@ -216,6 +216,11 @@ class Recorder(TorchFunctionMode):
             for name in self._progress:
                 self._complete(name)
 
+    def close(self) -> None:
+        """Let go of the pass: its graph knows this recorder, and the circle would outlive the model for long."""
+        self._sink, self._watched = None, None
+        self._sources, self._progress = {}, {}
+
     def _complete(self, name: str) -> None:
         progress = self._progress[name]
         if self._sink is not None and progress.forms and name not in self.uncovered:

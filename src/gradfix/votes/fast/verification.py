@@ -134,6 +134,7 @@ def verify(
         else:
             verdict = Verdict(tuple(use.layouts[0] for use in recorder.uses(name)), vacuous=True)
         plan.verdicts[name, recorder.signature(name)] = verdict
+    recorder.close()
 
 
 def _compare(
