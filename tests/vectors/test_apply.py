@@ -148,3 +148,54 @@ def test_a_damaged_target_leaves_nothing_behind(tmp_path: Path) -> None:
     ):
         apply(TaskVector.between(triple.base, triple.tuned), triple.target, output=tmp_path / "output")
     assert sorted(path.name for path in tmp_path.iterdir()) == present
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+@pytest.mark.parametrize("part", ["copied", "changed", "added", "head"])
+def test_what_overflows_the_output_is_refused_wherever_it_comes_from(
+    part: str, rounding: str, tmp_path: Path
+) -> None:
+    # The largest float32 is infinite in bfloat16.
+    large, small = torch.tensor([torch.finfo(torch.float32).max, 1.0]), torch.ones(2)
+    tensors = {
+        "base": {"shared": small},
+        "tuned": {"shared": small * 2, "new": large if part == "added" else small},
+        "target": {
+            "shared": large if part == "changed" else small,
+            "own": large if part == "copied" else small,
+        },
+    }
+    files = {name: tmp_path / f"{name}.safetensors" for name in tensors}
+    for name, content in tensors.items():
+        save_file({key: value.clone() for key, value in content.items()}, files[name])
+    with pytest.raises(
+        GradfixError, match=r"infinite or not a number in torch.bfloat16|range of torch.bfloat16"
+    ):
+        apply(
+            TaskVector.between(files["base"], files["tuned"]),
+            files["target"],
+            output=tmp_path / "out",
+            dtype="bfloat16",
+            rounding=rounding,
+            heads={"new": large} if part == "head" else None,
+        )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("alpha", [float("nan"), float("inf")])
+def test_an_alpha_that_is_no_number_is_refused_in_python_too(alpha: float, tmp_path: Path) -> None:
+    triple = save_triple("bert", tmp_path)
+    with pytest.raises(GradfixError, match="alpha: expected a finite number"):
+        apply(
+            TaskVector.between(triple.base, triple.tuned), triple.target, alpha=alpha, output=tmp_path / "o"
+        )
+
+
+def test_vectors_scaled_or_added_beyond_float32_are_refused(tmp_path: Path) -> None:
+    save_file({"w": torch.zeros(2)}, tmp_path / "a.safetensors")
+    save_file({"w": torch.full((2,), 3e38)}, tmp_path / "b.safetensors")
+    tau = TaskVector.between(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    for vector in (tau + tau, tau * 1e39, tau * float("nan")):
+        with pytest.raises(GradfixError, match=r"NaN or infinite|infinite or not a number"):
+            vector.save(tmp_path / "o.safetensors")
+    assert not (tmp_path / "o.safetensors").exists()

@@ -1,5 +1,8 @@
 """What count_votes refuses, restores and promises, whatever the model."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -244,3 +247,43 @@ def test_the_verification_holds_for_as_long_as_the_model_and_the_loss():
     second = count_votes(model, [batch, batch], loss)
     assert sizes == [4, 4]
     assert all(torch.equal(2 * first[name].int(), second[name].int()) for name in first)
+
+
+def test_an_infinite_gradient_of_a_finite_loss_is_named_by_both_ways():
+    model = nn.Linear(4, 3)
+    x, scale = torch.randn(6, 4), torch.ones(6, 1)
+    x[5], scale[5] = 1e20, 1e20
+
+    def loss(model, batch):
+        out = model(batch[0])
+        return ((out - out.detach()) * batch[1]).sum(1)
+
+    for method in ("fast", "plain"):
+        with pytest.raises(GradfixError, match="sample 5: the gradient of weight is not finite in 12 of 12"):
+            count_votes(model, [(x, scale)], loss, method=method)
+
+
+def test_a_gradient_near_the_largest_number_is_counted_still():
+    model = nn.Linear(1, 1, bias=False)
+    x, scale = torch.full((4, 1), 1.5e19), torch.full((4, 1), 2e19)
+    x[0] = -x[0]
+
+    def loss(model, batch):
+        out = model(batch[0])
+        return ((out - out.detach()) * batch[1]).sum(1)
+
+    fast, plain = (count_votes(model, [(x, scale)], loss, method=method) for method in ("fast", "plain"))
+    assert torch.equal(fast["weight"], plain["weight"])
+
+
+def test_a_counted_model_is_let_go_of_at_once():
+    gc.collect()
+    gc.disable()  # nothing may wait for the collector: a model is large
+    try:
+        model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+        count_votes(model, [(torch.randn(4, 4),)], lambda model, batch: model(batch[0]).pow(2).sum(1))
+        watched = weakref.ref(model)
+        del model
+        assert watched() is None
+    finally:
+        gc.enable()

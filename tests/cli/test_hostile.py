@@ -1,0 +1,158 @@
+"""What a command line does with recipes that want more than they may, and with ends that nobody foresaw."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gradfix.cli.command import LONGEST_LINE, one_line
+from gradfix.recipes import DemoRecipe, TransportRecipe, load_recipe, recipes
+from gradfix.recipes.base import ASKED_EACH_TIME
+from tests.cli.test_cli import gradfix, sources
+from tests.triples import Triple, save_triple
+
+TRUSTING = (
+    "command: transport\nsource_base: a\nsource_tuned: b\ntarget_base: c\noutput: d\ntask: causal-lm\nsupport: e\n"
+    "trust_remote_code: true\noverwrite: true\nrestart: true\n"
+)
+
+
+@pytest.fixture(scope="module")
+def triple(tmp_path_factory: pytest.TempPathFactory) -> Triple:
+    return save_triple("bert", tmp_path_factory.mktemp("triple"))
+
+
+def test_a_file_never_widens_trust(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(TRUSTING)
+    recipe = load_recipe(path)
+    assert isinstance(recipe, TransportRecipe)
+    assert not (recipe.trust_remote_code)
+    assert not (recipe.overwrite)
+    assert not (recipe.restart)
+    asked = load_recipe(path, trust_remote_code=True, overwrite=True)
+    assert isinstance(asked, TransportRecipe)
+    assert asked.trust_remote_code
+    assert asked.overwrite
+
+
+def test_every_option_that_runs_code_or_deletes_is_asked_for_each_time() -> None:
+    for kind in recipes().values():
+        for name in {"trust_remote_code", "overwrite", "restart"} & set(kind.model_fields):
+            assert kind.model_fields[name].json_schema_extra == ASKED_EACH_TIME, (kind, name)
+    assert DemoRecipe.model_fields["overwrite"].json_schema_extra == ASKED_EACH_TIME
+
+
+def test_run_takes_trust_from_the_command_line_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    monkeypatch.setitem(
+        __import__("gradfix.cli.command", fromlist=["JOBS"]).JOBS,
+        "transport",
+        lambda recipe, _: seen.append(recipe.trust_remote_code),
+    )
+    (tmp_path / "recipe.yaml").write_text(TRUSTING)
+    assert gradfix("run", tmp_path / "recipe.yaml").exit_code == 0
+    assert gradfix("run", tmp_path / "recipe.yaml", "--trust-remote-code").exit_code == 0
+    assert seen == [False, True]
+
+
+def test_check_names_code_that_a_repository_brings(triple: Triple, tmp_path: Path) -> None:
+    content = json.loads((triple.target / "config.json").read_text())
+    hostile = tmp_path / "hostile"
+    hostile.mkdir()
+    for path in triple.target.iterdir():
+        (hostile / path.name).write_bytes(path.read_bytes())
+    (hostile / "config.json").write_text(json.dumps({**content, "auto_map": {"AutoConfig": "evil.Config"}}))
+    (hostile / "tokenizer_config.json").write_text(
+        '{"auto_map": {"AutoTokenizer": ["evil.Tokenizer", null]}}'
+    )
+    found = gradfix("check", *sources(triple), "--target-base", hostile)
+    assert found.exit_code == 0, found.stderr
+    assert "config.json names evil.Config, code of its own repository" in found.stderr
+    assert "tokenizer_config.json names ['evil.Tokenizer', None]" in found.stderr
+
+
+@pytest.mark.parametrize("place", ["target", "target/inside", "."])
+def test_an_output_never_replaces_what_is_read(triple: Triple, place: str) -> None:
+    root = triple.target.parent
+    before = {path: path.stat().st_mtime_ns for path in sorted(root.rglob("*"))}
+    end = gradfix(
+        "apply", *sources(triple), "--target-base", triple.target, "--output", root / place, "--overwrite"
+    )
+    assert end.exit_code == 1
+    assert "nothing is written over what is read" in end.stderr
+    assert {path: path.stat().st_mtime_ns for path in sorted(root.rglob("*"))} == before
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--alpha", "nan"],
+        ["--alpha", "inf"],
+        ["--alpha", "1e400"],
+        ["--shard-size", "inf"],
+        ["--shard-size", "1e30GB"],
+    ],
+)
+def test_numbers_that_are_none_are_refused_before_anything_is_read(wrong: list[str], tmp_path: Path) -> None:
+    end = gradfix("apply", "--task-vector", "t", "--target-base", "b", "--output", tmp_path / "o", *wrong)
+    assert (end.exit_code, len(end.stderr.strip().splitlines())) == (2, 1), end.stderr
+
+
+def test_an_error_that_nobody_foresaw_is_one_line_and_status_70(
+    triple: Triple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("one\ntwo \x1b[31m")
+
+    monkeypatch.setattr("gradfix.vectors.apply.add_scaled", fail)
+    command = ["apply", *sources(triple), "--target-base", triple.target, "--output", tmp_path / "o"]
+    end = gradfix(*command)
+    assert end.exit_code == 70
+    assert (
+        end.stderr.strip().splitlines()[-1].startswith("gradfix apply: unexpected ZeroDivisionError: one two")
+    )
+    assert "\x1b" not in end.stderr
+    assert isinstance(gradfix(*command, "--debug").exception, ZeroDivisionError)
+
+
+def test_a_message_is_one_readable_line() -> None:
+    assert one_line("a\n b\x07\u202ec") == "a b\ufffd\ufffdc"
+    assert len(one_line("x" * 10_000)) == LONGEST_LINE
+
+
+def test_evaluate_and_report_replace_nothing_unasked(triple: Triple, tmp_path: Path) -> None:
+    (tmp_path / "notes.json").write_text("mine")
+    options = ["--model", triple.target, "--task", "text-classification", "--data", tmp_path / "rows.jsonl"]
+    end = gradfix("evaluate", *options, "--output", tmp_path / "notes.json")
+    assert (end.exit_code, "exists already" in end.stderr) == (1, True)
+    end = gradfix("evaluate", *options, "--output", tmp_path / "missing" / "o.json")
+    assert (end.exit_code, "create it first" in end.stderr) == (1, True)
+    end = gradfix("evaluate", *options, "--output", tmp_path)
+    assert end.exit_code == 1
+    assert (tmp_path / "notes.json").read_text() == "mine"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [0.15, 0.4, 0.8, 1.5])
+def test_an_interrupt_during_imports_is_one_line(after: float) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from gradfix.cli import main; main()", "inspect", "/"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONSAFEPATH": ""},
+    )
+    time.sleep(after)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate()
+    assert process.returncode in {1, 130, -signal.SIGINT}
+    if process.returncode == 130:
+        assert stderr == "interrupted\n"
+    # Python itself, before the first line of gradfix, is not ours to mend.
+    assert "gradfix" not in stderr or "Traceback" not in stderr
