@@ -4,11 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-<<<<<<< HEAD
-.PHONY: setup demo test quick check format wheel docs bench-language bench-transport matrix
-=======
 .PHONY: setup demo test quick check format wheel docs bench-language bench-transport matrix campaign
->>>>>>> 3587de3 (Run a small part of the campaigns with the tests, and all of them by make campaign)
 
 setup: $(STAMP)
 
