@@ -14,6 +14,7 @@ from gradfix.checkpoints.fingerprint import content_digest
 from gradfix.checkpoints.lora.adapter import AdaptedWeights
 from gradfix.checkpoints.lora.config import read_lora_config
 from gradfix.checkpoints.model_config import read_model_config
+from gradfix.checkpoints.quantisation import refuse_quantised
 from gradfix.checkpoints.reading.hub import is_hub_id, locate_on_hub
 from gradfix.checkpoints.reading.index import WeightFile
 from gradfix.checkpoints.reading.locate import (
@@ -85,6 +86,7 @@ class Checkpoint(Mapping[str, Tensor]):
         *,
         revision: str | None = None,
         base: "Checkpoint | str | os.PathLike[str] | None" = None,
+        allow_quantised: bool = False,
     ) -> "Checkpoint":
         """Open a checkpoint; only headers and configs are read.
 
@@ -95,23 +97,26 @@ class Checkpoint(Mapping[str, Tensor]):
                 the location says the same.
             base: Base model of a LoRA adapter; None for the one that its config names. Whole models need none
                 and ignore it.
+            allow_quantised: Open a model whose tensors hold codes, too: to look at it, not to compute with it.
 
         Returns:
             The checkpoint.
 
         Raises:
-            GradfixError: If it is absent, malformed, or of a kind that is not supported.
+            GradfixError: If it is absent, malformed, quantised, or of a kind that is not supported.
         """
         source = resolve(os.fspath(location), revision)
         if source.found.adapter:
             return cls._adapted(source.found, source.open(), source.location, base)
-        return cls._whole(source)
+        return cls._whole(source, allow_quantised=allow_quantised)
 
     @classmethod
-    def _whole(cls, source: Located) -> "Checkpoint":
+    def _whole(cls, source: Located, *, allow_quantised: bool = False) -> "Checkpoint":
         directory, weights = source.found.directory, source.open()
         config_path = directory / "config.json" if directory is not None else None
         config = read_model_config(config_path) if config_path is not None and config_path.exists() else {}
+        if not allow_quantised:
+            refuse_quantised(source.location, config, weights.specs)
         return cls(weights, location=source.location, directory=directory, config=config, kind=_kind(weights))
 
     @classmethod
@@ -123,6 +128,7 @@ class Checkpoint(Mapping[str, Tensor]):
         base: "Checkpoint | str | os.PathLike[str] | None",
     ) -> "Checkpoint":
         config = read_lora_config(found.weights.parent / ADAPTER_CONFIG)
+        refuse_quantised(location, {}, weights.specs)
         name, revision = (base, None) if base is not None else config.base
         if name is None:
             raise GradfixError(

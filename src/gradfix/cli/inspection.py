@@ -11,6 +11,7 @@ import numpy as np
 from gradfix.checkpoints import Checkpoint
 from gradfix.checkpoints.fingerprint import combined_fingerprint
 from gradfix.checkpoints.layers import layer_of
+from gradfix.checkpoints.quantisation import declared_method, packed_tensor
 from gradfix.checkpoints.reading.safetensors_file import SafetensorsFile
 from gradfix.errors import GradfixError, listed
 from gradfix.report.facts import TensorFacts
@@ -235,13 +236,15 @@ def _applied(facts: TensorFacts, voters: int | None) -> dict[str, Any]:
 
 
 def _checkpoint(path: Path) -> Inspection:
-    checkpoint = Checkpoint.open(str(path))
+    checkpoint = Checkpoint.open(str(path), allow_quantised=True)
+    codes = packed_tensor(checkpoint.config, checkpoint.specs)
     kinds: dict[str, int] = {}
     for spec in checkpoint.specs.values():
         kind = str(spec.dtype).removeprefix("torch.")
         kinds[kind] = kinds.get(kind, 0) + spec.numel
     facts = {
         "architecture": _words(checkpoint.config.get("architectures")),
+        "quantised": declared_method(checkpoint.config) or (f"{codes[0]} holds codes" if codes else None),
         "tensors": len(checkpoint.specs),
         "elements": sum(kinds.values()),
         "elements by number format": kinds,

@@ -127,13 +127,7 @@ class AdaptedWeights:
                 f"{self._path}: adapts {name!r} (module {module!r}), which the base {self._base.location} doesn't "
                 "have: give the base it was trained on"
             )
-        spec = self._stored_spec(name)
-        if not spec.dtype.is_floating_point:
-            raise GradfixError(
-                f"{self._base.location}: {name!r}: expected floating-point weights under the adapter "
-                f"{self._path}, found {spec.dtype}: give the base before quantisation"
-            )
-        return spec
+        return self._stored_spec(name)
 
     def _names(self, ours: list[str]) -> dict[str, str]:
         """Each parameter name of the adapter as the base spells it, by way of saved names if need be."""
