@@ -90,6 +90,14 @@ def tiny_llama(seed: int = 0, **settings: Any) -> nn.Module:
     return _seeded(LlamaForCausalLM, LlamaConfig(**{**_decoder_sizes(), **settings}), seed)
 
 
+def tiny_gpt_neox(seed: int = 0, **settings: Any) -> nn.Module:
+    """A GPT-NeoX-shaped causal language model: tables named embed_in and embed_out, not tied."""
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    special = {"bos_token_id": 1, "eos_token_id": 2}
+    return _seeded(GPTNeoXForCausalLM, GPTNeoXConfig(**{**_text_sizes(), **special, **settings}), seed)
+
+
 def tiny_qwen2(seed: int = 0, **settings: Any) -> nn.Module:
     """A Qwen2-shaped causal language model: biases in the attention, tied output."""
     from transformers import Qwen2Config, Qwen2ForCausalLM

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradfix.checkpoints import Checkpoint, TensorSpec
+from gradfix.checkpoints import Checkpoint
 from gradfix.checkpoints.expressions import MappedRows
-from gradfix.checkpoints.vocabulary import is_vocabulary_tensor, row_map, vocabulary_rows
+from gradfix.checkpoints.vocabulary import row_map, vocabulary_rows
 from gradfix.errors import GradfixError
 from gradfix.vectors.apply import apply
 from gradfix.vectors.placement import place
@@ -84,22 +84,6 @@ def test_vocabularies_of_two_sizes_need_both_tokenizers(tmp_path: Path) -> None:
     target = save_model(tmp_path / "c", ["[UNK]"], 4, **{key: torch.zeros(4, 2)})
     with pytest.raises(GradfixError, match=r"lm_head\.weight: 3 rows against 4.*tokenizer\.json"):
         place(TaskVector.between(base, tuned), Checkpoint.open(target))
-
-
-def test_only_tables_of_tokens_are_vocabulary_tensors() -> None:
-    rows = TensorSpec(torch.float32, (96, 4))
-    for name in (
-        "bert.embeddings.word_embeddings.weight",
-        "model.embed_tokens.weight",
-        "transformer.wte.weight",
-        "lm_head.weight",
-        "shared.weight",
-        "text_model.embeddings.token_embedding.weight",
-    ):
-        assert is_vocabulary_tensor(name, rows, 96)
-        assert not is_vocabulary_tensor(name, rows, 95)
-    for name in ("bert.embeddings.position_embeddings.weight", "layer.0.weight", "transformer.wpe.weight"):
-        assert not is_vocabulary_tensor(name, rows, 96)
 
 
 def test_names_are_matched_by_prefix_and_the_match_is_told(tmp_path: Path) -> None:

@@ -143,6 +143,55 @@ def _skeleton(config_json: str) -> nn.Module | None:
     return model
 
 
+def vocabulary_tensors(config: Mapping[str, Any]) -> Mapping[str, int] | None:
+    """Find the tensors of a model that have one entry a token: those that grow with the vocabulary.
+
+    The model is built twice, without memory, the second time with a larger vocabulary: whatever its tables, output
+    layers and biases are called, their shapes tell.
+
+    Args:
+        config: A model's ``config.json``.
+
+    Returns:
+        Name in a saved file to the dimension that counts tokens, aliases of tied weights included; None if
+        transformers can't build the model.
+    """
+    return _vocabulary_tensors(json.dumps(config, sort_keys=True, default=str))
+
+
+@lru_cache(maxsize=8)
+def _vocabulary_tensors(config_json: str) -> Mapping[str, int] | None:
+    model: Any = _skeleton(config_json)
+    architecture = _architecture(config_json)
+    if model is None or architecture is None:
+        return None
+    more = _with_more_tokens(model.config.to_dict())
+    larger: Any = skeleton({**more, "architectures": [type(model).__name__]})
+    if larger is None:
+        return None
+    sizes = {name: tensor.shape for name, tensor in larger.state_dict().items()}
+    return {
+        architecture.stored.get(name, name): next(
+            axis for axis, size in enumerate(tensor.shape) if size != sizes[name][axis]
+        )
+        for name, tensor in model.state_dict().items()
+        if name in sizes and tensor.shape != sizes[name]
+    }
+
+
+def _with_more_tokens(settings: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The same settings with 64 tokens more in each vocabulary, towers included; BERT's token types are none."""
+    larger: dict[Any, Any] = {}
+    for key, value in settings.items():
+        name = str(key)
+        counts = name in ("n_words", "n_vocab") or (name.endswith("vocab_size") and "type_vocab" not in name)
+        if counts and isinstance(value, int):
+            larger[key] = value + 64
+        else:
+            larger[key] = _with_more_tokens(value) if isinstance(value, Mapping) else value
+    return larger
+
+
 def _to_source(ties: dict[str, str]) -> dict[str, str]:
     """Follow chains, so that every alias points at a name that is no alias."""
     resolved = {}

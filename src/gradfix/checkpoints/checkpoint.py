@@ -27,6 +27,7 @@ from gradfix.checkpoints.reading.locate import (
 )
 from gradfix.checkpoints.tensors import TensorSpec
 from gradfix.checkpoints.ties import Ties, find_ties, same_values
+from gradfix.checkpoints.vocabulary import has_tokenizer
 from gradfix.checkpoints.wrappers import unwrap
 from gradfix.errors import GradfixError
 from gradfix.progress import Progress, silent
@@ -42,7 +43,8 @@ class Checkpoint(Mapping[str, Tensor]):
 
     Attributes:
         location: What was opened, as a person would name it.
-        directory: Where config and tokenizer are; None for a file that has no config beside it.
+        directory: Where the tokenizer is, an adapter's own if it brings one; None for a file without config beside it.
+        model_directory: Where the files of the whole model are: the base's of an adapter.
         config: The model's ``config.json``; empty if there is none.
         kind: What kind of files it was read from, for messages.
         files: The files that hold the weights; those of a model on the Hub are there after :meth:`fetch`.
@@ -59,6 +61,7 @@ class Checkpoint(Mapping[str, Tensor]):
         config: Mapping[str, Any] = MappingProxyType({}),
         kind: str = "weights",
         adapter_of: str | None = None,
+        model_directory: Path | None = None,
     ) -> None:
         """Wrap opened weights; :meth:`open` is what finds them.
 
@@ -69,10 +72,12 @@ class Checkpoint(Mapping[str, Tensor]):
             config: The model's config.
             kind: What kind of files it is.
             adapter_of: Of an adapter, the base that its own configuration names, ``""`` if none.
+            model_directory: Where the whole model's files are, if not there.
         """
         self._weights = unwrap(weights)
         self.location = location
         self.directory = directory
+        self.model_directory = model_directory or directory
         self.config: dict[str, Any] = dict(config)
         self.kind = kind
         self.adapter_of = adapter_of
@@ -127,7 +132,8 @@ class Checkpoint(Mapping[str, Tensor]):
         location: str,
         base: "Checkpoint | str | os.PathLike[str] | None",
     ) -> "Checkpoint":
-        config = read_lora_config(found.weights.parent / ADAPTER_CONFIG)
+        folder = found.weights.parent
+        config = read_lora_config(folder / ADAPTER_CONFIG)
         refuse_quantised(location, {}, weights.specs)
         name, revision = (base, None) if base is not None else config.base
         if name is None:
@@ -138,7 +144,8 @@ class Checkpoint(Mapping[str, Tensor]):
         return cls(
             AdaptedWeights(model, unwrap(weights), config),
             location=location,
-            directory=model.directory,
+            directory=folder if has_tokenizer(folder) else model.directory,
+            model_directory=model.model_directory,
             config=model.config,
             kind=f"LoRA adapter on {model.location}",
             adapter_of=config.base[0] or "",

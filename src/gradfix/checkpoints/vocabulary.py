@@ -9,16 +9,22 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gradfix.checkpoints import TensorSpec
+from gradfix.checkpoints.architecture import architecture_of, vocabulary_tensors
+from gradfix.checkpoints.names import match_names
+from gradfix.checkpoints.reading.json_files import read_json_object
+from gradfix.checkpoints.tensors import TensorSpec
 from gradfix.errors import GradfixError
 
-# Input embeddings, output layers and output biases of the transformers families, by the end of their names.
-_VOCABULARY_TENSOR = re.compile(
-    r"(^|\.)(word_embeddings|embed_tokens|wte|shared|token_embedding|lm_head|embed_out|word_embedding)\.(weight|bias)$"
-    r"|(^|\.)(cls\.predictions\.(decoder\.(weight|bias)|bias)|lm_head\.decoder\.(weight|bias)|vocab_projector\.(weight|bias)"
-    r"|final_logits_bias)$"
+# What is known of models that transformers can't build: token embeddings, output layers and their biases by name.
+_KNOWN_NAMES = re.compile(
+    r"(^|\.)(word_embeddings|embed_tokens|tok_embeddings|embed_in|wte|shared|token_embedding|lm_head|embed_out)\."
+    r"(weight|bias)$"
 )
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
+_WITH_TOKENS = (
+    "tokenizer.json", "vocab.json", "vocab.txt", "vocab.bpe", "merges.txt", "spiece.model", "spm.model",
+    "tokenizer.model", "sentencepiece.bpe.model", "source.spm", "target.spm", "tekken.json", "added_tokens.json",
+)  # fmt: skip
+"""Files that decide which token has which id, the one that decides alone first."""
 
 
 class HasVocabulary(Protocol):
@@ -45,6 +51,8 @@ def vocabulary_rows(
 ) -> dict[str, Tensor]:
     """Find, for each vocabulary tensor of the target, which row of the source each of its rows corresponds to.
 
+    Which tensors these are is asked of the architectures; nothing is asked where both vocabularies are the same.
+
     Args:
         source: Where rows come from.
         target: Whose rows are wanted.
@@ -55,22 +63,19 @@ def vocabulary_rows(
         both vocabularies are the same, or where none is known and the sizes agree.
 
     Raises:
-        GradfixError: if sizes differ and a tokenizer is missing, so that rows can't be matched.
+        GradfixError: if sizes differ and a tokenizer is missing, so that rows can't be matched; or the vocabularies
+            differ, and a tensor may count tokens in a way that isn't known.
     """
-    sizes = vocabulary_size(source.config), vocabulary_size(target.config)
-    concerned = {
-        ours: theirs
-        for ours, theirs in names.items()
-        if is_vocabulary_tensor(ours, source.specs[ours], sizes[0])
-        and is_vocabulary_tensor(theirs, target.specs[theirs], sizes[1])
+    resized = {
+        ours for ours, theirs in names.items() if source.specs[ours].shape != target.specs[theirs].shape
     }
-    if not concerned:
-        return {}
-    if _same_tokenizer(source.directory, target.directory) and all(
-        source.specs[ours].shape[0] == target.specs[theirs].shape[0] for ours, theirs in concerned.items()
-    ):
+    if same_tokenizer(source.directory, target.directory) and not resized:
         return {}
     tokens = read_tokens(source.directory), read_tokens(target.directory)
+    known = tokens[0] is not None and tokens[1] is not None
+    if not resized and (not known or tokens[0] == tokens[1]):
+        return {}
+    concerned = _concerned(source, target, names, tokens)
     maps: dict[str, Tensor] = {}
     for ours, theirs in concerned.items():
         rows = source.specs[ours].shape[0], target.specs[theirs].shape[0]
@@ -88,12 +93,80 @@ def vocabulary_rows(
     return maps
 
 
-def _same_tokenizer(source: Path | None, target: Path | None) -> bool:
-    """Whether two folders have the very same tokenizer.json: parsing a large one takes longer than a whole check."""
+def _concerned(
+    source: HasVocabulary,
+    target: HasVocabulary,
+    names: Mapping[str, str],
+    tokens: tuple[Mapping[str, int] | None, Mapping[str, int] | None],
+) -> dict[str, str]:
+    """Of some names, those whose rows are tokens; refused where that can't be told and vocabularies differ."""
+    tables = vocabulary_tables(source), vocabulary_tables(target)
+    sizes = [vocabulary_size(model.config) for model in (source, target)]
+    sizes += [max(ids.values(), default=-1) + 1 for ids in tokens if ids]
+    found = {}
+    for ours, theirs in names.items():
+        axes = {axis for axis in (tables[0].get(ours), tables[1].get(theirs)) if axis is not None}
+        spec = source.specs[ours]
+        if axes == {0}:
+            found[ours] = theirs
+        elif axes or (
+            # Neither architecture has such a tensor: nobody knows what its rows are.
+            ours not in tables[0] and theirs not in tables[1] and spec.shape and spec.shape[0] in sizes
+        ):
+            raise GradfixError(
+                f"{ours} {list(spec.shape)}: the vocabularies of the two models differ, and this tensor seems to count "
+                "tokens in a way that isn't known, so they can't be matched by text; give models with one tokenizer"
+            )
+    return found
+
+
+def vocabulary_tables(model: HasVocabulary) -> dict[str, int | None]:
+    """Tell which tensors have one entry a token.
+
+    Args:
+        model: A checkpoint or a task vector.
+
+    Returns:
+        By name: the dimension that counts tokens, None of a tensor that counts none. Without the tensors that the
+        architecture lacks, and without all but a few known names where transformers can't build it.
+    """
+    architecture, counted = architecture_of(model.config), vocabulary_tensors(model.config)
+    if architecture is None or counted is None:
+        size = vocabulary_size(model.config)
+        return {
+            name: 0
+            for name, spec in model.specs.items()
+            if _KNOWN_NAMES.search(name) and spec.shape and size in {None, spec.shape[0]}
+        }
+    rename = match_names({*architecture.names, *counted}, model.specs).rename
+    return {rename(name): counted.get(name) for name in (*architecture.names, *counted)}
+
+
+def same_tokenizer(source: Path | None, target: Path | None) -> bool:
+    """Whether two folders have the very same tokenizer: parsing a large one takes longer than a whole check.
+
+    Args:
+        source: One folder; None where there is none.
+        target: The other.
+
+    Returns:
+        True only where the files that decide on tokens and their ids are equal byte for byte.
+    """
     if source is None or target is None:
         return False
-    files = source / "tokenizer.json", target / "tokenizer.json"
-    return all(file.is_file() for file in files) and filecmp.cmp(*files, shallow=False)
+    there = [{name for name in _WITH_TOKENS if (folder / name).is_file()} for folder in (source, target)]
+    decisive = [names & {"tokenizer.json"} or names for names in there]
+    if decisive[0] != decisive[1] or not decisive[0] - {"added_tokens.json"}:
+        return False
+    if "tokenizer.json" not in decisive[0] and _added(source) != _added(target):
+        return False
+    return all(filecmp.cmp(source / name, target / name, shallow=False) for name in decisive[0])
+
+
+def _added(folder: Path) -> Any:
+    """The tokens that a tokenizer without tokenizer.json has beside its vocabulary."""
+    path = folder / "tokenizer_config.json"
+    return read_json_object(path).get("added_tokens_decoder") if path.is_file() else None
 
 
 def vocabulary_size(config: Mapping[str, Any]) -> int | None:
@@ -111,20 +184,6 @@ def vocabulary_size(config: Mapping[str, Any]) -> int | None:
     return None
 
 
-def is_vocabulary_tensor(name: str, spec: TensorSpec, size: int | None) -> bool:
-    """Whether the rows of a tensor are tokens.
-
-    Args:
-        name: The tensor's key.
-        spec: Its shape.
-        size: The model's vocabulary size, where known.
-
-    Returns:
-        True for token embeddings and output layers; a table of positions or another size is not one.
-    """
-    return bool(_VOCABULARY_TENSOR.search(name)) and bool(spec.shape) and size in {None, spec.shape[0]}
-
-
 def read_tokens(directory: Path | None) -> dict[str, int] | None:
     """Read a tokenizer's token texts and ids.
 
@@ -137,7 +196,7 @@ def read_tokens(directory: Path | None) -> dict[str, int] | None:
     Raises:
         GradfixError: if the tokenizer's files can't be read.
     """
-    if directory is None or not any((directory / name).exists() for name in _TOKENIZER_FILES):
+    if directory is None or not has_tokenizer(directory):
         return None
     file = directory / "tokenizer.json"
     try:
@@ -148,10 +207,23 @@ def read_tokens(directory: Path | None) -> dict[str, int] | None:
         from transformers import AutoTokenizer
 
         return dict(AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False).get_vocab())
-    except Exception as error:
-        raise GradfixError(
-            f"{directory}: the tokenizer can't be read: {str(error).splitlines()[0]}"
-        ) from error
+    except Exception as error:  # tokenizers raises Exception itself
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if not file.exists():
+            reason += "; install sentencepiece and protobuf, or save it once with its tokenizer.json"
+        raise GradfixError(f"{directory}: the tokenizer can't be read: {reason}") from error
+
+
+def has_tokenizer(directory: Path) -> bool:
+    """Whether a folder holds a vocabulary.
+
+    Args:
+        directory: Of a model or an adapter.
+
+    Returns:
+        True if a file of a tokenizer is there.
+    """
+    return any((directory / name).is_file() for name in _WITH_TOKENS[:-1])
 
 
 def row_map(

@@ -143,7 +143,7 @@ class TargetModel:
         Raises:
             GradfixError: if the target has no directory to load a model from.
         """
-        if target.directory is None and not task.builds_model:
+        if target.model_directory is None and not task.builds_model:
             raise GradfixError(
                 f"{target.location}: a model can't be built from weights alone; "
                 "give the directory with its config.json"
@@ -164,7 +164,7 @@ class TargetModel:
             overrides["id2label"] = {int(key): name for key, name in overrides["id2label"].items()}
         target.fetch()  # what the task loads must be in the directory
         model = task.load_model(
-            target.directory or target.location,
+            target.model_directory or target.location,
             dtype=torch.float32,
             device=device,
             trust_remote_code=trust_remote_code,
