@@ -132,13 +132,22 @@ def inspect(path: str | Path) -> Inspection:
     path = Path(path)
     if path.is_dir() and (path / RECORD_FILE).is_file():
         return _written(path)
-    if path.suffix == ".safetensors" and path.is_file():
+    if path.is_file() and _is_safetensors(path):
         written = SafetensorsFile(path).metadata.get("format")
         if written == VOTES_FORMAT:
             return _votes(path)
         if written == VECTOR_FORMAT:
             return _vector(path)
     return _checkpoint(path)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file has the header of that format, whatever it is called."""
+    try:
+        SafetensorsFile(path)
+    except GradfixError:
+        return False  # what it is, or what is wrong with it, is said by whoever opens it as a checkpoint
+    return True
 
 
 def _votes(path: Path) -> Inspection:

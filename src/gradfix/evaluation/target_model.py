@@ -29,7 +29,7 @@ from gradfix.progress import Progress, silent
 from gradfix.tasks import ModelTask
 from gradfix.tasks.data import row_hash
 from gradfix.tasks.forward import evaluating
-from gradfix.tasks.loading import explained
+from gradfix.tasks.loading import explained, require_device
 from gradfix.vectors.apply import add_scaled
 from gradfix.vectors.model_files import merged_config
 from gradfix.vectors.task_vector import Placement, TaskVector
@@ -141,8 +141,9 @@ class TargetModel:
             The model at θ_B.
 
         Raises:
-            GradfixError: if the target has no directory to load a model from.
+            GradfixError: if the target has no directory to load a model from, or there is no such device.
         """
+        require_device(device)
         if target.model_directory is None and not task.builds_model:
             raise GradfixError(
                 f"{target.location}: a model can't be built from weights alone; "

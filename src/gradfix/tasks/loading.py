@@ -25,6 +25,30 @@ OFFSET_POSITIONS = frozenset(
 UNSET_LENGTH = 1_000_000  # transformers writes 10^30 where a tokenizer has no length of its own
 
 
+def require_device(name: str | torch.device) -> None:
+    """Refuse a device that this machine lacks, before anything is read.
+
+    Args:
+        name: As the user gave it: ``cpu``, ``cuda``, ``cuda:1``, ``mps`` …
+
+    Raises:
+        GradfixError: if torch has no such device here, or can't compute on it.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+        usable = device.type != "meta"
+    except (RuntimeError, AssertionError, NotImplementedError):
+        usable = False
+    if not usable:
+        count = torch.cuda.device_count()
+        there = ["cpu", *(f"cuda:{number}" for number in range(count))]
+        there += ["mps"] if torch.backends.mps.is_available() else []
+        raise GradfixError(
+            f"--device {name}: this machine has no such device; give one of {', '.join(there)}"
+        )
+
+
 def load_config(location: str | Path, *, trust_remote_code: bool = False) -> Any:
     """Load a model's configuration.
 

@@ -15,6 +15,7 @@ from gradfix.checkpoints.expressions import Aliased
 from gradfix.checkpoints.model_config import custom_code
 from gradfix.errors import GradfixError, listed
 from gradfix.vectors.apply import add_scaled, output_specs
+from gradfix.vectors.model_files import companion_files
 from gradfix.vectors.placement import own_weights, place
 from gradfix.vectors.similarity import CLOSE, UNRELATED, WeightSample, matrices
 from gradfix.vectors.task_vector import Placement, TaskVector
@@ -336,6 +337,8 @@ def note_placement(found: Findings, placement: Placement, target: Checkpoint) ->
             "note",
             f"copied from the tuned model, the bases lack them: {listed(placement.vector.additions.specs)}",
         )
+    for remark in companion_files(placement, target, None)[1]:
+        found.add("warning", remark)
     if target.specs and {spec.dtype for spec in target.specs.values()} & {torch.bfloat16, torch.float16}:
         found.add(
             "note",

@@ -9,6 +9,7 @@ from gradfix.evaluation.binding import Rows, bind, used_columns, without_labels
 from gradfix.recipes import IN_PYTHON, CheckRecipe, TaskRecipe, TransportRecipe
 from gradfix.tasks import Classification, ModelTask, get_task
 from gradfix.tasks.data import load_rows, origin
+from gradfix.tasks.loading import require_device
 from gradfix.tasks.repeated_rows import distinct
 from gradfix.tasks.sampling import choose
 from gradfix.transport.checks import Finding, Findings, Models, check_weights, ignore, open_models
@@ -87,7 +88,11 @@ def models_of(recipe: TransportRecipe, found: Findings) -> Models:
 
     Returns:
         The models.
+
+    Raises:
+        GradfixError: if they don't fit each other, or there is no such device.
     """
+    require_device(recipe.device)
     return open_models(
         recipe.source_base,
         recipe.source_tuned,

@@ -48,6 +48,7 @@ class Applied:
         dropped: Parameters of the target that the output leaves out.
         rule: How names were matched; None where they were the same.
         matched_tokens: Rows matched by token text out of all, by vocabulary tensor.
+        remarks: What was carried over of the tuned model's files, or left out.
         seconds: Wall time.
     """
 
@@ -59,6 +60,7 @@ class Applied:
     dropped: list[str]
     rule: str | None
     matched_tokens: Mapping[str, tuple[int, int]]
+    remarks: list[str]
     seconds: float = field(compare=False)
 
     @property
@@ -110,4 +112,5 @@ class Applied:
             notes.append(f"left out of the new base: {listed(self.dropped)}")
         if self.untouched:
             notes.append(f"kept as in the new base, nothing to add: {listed(self.untouched)}")
+        notes += self.remarks
         return notes

@@ -131,6 +131,7 @@ def apply(
         refuse_inside(Path(output), [target.directory, *target.files])
     placement = place(task_vector, target)
     specs = output_specs(placement, target, dtype)
+    files, remarks = companion_files(placement, target, dtype)
     settings = {"alpha": alpha, "rounding": rounding, "seed": seed}
     identity: dict[str, Any] = {
         "task_vector": placement.vector.origin,
@@ -171,13 +172,14 @@ def apply(
             dropped=list(placement.dropped),
             rule=placement.rule,
             matched_tokens=placement.matched_tokens,
+            remarks=remarks,
             seconds=time.perf_counter() - started,
         )
         record = AppliedRecord(
             gradfix=__version__, identity=identity, applied=RecordedApplied.model_validate(applied)
         )
         ours = companions(applied) if companions else {RECORD_FILE: record.written().encode()}
-        for relative, content in {**companion_files(placement, target, dtype), **ours}.items():
+        for relative, content in {**files, **ours}.items():
             writer.add_file(relative, content)
     return applied
 

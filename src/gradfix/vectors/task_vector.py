@@ -76,6 +76,7 @@ class TaskVector(Expression, Mapping[str, Tensor]):
         additions: Parameters that only the tuned model has (a new head), read as stored.
         config: The tuned model's configuration; ``{}`` where there was none.
         directory: The tuned model's folder, where its tokenizer is; None where there is none.
+        base_directory: The base's folder; None where there is none, or it isn't known any more.
         placement: How it was laid onto a target, once it was (see :mod:`gradfix.vectors.placement`).
         ties: Other names of its tensors, where both models tie them.
     """
@@ -95,6 +96,7 @@ class TaskVector(Expression, Mapping[str, Tensor]):
         self.additions: TensorSource = additions or Selection(source, {})
         self.config = dict(config or {})
         self.directory = directory
+        self.base_directory: Path | None = None
         self.placement = placement
         self.ties = ties
         self._origin = origin
@@ -152,11 +154,11 @@ class TaskVector(Expression, Mapping[str, Tensor]):
         shared = Selection(ours, {name: name for name in floating})
         if maps:
             counterpart = MappedRows(counterpart, maps, fill=shared)
-        return cls(
+        vector = cls(
             Difference(shared, counterpart, (tuned.location, base.location)),
             additions=Selection(tuned, {name: name for name in new}),
             config=tuned.config,
-            directory=tuned.directory,
+            directory=tuned.directory or base.directory,
             ties=ties,
             origin=lambda: {
                 "operation": "difference",
@@ -169,6 +171,8 @@ class TaskVector(Expression, Mapping[str, Tensor]):
                 "base_only": list(base_only),
             },
         )
+        vector.base_directory = base.directory
+        return vector
 
     @classmethod
     def load(cls, path: str | Path) -> "TaskVector":
@@ -326,7 +330,7 @@ class TaskVector(Expression, Mapping[str, Tensor]):
         Returns:
             A task vector with this one's additions and configuration.
         """
-        return TaskVector(
+        vector = TaskVector(
             source,
             additions=self.additions,
             config=self.config,
@@ -335,6 +339,8 @@ class TaskVector(Expression, Mapping[str, Tensor]):
             ties=self.ties,
             origin=lambda: {**origin, "of": self.origin},
         )
+        vector.base_directory = self.base_directory
+        return vector
 
     def __getitem__(self, name: str) -> Tensor:
         return self.read(name)

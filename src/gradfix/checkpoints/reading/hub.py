@@ -21,8 +21,11 @@ from gradfix.checkpoints.reading.remote import open_remote
 from gradfix.checkpoints.reading.remote_header import in_short, network_errors
 from gradfix.errors import GradfixError
 
-DESCRIPTIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
-"""Configs, tokenizers, processors, templates; no code."""
+DESCRIPTIONS = (
+    "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.spm", "*.bpe", "*.vocab", "*.yaml", "*.md", "*.py",
+    "*LICENSE*", "*NOTICE*", "[0-9]_*/*",
+)  # fmt: skip
+"""Configs, tokenizers, processors, templates, modules after the network, and code, which is copied and never run."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _FILE = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json")

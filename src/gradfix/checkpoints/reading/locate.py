@@ -7,6 +7,7 @@ from pathlib import Path
 from gradfix.checkpoints.reading.index import ShardedWeights, WeightFile
 from gradfix.checkpoints.reading.json_files import read_json_object
 from gradfix.checkpoints.reading.pickled import PickledFile
+from gradfix.checkpoints.reading.recognition import is_pytorch
 from gradfix.checkpoints.reading.safetensors_file import SafetensorsFile
 from gradfix.errors import GradfixError
 
@@ -142,7 +143,13 @@ def open_file(path: Path) -> WeightFile:
     Returns:
         The opened file; nothing but its header has been read.
     """
-    return PickledFile(path) if path.suffix in PICKLE_SUFFIXES else SafetensorsFile(path)
+    if path.suffix in PICKLE_SUFFIXES:
+        return PickledFile(path)
+    if path.suffix != ".safetensors" and path.is_file():
+        with path.open("rb") as file:
+            if is_pytorch(file.read(64)):
+                return PickledFile(path)
+    return SafetensorsFile(path)
 
 
 def open_weights(
