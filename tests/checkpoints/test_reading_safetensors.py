@@ -258,3 +258,11 @@ def test_corruption_gives_an_error_or_the_data(tmp_path: Path, data: st.DataObje
         tensor = file.read(name)
         assert tuple(tensor.shape) == spec.shape
         assert _bits(tensor) in bytes(whole)
+
+
+@pytest.mark.parametrize("length", [0x280, 0x280 + 0x10000])
+def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path: Path, length: int) -> None:
+    header = b'{"weight":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'.ljust(length)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(length.to_bytes(8, "little") + header + b"\x07")
+    assert SafetensorsFile(file).read("weight").tolist() == [7]

@@ -15,10 +15,11 @@ from gradfix.checkpoints.expressions import Aliased
 from gradfix.checkpoints.model_config import custom_code
 from gradfix.errors import GradfixError, listed
 from gradfix.vectors.apply import add_scaled, output_specs
-from gradfix.vectors.model_files import companion_files
+from gradfix.vectors.model_files import companion_files, merged_config
 from gradfix.vectors.placement import own_weights, place
 from gradfix.vectors.similarity import CLOSE, UNRELATED, WeightSample, matrices
 from gradfix.vectors.task_vector import Placement, TaskVector
+from gradfix.vectors.verification import refuse_unloadable
 
 Level = Literal["error", "warning", "note"]
 
@@ -160,6 +161,8 @@ def open_models(
     tau = TaskVector.between(base, tuned)
     placement = place(tau, target)
     note_placement(found, placement, target)
+    config = merged_config(placement.vector, target.config)
+    refuse_unloadable(config, output_specs(placement, target, None), target, str(output or "the output"))
     _check_room(found, placement, target, output, overwrite)
     found.refuse()
     return Models(base, tuned, target, tau, placement)

@@ -25,10 +25,12 @@ from gradfix.progress import Progress, silent
 from gradfix.report.facts import Applied as RecordedApplied
 from gradfix.report.record import RECORD_FILE, AppliedRecord
 from gradfix.vectors.applied import Applied, TensorFacts
-from gradfix.vectors.model_files import companion_files
+from gradfix.vectors.brought import module_folders
+from gradfix.vectors.model_files import companion_files, merged_config
 from gradfix.vectors.parallel import in_order, workers
 from gradfix.vectors.placement import place
 from gradfix.vectors.task_vector import Placement, TaskVector
+from gradfix.vectors.verification import refuse_unloadable, verify_written
 
 Rounding = Literal["nearest", "stochastic"]
 
@@ -132,6 +134,7 @@ def apply(
     placement = place(task_vector, target)
     specs = output_specs(placement, target, dtype)
     files, remarks = companion_files(placement, target, dtype)
+    refuse_unloadable(merged_config(placement.vector, target.config), specs, target, str(output))
     settings = {"alpha": alpha, "rounding": rounding, "seed": seed}
     identity: dict[str, Any] = {
         "task_vector": placement.vector.origin,
@@ -149,6 +152,7 @@ def apply(
         overwrite=overwrite,
         resume=resume,
         restart=restart,
+        verify=lambda directory: verify_written(directory, target, str(output)),
     )
     with writer_context as writer, ExitStack() as stack:
         replaced = {name: head.to(specs[name].dtype) for name, head in (heads or {}).items()}
@@ -181,6 +185,8 @@ def apply(
         ours = companions(applied) if companions else {RECORD_FILE: record.written().encode()}
         for relative, content in {**files, **ours}.items():
             writer.add_file(relative, content)
+        for folder in module_folders(target.model_directory) if target.model_directory is not None else ():
+            writer.add_folder(folder)  # that of a module without settings has no file
     return applied
 
 

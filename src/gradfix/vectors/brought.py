@@ -152,14 +152,14 @@ def _modules(found: Brought, tuned: Path, base: Path | None, target: Path) -> No
             )
 
 
-def module_folders(folder: Path) -> list[str]:
-    """List the folders of the modules that follow a sentence encoder's network.
+def module_paths(folder: Path) -> list[str]:
+    """List the modules that follow a sentence encoder's network.
 
     Args:
         folder: Of a model.
 
     Returns:
-        Paths inside it; empty for other models.
+        Paths inside it, as its list names them; empty for other models.
 
     Raises:
         GradfixError: if the list is malformed or names a folder outside.
@@ -169,13 +169,25 @@ def module_folders(folder: Path) -> list[str]:
         return []
     try:
         listing = json.loads(path.read_text(encoding="utf-8"))
-        named = [str(entry["path"]) for entry in listing]
+        named = [str(entry["path"]) for entry in listing if entry["path"]]
     except (ValueError, TypeError, KeyError) as error:
         raise GradfixError(f"{path}: is no list of modules ({error}); restore it") from error
     for name in named:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise GradfixError(f"{path}: names the module {name!r} outside its folder; don't use it")
-    return [name for name in named if name and (folder / name).is_dir()]
+    return named
+
+
+def module_folders(folder: Path) -> list[str]:
+    """List those of :func:`module_paths` that are there: some modules have nothing to store.
+
+    Args:
+        folder: Of a model.
+
+    Returns:
+        Paths inside it.
+    """
+    return [name for name in module_paths(folder) if (folder / name).is_dir()]
 
 
 def _files(folder: Path) -> Iterator[Path]:

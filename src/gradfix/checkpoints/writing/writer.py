@@ -10,7 +10,7 @@ from types import TracebackType
 
 import torch
 
-from gradfix.checkpoints.files import check_space, explain_os_errors, resolve_output
+from gradfix.checkpoints.files import check_space, explain_os_errors, resolve_output, sync_directory
 from gradfix.checkpoints.tensors import TensorSpec
 from gradfix.checkpoints.writing.atomic import refuse_existing
 from gradfix.checkpoints.writing.background import Background, HashingFile, checked_blocks
@@ -44,6 +44,7 @@ class CheckpointWriter:
         overwrite: Replace an existing checkpoint, which stays as it is until the new one is whole.
         resume: Continue an unfinished run if there is one.
         restart: Delete unfinished runs and begin anew.
+        verify: Told the directory when it is complete, before it gets its name; if it raises, nothing is left.
         progress: Told about the checking of shards that an earlier run wrote.
 
     Attributes:
@@ -65,6 +66,7 @@ class CheckpointWriter:
         overwrite: bool = False,
         resume: bool = False,
         restart: bool = False,
+        verify: Callable[[Path], None] | None = None,
         progress: Progress = silent,
     ) -> None:
         if resume and restart:
@@ -80,6 +82,7 @@ class CheckpointWriter:
         self._manifest = new_manifest(identity, shard_size, metadata, self._shards)
         self.nbytes = sum(shard.size for shard in self._shards)
         self._overwrite, self._resume, self._restart, self._progress = overwrite, resume, restart, progress
+        self._verify = verify
         self._remaining: deque[str] = deque()
         self._files: list[HashingFile] = []
         self._open: FileLayout | None = None
@@ -159,6 +162,17 @@ class CheckpointWriter:
         digest = add_extra_file(self._directory(), relative, content, taken, self._remedy)
         self._manifest.files[relative] = digest
 
+    def add_folder(self, relative: str) -> None:
+        """Make a folder inside the output, unless a file has made it.
+
+        Args:
+            relative: Path inside the output, with ``/``.
+        """
+        folder = self._directory() / relative
+        with explain_os_errors(folder, self._remedy):
+            folder.mkdir(parents=True, exist_ok=True)
+            sync_directory(folder.parent)
+
     def _directory(self) -> Path:
         if self.partial is None:
             raise GradfixError(f"{self.output}: not being written; use the writer inside its with-block")
@@ -231,6 +245,12 @@ class CheckpointWriter:
         self._manifest.facts = dict(self.facts)
         self._manifest.complete = True
         self._manifest.save(directory)
+        if self._verify is not None:
+            try:
+                self._verify(directory)
+            except BaseException:
+                self._manifest.shards = {}  # what is whole and wrong is nothing to continue from
+                raise
         publish_partial(directory, self.output, self._overwrite)
         self.partial = None
 
