@@ -121,6 +121,15 @@ def test_rows_of_every_table_go_by_token_and_those_of_layers_by_number(tmp_path:
     torch.testing.assert_close(dense, torch.arange(len(dense)).float(), atol=1e-4, rtol=0)
 
 
+def test_a_saved_vector_goes_by_token_while_its_model_is_there(tmp_path: Path) -> None:
+    tau, target = _three(tmp_path)
+    tau.save(tmp_path / "saved.safetensors")
+    name = "gpt_neox.embed_in.weight"
+    placed = place(TaskVector.load(tmp_path / "saved.safetensors"), Checkpoint.open(target)).vector
+    torch.testing.assert_close(placed[name], place(tau, Checkpoint.open(target)).vector[name])
+    assert not torch.equal(placed[name], tau[name])
+
+
 def test_a_table_that_no_architecture_knows_is_not_added_by_position(tmp_path: Path) -> None:
     tau, target = _three(
         tmp_path, architectures=["NobodysModel"], rename={"embed_out.weight": "readout.weight"}

@@ -46,7 +46,7 @@ from gradfix.checkpoints.fingerprint import (
 )
 from gradfix.checkpoints.model_config import ModelConfig
 from gradfix.checkpoints.respelling import Respelling, Spelled, respell
-from gradfix.checkpoints.vocabulary import vocabulary_rows
+from gradfix.checkpoints.vocabulary import has_tokenizer, vocabulary_rows
 from gradfix.errors import GradfixError, listed
 from gradfix.progress import Progress, silent
 from gradfix.text_files import parse_json, validated
@@ -219,6 +219,7 @@ class TaskVector(Expression, Mapping[str, Tensor]):
             Checked(Selection(file, changed, dtype=torch.float32), str(path)),
             additions=Selection(file, new),
             config=entries["config"],
+            directory=_tokenizer_of(entries["origin"]),
             ties=entries["ties"],
             origin=lambda: entries["origin"],
         )
@@ -483,6 +484,14 @@ def _require_same_tensors(vectors: Sequence[TaskVector]) -> None:
 
 def _is_parameter(checkpoint: Checkpoint, name: str) -> bool:
     return checkpoint.specs[name].dtype.is_floating_point
+
+
+def _tokenizer_of(origin: Mapping[str, Any]) -> Path | None:
+    """Find the folder whose tokenizer a saved vector's rows follow, while the model it was made from is still there."""
+    while "of" in origin:
+        origin = origin["of"]
+    places = [Path(str(origin.get(role, {}).get("location", ""))) for role in ("tuned", "base")]
+    return next((place for place in places if place.is_dir() and has_tokenizer(place)), None)
 
 
 @dataclass(frozen=True)
