@@ -90,7 +90,8 @@ def test_opening_fetches_descriptions_and_headers_and_reading_the_rest(hub: Fake
     assert torch.equal(rows, expected["lm_head.weight"][10:20])
     assert hub.sent == {"org/one/model.safetensors": size}
     fetched = {path.name for path in checkpoint.directory.iterdir()}
-    assert fetched == {path.name for path in saved.iterdir()}  # no other format, and no code
+    # no other format; code is carried over to outputs, and never run
+    assert fetched == {*(path.name for path in saved.iterdir()), "modeling_x.py"}
     assert checkpoint.digest() == Checkpoint.open(saved).digest()
 
 

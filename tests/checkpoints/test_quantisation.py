@@ -59,7 +59,8 @@ def _packed(folder: Path, layout: str, **config: object) -> Path:
     plain = Checkpoint.open(folder)
     state = {name: plain[name] for name in plain if not name.startswith(f"{LAYER}.weight")}
     save_file(
-        {**state, **{f"{LAYER}.{k}": v for k, v in LAYOUTS[layout].items()}}, path / "model.safetensors"
+        {**state, **{f"{LAYER}.{k}": v.clone() for k, v in LAYOUTS[layout].items()}},
+        path / "model.safetensors",
     )
     described = json.loads((folder / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**described, **config}))

@@ -43,7 +43,7 @@ def fail_pwrite(monkeypatch, code, after):
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EACCES, errno.EDQUOT])
-@pytest.mark.parametrize("after", [60, 200, 400])
+@pytest.mark.parametrize("after", [60, 200, 300])
 def test_an_error_of_the_disk_can_be_resumed_from(tmp_path, monkeypatch, code, after):
     with monkeypatch.context() as patch:
         fail_pwrite(patch, code, after)

@@ -463,6 +463,11 @@ def test_two_heads_on_a_target_are_both_written_under_the_tuned_models_names(tmp
         renamed = {name.replace("classifier", f"head{seed}").replace("pooler", f"pooler{seed}"): t
                    for name, t in tensors.items()}  # fmt: skip
         save_file(renamed, tmp_path / f"tuned{seed}" / "model.safetensors", metadata={"format": "pt"})
+        config = json.loads((tmp_path / f"tuned{seed}" / "config.json").read_text())
+        config["architectures"] = [
+            "BertWithTwoHeads"
+        ]  # of the user's own: nobody here can ask whether it loads
+        (tmp_path / f"tuned{seed}" / "config.json").write_text(json.dumps(config))
         taus.append(TaskVector.between(tmp_path / "base", tmp_path / f"tuned{seed}"))
     opened = Checkpoint.open(tmp_path / "target")
     first, second = (place(tau, opened).vector for tau in taus)

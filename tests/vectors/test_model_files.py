@@ -74,13 +74,6 @@ def test_everything_of_the_target_but_weights_and_traces_of_training_is_carried_
         assert (trio / "output" / name).read_bytes() == (trio / "target" / name).read_bytes()
 
 
-def test_an_output_inside_the_target_does_not_copy_itself(trio: Path) -> None:
-    tau = TaskVector.between(trio / "base", trio / "tuned")
-    for name in ("one", "two"):
-        apply(tau, trio / "target", output=trio / "target" / name)
-    assert not any(path.startswith("one") for path in _files(trio / "target" / "two"))
-
-
 def test_the_dtype_is_said_under_every_key(trio: Path) -> None:
     config = trio / "target" / "config.json"
     _merge(config, torch_dtype="float32", text_config={"torch_dtype": "float16", "hidden_size": 16})

@@ -68,9 +68,10 @@ class CustomTask(ModelTask):
         if name in TASKS:
             # Its recipe would run gradfix's own task of that name instead.
             raise GradfixError(f"name: {name!r} is a task that gradfix brings; choose another name")
+        self.name, self.metric = name, metric
         super().__init__({})
         self.encode_rows, self.loss_of, self.predict_of = encode_rows, loss_of, predict_of
-        self.name, self.metric, self.size_of = name, metric, size_of
+        self.size_of = size_of
         self.build, self.class_of, self.features_of, self.voters_of = build, class_of, features_of, voters_of
         self._counted = None if columns is None else list(columns)
 

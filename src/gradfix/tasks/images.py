@@ -91,7 +91,7 @@ def read_image(value: Any, where: str) -> Image.Image:
             if isinstance(value, str | Path):
                 path, value = value, None
             if value is None and path is not None:
-                value = read_bytes(Path(path))
+                value = _content(Path(path), where)
             if not isinstance(value, bytes):
                 raise GradfixError(f"{where}: expected an image, found {type(value).__name__}")
             image = Image.open(io.BytesIO(value))
@@ -102,6 +102,13 @@ def read_image(value: Any, where: str) -> Image.Image:
         named = f" {path}" if path else ""
         reason = reason or type(error).__name__
         raise GradfixError(f"{where}: the image{named} cannot be read ({reason})") from error
+
+
+def _content(path: Path, where: str) -> bytes:
+    try:
+        return read_bytes(path)
+    except GradfixError as error:
+        raise GradfixError(f"{where}: the image {error}") from error
 
 
 def pixels(processor: Any, rows: Sequence[Any], values: Sequence[Any], column: str) -> Tensor:

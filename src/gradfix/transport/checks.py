@@ -161,8 +161,11 @@ def open_models(
     tau = TaskVector.between(base, tuned)
     placement = place(tau, target)
     note_placement(found, placement, target)
-    config = merged_config(placement.vector, target.config)
-    refuse_unloadable(config, output_specs(placement, target, None), target, str(output or "the output"))
+    # An adapter's configuration names neither its head's architecture nor its classes: the task tells them later, and
+    # the output is judged before it gets its name.
+    if not (tuned.kind.startswith("LoRA adapter") and tau.additions.specs):
+        config = merged_config(placement.vector, target.config)
+        refuse_unloadable(config, output_specs(placement, target, None), target, str(output or "the output"))
     _check_room(found, placement, target, output, overwrite)
     found.refuse()
     return Models(base, tuned, target, tau, placement)
