@@ -275,7 +275,8 @@ def test_no_candidate_of_auto_is_judged_by_samples_that_had_a_part_in_it(
     walks = watched(monkeypatch)
     work.run(tmp_path / "out", method="auto", align="none", steps=2, finetune_steps=1)
     names = {name for name, _, _ in walks.seen}
-    assert {"nothing", "naive", "gradfix", "re-voted", "fine-tuned"} <= names
+    assert {"nothing", "naive", "gradfix", "re-voted"} <= names
+    assert names & {"few-shot", "fine-tuned"}
     everybody = set().union(*(judges for _, _, judges in walks.seen))
     for name, shaped, judges in walks.seen:
         if name in {"nothing", "naive"}:

@@ -5,7 +5,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-Mask = Literal["agreement", "confident", "force", "soft", "random", "none"]
+Mask = Literal["agreement", "confident", "force", "soft", "random", "random-sign", "none"]
+VOTELESS_MASKS = ("none", "random", "random-sign")
+"""Masks that ask nobody; a test keeps them equal to those of :data:`gradfix.vectors.mask_strategies.STRATEGIES`."""
+
 Dtype = Literal["float32", "bfloat16", "float16"]
 Rounding = Literal["nearest", "stochastic"]
 MergeMethod = Literal["mean", "ties"]

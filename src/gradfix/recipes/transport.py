@@ -13,6 +13,7 @@ from gradfix.recipes.fields import (
     IN_PYTHON,
     ROWS,
     TASKS,
+    VOTELESS_MASKS,
     Align,
     AlignData,
     Confidence,
@@ -24,9 +25,6 @@ from gradfix.recipes.fields import (
 )
 from gradfix.recipes.running import SupportRecipe
 from gradfix.recipes.writing import WritingRecipe
-
-VOTELESS_MASKS = ("none", "random")
-"""Masks that ask nobody; a test keeps them equal to those of :data:`gradfix.vectors.mask_strategies.STRATEGIES`."""
 
 
 class TransportRecipe(SupportRecipe, WritingRecipe):
@@ -67,8 +65,13 @@ class TransportRecipe(SupportRecipe, WritingRecipe):
         "base"
     )
     finetune_steps: Annotated[
-        int | None, Field(ge=1, description="then train so many steps on the samples; with auto: try it")
+        int | None,
+        Field(ge=1, description="then train so many steps on the samples; with auto: at most so many"),
     ] = None
+    training: Annotated[
+        bool,
+        Field(description="for auto: may train on the samples where that does better than the fine-tune"),
+    ] = True
     unlabelled: Annotated[
         str | None, Field(description="inputs without labels that vote too, as the tuned source labels them")
     ] = None
@@ -136,6 +139,8 @@ class TransportRecipe(SupportRecipe, WritingRecipe):
             ),
             ("confidence", self.mask != "confident", f"only {option('mask')} confident has it"),
             ("align_data", self.align == "none", f"{option('align')} none aligns on nothing"),
+            ("training", told, f"only {option('method')} auto trains by itself"),
+            ("finetune_steps", not self.training, "there is no training to limit"),
             (
                 "unlabelled",
                 told and self.align == "none" and not asks and self.finetune_steps is None,

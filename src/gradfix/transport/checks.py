@@ -15,7 +15,7 @@ from gradfix.checkpoints.expressions import Selection
 from gradfix.errors import GradfixError, listed
 from gradfix.vectors.apply import add_scaled, output_specs
 from gradfix.vectors.placement import own_weights, place
-from gradfix.vectors.similarity import CLOSE, UNRELATED, WeightSample, matrices
+from gradfix.vectors.similarity import CLOSE, UNRELATED, WeightSample, likeness, matrices
 from gradfix.vectors.task_vector import Placement, TaskVector
 
 Level = Literal["error", "warning", "note"]
@@ -52,7 +52,8 @@ class Findings:
     Attributes:
         findings: In the order they were found.
         cosine_tuned: Cosine between the sampled weights of θ_A and θ_A^ft.
-        cosine_target: Between θ_A and θ_B: near 1 for a close release, near 0 for another pre-training.
+        cosine_target: Between θ_A and θ_B where training touched them, as :func:`gradfix.vectors.similarity.likeness` has it:
+            near 1 for a close release, near 0 for another pre-training.
         relative_norm: ‖τ‖ / ‖θ_A‖ on the sample.
         output_bytes: Size of the model that would be written.
         seconds: Estimated time to write it, measured on one block.
@@ -179,7 +180,7 @@ def check_weights(models: Models, found: Findings) -> None:
     theirs = WeightSample(Selection(target, {name: name for name in names}), names)
     found.relative_norm = delta.norm() / origin.norm() if origin.norm() else None
     found.cosine_tuned = origin.cosine(origin.values + delta.values)
-    found.cosine_target = origin.cosine(theirs.values)
+    found.cosine_target = likeness(origin, theirs, delta)
     if delta.norm() == 0 and models.tau.norm() == 0:
         found.add(
             "error",

@@ -11,66 +11,37 @@ from dataclasses import asdict
 from typing import Any
 
 from gradfix._version import __version__
-from gradfix.alignment import Aligned
-from gradfix.alignment.source import SourceRun
-from gradfix.evaluation.binding import Rows, used_columns
-from gradfix.evaluation.certificate import Certificate
-from gradfix.evaluation.judgement import Judgement
-from gradfix.evaluation.target_model import TargetModel
+from gradfix.evaluation.binding import used_columns
 from gradfix.recipes import TransportRecipe, only_in_python
 from gradfix.report import REPORT_FILE, report
 from gradfix.report.card import model_card
 from gradfix.report.static import card_figures
 from gradfix.report.verdict import transport_verdict
 from gradfix.tasks.data import origin, row_hash
-from gradfix.transport.checks import Findings, Models
-from gradfix.transport.decision import Decision
 from gradfix.transport.examples import changed_examples
-from gradfix.transport.inputs import Data
+from gradfix.transport.run import TransportRun
 from gradfix.votes import Votes
 
 FORMAT_VERSION = 1
 RECORD_FILE = "gradfix.json"
 
 
-def transport_record(
-    recipe: TransportRecipe,
-    models: Models,
-    found: Findings,
-    data: Data,
-    target: TargetModel,
-    support: Rows,
-    decision: Decision,
-    certificate: Certificate,
-    judgement: Judgement | None,
-    *,
-    source: SourceRun | None,
-    aligned: Aligned | None,
-) -> dict[str, Any]:
+def transport_record(run: TransportRun) -> dict[str, Any]:
     """Gather what is known of a transport before its weights are written.
 
     Args:
-        recipe: The options.
-        models: The three models; their files are hashed.
-        found: What the checks found.
-        data: The rows.
-        target: θ_B with its task.
-        support: The chosen samples.
-        decision: What is added, and how it was found.
-        certificate: On the support set.
-        judgement: On held-out data; None without any.
-        source: What was seen of the source; None where it was not run.
-        aligned: The alignment; None without one.
+        run: What its stages found; the models' files are hashed.
 
     Returns:
         JSON, as :func:`output_files` completes it.
     """
-    task = target.task
+    task, models, decision, judgement = run.model.task, run.models, run.decision, run.judgement
     record: dict[str, Any] = {
         "format": "gradfix-transport",
         "version": FORMAT_VERSION,
         "versions": versions(),
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": run.recipe.model_dump(mode="json"),
+        "settings": run.settings.to_json(),
         "inputs": {
             name: {"location": checkpoint.location, "sha256": checkpoint.digest()}
             for name, checkpoint in (
@@ -79,29 +50,29 @@ def transport_record(
                 ("target_base", models.target),
             )
         },
-        "check": found.to_json(),
+        "check": run.found.to_json(),
         "support": [
             {"row": origin(row, number), "sha256": row_hash(row, used_columns(task, row))}
-            for number, row in enumerate(support)
+            for number, row in enumerate(run.support)
         ],
         "votes": votes_facts(decision.votes) if decision.votes is not None else None,
-        "silent_parameters": target.silent_parameters,
+        "silent_parameters": run.model.silent_parameters,
         "method": decision.method,
-        "alignment": aligned.to_json() if aligned is not None else None,
-        "observation": source.to_json(task) if source is not None else None,
+        "alignment": run.aligned.to_json() if run.aligned is not None else None,
+        "observation": run.source.to_json(task) if run.source is not None else None,
         "steps": decision.steps,
         "alpha": decision.alpha.to_json(),
-        "certificate": certificate.to_json(),
+        "certificate": run.certificate.to_json(),
         "judgement": judgement.to_json() if judgement is not None else None,
     }
     record["verdict"] = transport_verdict(record).text
     if judgement is not None:
         record["examples"] = changed_examples(
             task,
-            data.held[judgement.data],
+            run.data.held[judgement.data],
             judgement.base,
             judgement.transported,
-            limit=recipe.examples,
+            limit=run.recipe.examples,
         )
     return record
 

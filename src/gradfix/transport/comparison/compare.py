@@ -132,7 +132,19 @@ def compare(
                 support = choose_support(
                     model, data.pool, samples_per_class=budget, sampling=recipe.sampling, seed=seed
                 )
-                draws.append(dict(draw(judge, support, seed=seed, oracle=oracle, aligned=aligned, auto=True)))
+                draws.append(
+                    dict(
+                        draw(
+                            judge,
+                            support,
+                            seed=seed,
+                            oracle=oracle,
+                            aligned=aligned,
+                            alike=found.cosine_target,
+                            auto=True,
+                        )
+                    )
+                )
                 done += 1
                 progress("comparing", done, total, "draws")
             lines += summarise(draws, budget)

@@ -15,8 +15,9 @@ from pydantic.fields import FieldInfo
 
 from gradfix.errors import GradfixError
 from gradfix.recipes import TransportRecipe, validate
-from gradfix.recipes.transport import VOTELESS_MASKS
+from gradfix.recipes.fields import VOTELESS_MASKS
 from gradfix.transport import pipeline
+from gradfix.transport.run import TransportRun
 from gradfix.vectors.mask_strategies import STRATEGIES
 from tests import tiny
 from tests.transport.test_pipeline import Job, job
@@ -31,7 +32,7 @@ SHAPES_NOTHING = {
     "templates": "of another task", "method": "auto chooses the others, which it then refuses",
     "max_length": "how inputs are read: tests/tasks", "align": "given with align_data, and by name below",
     "samples_per_class": "goes with data", "split": "of data with several", "validation_split": "likewise",
-    "test_split": "likewise", "support": "given unless data is",
+    "test_split": "likewise", "training": "of method auto",  "support": "given unless data is",
 }  # fmt: skip
 """Options that are not paired, and why."""
 
@@ -102,8 +103,10 @@ def outcome(
     seen: list[str] = []
     lines: list[int] = []
 
-    def record(*parts: Any, **more: Any) -> dict[str, Any]:
-        told = [part.to_json() if part else None for part in (parts[6].alpha, *parts[7:9])]
+    def record(run: TransportRun) -> dict[str, Any]:
+        told = [
+            part.to_json() if part else None for part in (run.decision.alpha, run.certificate, run.judgement)
+        ]
         for measured in (told[2] or {}).values():
             if isinstance(measured, dict):
                 measured.pop("seconds", None)
