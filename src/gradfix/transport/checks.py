@@ -52,8 +52,8 @@ class Findings:
     Attributes:
         findings: In the order they were found.
         cosine_tuned: Cosine between the sampled weights of θ_A and θ_A^ft.
-        cosine_target: Between θ_A and θ_B where training touched them, as :func:`gradfix.vectors.similarity.likeness` has it:
-            near 1 for a close release, near 0 for another pre-training.
+        cosine_target: Between θ_A and θ_B where training touched them
+            (:func:`gradfix.vectors.similarity.likeness`): near 1 for a close release, near 0 for another pre-training.
         relative_norm: ‖τ‖ / ‖θ_A‖ on the sample.
         output_bytes: Size of the model that would be written.
         seconds: Estimated time to write it, measured on one block.

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from gradfix.alignment import Aligned
+from gradfix.alignment.source import SourceRun
 from gradfix.evaluation.binding import Rows
 from gradfix.evaluation.certificate import Certificate
 from gradfix.evaluation.judgement import Judgement
