@@ -71,7 +71,7 @@ def main() -> None:
         wanted = [(b, d) for d in range(options.draws) for b in options.samples_per_class]
         missing = [cell for cell in wanted if (name, *cell) not in known]
         if missing:
-            cross_validate(name, make, options.workdir, missing, results)
+            measure(name, make, options.workdir, missing, results)
     table = page(list(read(results).values()))
     print(table)
     if options.write is not None:

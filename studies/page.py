@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gradfix.evaluation.intervals import interval_words
 from gradfix.report.elements import Cell, Figure, Part, Section, Table, label
 from gradfix.report.markup import Html, tag
 from gradfix.report.numbers import points
@@ -38,7 +39,7 @@ def tables_page(record: Mapping[str, Any]) -> Page:
             "",
             "How gradient-sign masking does on a pair of models small enough to measure everything.",
             (
-                f"Mean over {draws} draws of the support set with Student's 95 % interval, on {test} test images a "
+                f"Mean over {draws} draws of the support set {interval_words(draws)}, on {test} test images a "
                 "task; nothing is chosen on test images.",
             )
             if draws and test

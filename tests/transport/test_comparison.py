@@ -210,16 +210,12 @@ def test_differences_are_paired_by_draw() -> None:
     ]
     lines = {line.method: line for line in summarise(draws, budget=3)}
     gain = lines["gradfix"].gain
-    assert (gain.value, gain.low, gain.high) == pytest.approx(
-        (0.2, 0.2, 0.2)
-    )  # the draws differ, the gain does not
+    assert (gain.value, gain.low) == (pytest.approx(0.2), None)  # two draws are too few for an interval
     over = lines["gradfix"].over_control
     assert over is not None
     assert over.value == pytest.approx(0.1)
     assert lines["control"].over_control is None
-    assert "| GradFix (majority, agreement) | 0.600 ± 2.541 |" in table_markdown(
-        list(lines.values()), "caption"
-    )
+    assert "| GradFix (majority, agreement) | 0.600 |" in table_markdown(list(lines.values()), "caption")
     assert table_csv(list(lines.values())).count("\n") == 7
 
 

@@ -209,6 +209,7 @@ def test_what_labels_shaped_must_gain_more_than_luck(
     assert isinstance(revoted, Revote)
     assert revoted.start.way is (None if start == "nothing" else ways[start])
     assert ("confident" in ways) == (start == "naive")
+    assert ("few-shot" in ways) == (start == "nothing" or strangers)
     trained = ways["few-shot" if start == "nothing" else "fine-tuned"]
     assert isinstance(trained, FineTune)
     assert trained.start.way is (None if start == "nothing" else ways[start])
@@ -467,23 +468,29 @@ def test_training_that_only_leads_away_is_given_up(
     model: TargetModel, work: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained: list[tuple[float, int]] = []
-    finetune = FineTune._train
+    evaluate = TargetModel.evaluate
 
     def train(
         self: FineTune, context: SelectionContext, rate: float, stops: Any, held: Held
     ) -> Iterator[int]:
-        for stop in finetune(self, context, rate, stops, held):
+        for stop in stops:
             trained.append((rate, stop))
+            BUMP[0] = 10.0 + rate * stop
             yield stop
 
+    def evaluating(self: TargetModel, rows: Any, **options: Any) -> Any:
+        seen = evaluate(self, rows, **options)
+        return replace(seen, losses=[BUMP[0]] * seen.n, loss=BUMP[0], logits=None)
+
     monkeypatch.setattr(FineTune, "_train", train)
-    settings = SelectionSettings(rates=(10.0,), more_rates=(30.0, 3.0), stops=(1, 2, 4, 8, 16))
-    folds = split_folds(model.task.classes(work.rows), 3, 0)
-    with SelectionContext(model, work.rows, folds, settings=settings) as context:
+    settings = SelectionSettings(rates=(1.0,), more_rates=(3.0, 0.3, 0.1), stops=(1, 2, 4, 8, 16))
+    with ground_of(model, work.rows, settings=settings) as context:
         start = cross_validate(context, methods.nothing(model.vector))
+        monkeypatch.setattr(TargetModel, "evaluate", evaluating)
         cross_validate(context, methods.training_from(StartingPoint(), None, settings), rival=start)
-    assert max(stop for _, stop in trained) <= 4
-    assert {rate for rate, _ in trained} == {10.0, 3.0}  # a smaller rate is tried, a larger one is not
+    assert {stop for _, stop in trained} == {1, 2}
+    # A smaller rate is tried, as long as it is better; a larger one is not.
+    assert {rate for rate, _ in trained} == {1.0, 0.3, 0.1}
 
 
 def test_calibration_takes_confidence_away_and_nothing_else() -> None:

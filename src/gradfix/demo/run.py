@@ -19,6 +19,7 @@ from gradfix.demo.pictures import Changed, changed_digits, picture
 from gradfix.demo.processes import one_thread, processes
 from gradfix.errors import GradfixError
 from gradfix.evaluation.binding import Rows, choose_support
+from gradfix.evaluation.intervals import interval_words
 from gradfix.progress import Progress, silent
 from gradfix.recipes import TransportRecipe
 from gradfix.recipes.settings import SelectionSettings
@@ -153,8 +154,8 @@ def demo(output: Path, *, overwrite: bool = False, progress: Progress = silent) 
             progress("comparing with the baselines", seed + 1, DRAWS, "draws")
     lines = summarise(draws, SAMPLES_PER_CLASS)
     caption = (
-        f"accuracy on {len(test)} scanned digits; mean of {DRAWS} draws of {SAMPLES_PER_CLASS} samples a class with "
-        f"the 95 % interval of Student's t; every setting chosen by cross-fitting on the samples, fine-tuning at "
+        f"accuracy on {len(test)} scanned digits; mean of {DRAWS} draws of {SAMPLES_PER_CLASS} samples a class "
+        f"{interval_words(DRAWS)}; every setting chosen by cross-fitting on the samples, fine-tuning at "
         f"most {SETTINGS.most_steps} steps; {chosen_ways(lines)}"
     )
     before = here.model.evaluate(here.test)

@@ -443,13 +443,17 @@ def select(
         best = _simpler(best, attempt(straight), settings)
     # Where the bases are strangers, τ's own coordinates mean nothing: that must be shown wrong beyond luck.
     strangers = alike is not None and alike < settings.apart
-    best = better(best, attempt(naive)) if strangers else _simpler(best, attempt(naive), settings)
+    best = _simpler(best, attempt(naive), settings, beyond_luck=strangers)
     start = StartingPoint() if best[1].name == NOTHING else StartingPoint(best[0], best[1].setting)
     here = best
     for way in _shaped(context, best, start, settings.revotes if steps is None else steps):
         here = better(here, attempt(way, best[1] if isinstance(way, Revote) else None))
     if training:
         here = better(here, attempt(training_from(start, best[1], settings, most_training), best[1]))
+        if start.way is not None and alike is not None and alike < settings.close:
+            # Little may carry over from a base that is not alike: then the samples alone can do better.
+            alone = training_from(StartingPoint(), None, settings, most_training)
+            here = better(here, attempt(alone, found[0][1]))
     candidates = tuple(one for _, one in found)
     chosen_on = "cross-fit" if validation is None else "validation"
     ways = tuple(way for way, _ in found)
@@ -515,11 +519,16 @@ def training_from(
 
 
 def _simpler(
-    best: tuple[Method, Candidate], new: tuple[Method, Candidate], settings: SelectionSettings
+    best: tuple[Method, Candidate],
+    new: tuple[Method, Candidate],
+    settings: SelectionSettings,
+    *,
+    beyond_luck: bool = False,
 ) -> tuple[Method, Candidate]:
     """Take the smaller loss, unless what counts more says otherwise beyond luck; the first of equals does less."""
     sign = _verdict(best[1].seen, new[1].seen, settings)
-    return new if sign > 0 or (sign == 0 and new[1].loss < best[1].loss) else best
+    within = sign == 0 and not beyond_luck and new[1].loss < best[1].loss
+    return new if sign > 0 or within else best
 
 
 def _score_error(old: Values, new: Values) -> float:

@@ -11,6 +11,7 @@ from gradfix.alignment import align, run_source
 from gradfix.checkpoints import Checkpoint
 from gradfix.evaluation.binding import bind, choose_support
 from gradfix.evaluation.evaluate import EncodedRows
+from gradfix.evaluation.intervals import interval_words
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.progress import Progress, silent
 from gradfix.recipes import CompareRecipe
@@ -150,7 +151,7 @@ def compare(
             lines += summarise(draws, budget)
     caption = (
         f"{task.metric.replace('_', ' ')} on {len(data.held['test'])} test samples; mean over {recipe.seeds} draws "
-        f"of the support set ({recipe.sampling}) with the 95 % interval of Student's t; every setting chosen by "
+        f"of the support set ({recipe.sampling}) {interval_words(recipe.seeds)}; every setting chosen by "
         f"cross-fitting on the support set; {chosen_ways(lines)}"
     )
     return Comparison(tuple(lines), caption, recipe)
