@@ -13,7 +13,7 @@ from gradfix.checkpoints import Checkpoint
 from gradfix.errors import GradfixError
 from gradfix.recipes import load_recipe
 from tests import tiny
-from tests.builders import PEFT_ON_TRANSFORMERS, Job, Rows, gradfix, job, watched
+from tests.builders import PEFT_ON_TRANSFORMERS, Job, Rows, gradfix, job, tuned_from, watched
 from tests.triples import perturbed
 
 pytestmark = pytest.mark.slow
@@ -490,3 +490,22 @@ def test_the_command_prints_the_verdict_for_people_and_json_for_programs(tmp_pat
     assert record["verdict"] in result.stderr.replace("\n", " ")
     assert record["method"]["name"] in {one["name"] for one in record["method"]["candidates"]}
     assert record["votes"] is None or record["votes"]["samples"] == 9
+
+
+def test_a_pooler_that_the_new_base_lacks_is_the_tuned_models(tmp_path: Path) -> None:
+    import shutil
+
+    from transformers import AutoModel, AutoModelForSequenceClassification
+
+    headed = tiny.save_tiny_bert_classifier(tmp_path / "headed", 0)
+    old, new = tmp_path / "old", tiny.save_tiny_bert_base(tmp_path / "new", 2)
+    shutil.copytree(headed, old)
+    AutoModel.from_pretrained(headed).save_pretrained(old)  # with a pooler, without a classifier
+    mine = tuned_from(tmp_path / "mine", headed, "AutoModelForSequenceClassification")
+    places = {"source_base": old, "source_tuned": mine, "target_base": new}
+    work = Job("text-classification", places, tiny.texts(9), [], "")
+    work.run(tmp_path / "out", alpha="0.5")
+    written = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    tuned = AutoModelForSequenceClassification.from_pretrained(mine)
+    for name in ("bert.pooler.dense.weight", "bert.pooler.dense.bias", "classifier.weight"):
+        assert torch.equal(written.state_dict()[name], tuned.state_dict()[name]), name

@@ -61,6 +61,10 @@ Encoding = Annotated[
     str | None, Field(description="of csv, tsv and json files, such as latin-1 or utf-16; UTF-8 if not given")
 ]
 
+Head = Annotated[
+    Literal["copy", "probe"], Field(description="copy the tuned head, or refit it on the samples")
+]
+
 Vote = Literal["majority", "mean"]
 Sampling = Literal["random", "herding", "k-medoids", "coreset"]
 

@@ -12,6 +12,7 @@ from gradfix.recipes.fields import (
     Align,
     AlignData,
     Encoding,
+    Head,
     Output,
     Overwrite,
     Sampling,
@@ -190,6 +191,7 @@ class CompareRecipe(TaskRecipe):
         Align, Field(description="for auto: carry τ over by activations first, where the bases are not alike")
     ] = "auto"
     align_data: AlignData = None
+    head: Head = "copy"
     retain: Annotated[str | None, Field(description="labelled data of what the model could do before")] = None
     samples_per_class: Annotated[list[int], Field(description="budgets to compare, repeatable")] = [
         1,

@@ -17,6 +17,7 @@ from gradfix.recipes.fields import (
     Align,
     AlignData,
     Confidence,
+    Head,
     Mask,
     Output,
     SourceBase,
@@ -77,9 +78,7 @@ class TransportRecipe(SupportRecipe, WritingRecipe):
     ] = None
     mask: Annotated[Mask, Field(description="mask strategy")] = "agreement"
     confidence: Confidence = 0.1
-    head: Annotated[
-        Literal["copy", "probe"], Field(description="copy the tuned head, or refit it on samples")
-    ] = "copy"
+    head: Head = "copy"
     examples: Annotated[
         int, Field(ge=0, description="judged inputs to show in the report; 0 keeps them out of the output")
     ] = 12

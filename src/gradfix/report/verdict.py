@@ -53,7 +53,7 @@ def transport_verdict(record: Mapping[str, Any]) -> Verdict:
         naive = _naive(judgement) if told else None
         return Verdict(NOTHING, _nothing(alpha, record.get("method") or {}), (naive,) if naive else ())
     if not told:
-        return _unjudged(alpha)
+        return _unjudged(record)
     gain, base, new = judgement["gain"], judgement["base"], judgement["transported"]
     sure = excludes_zero(gain)
     state = UNSURE if not sure else BETTER if gain["value"] > 0 else WORSE
@@ -71,7 +71,7 @@ def transport_verdict(record: Mapping[str, Any]) -> Verdict:
         headline = f"The new model is {size} points {state} than the new base ({numbers}, {interval})"
     control = _control(judgement.get("over_control"))
     headline += f", and {control}." if control else "."
-    beside = (_share(judgement), _naive(judgement), _caution(judgement))
+    beside = (_share(judgement), _naive(judgement), _runner_up(record), _caution(judgement))
     return Verdict(state, headline, tuple(filter(None, beside)))
 
 
@@ -92,12 +92,34 @@ def _nothing(alpha: Mapping[str, Any], method: Mapping[str, Any]) -> str:
     )
 
 
-def _unjudged(alpha: Mapping[str, Any]) -> Verdict:
+def _runner_up(record: Mapping[str, Any]) -> str | None:
+    """Name the method that was chosen and the next best, with the difference on the samples that chose."""
+    method = record.get("method") or {}
+    second = method.get("runner_up")
+    chosen = next((one for one in method.get("candidates") or () if one["name"] == method.get("name")), None)
+    if not second or chosen is None:
+        return None
+    over = second["over"]
+    bounds = f" ({between(over)})" if between(over) else ""
+    judged = "validation samples" if method.get("chosen_on") == "validation" else "samples held out in turn"
+    trained = method["name"] == "few-shot"
+    alone = (
+        " Your samples alone did better than the fine-tune: the model was trained on them." if trained else ""
+    )
+    return (
+        f"Of the methods, {chosen['label']} was chosen; the runner-up was {second['label']}: "
+        f"{points(over['value'])} points over it on {over['n']:,} {judged}{bounds}.{alone}"
+    )
+
+
+def _unjudged(record: Mapping[str, Any]) -> Verdict:
     """Say what the samples that chose can tell, where no others were given to judge on."""
+    alpha = record.get("alpha") or {}
     curve = alpha.get("curve") or ()
     start = next((point for point in curve if point["alpha"] == 0), None)
     chosen = next((point for point in curve if point["alpha"] == alpha.get("alpha")), None)
-    ask = ("Give --test data for a verdict with an interval and a control.",)
+    test = "Give --test data for a verdict with an interval and a control."
+    ask = tuple(filter(None, (_runner_up(record), test)))
     if chosen is None:
         return Verdict(UNKNOWN, "This model was not measured.", ask)
     where = f"On {alpha['samples']:,} samples held out in turn"

@@ -11,12 +11,17 @@ from typing import Any, Literal
 import torch
 
 from gradfix.checkpoints import Checkpoint
-from gradfix.checkpoints.expressions import Selection
+from gradfix.checkpoints.expressions import Gathered, Selection
 from gradfix.errors import GradfixError, listed
 from gradfix.vectors.apply import add_scaled, output_specs
 from gradfix.vectors.placement import own_weights, place
 from gradfix.vectors.similarity import CLOSE, UNRELATED, WeightSample, likeness, matrices
 from gradfix.vectors.task_vector import Placement, TaskVector
+
+HEAD_PARTS = frozenset(
+    {"pooler", "classifier", "pre_classifier", "classification_head", "score", "qa_outputs"}
+)
+"""Parts of names outside the blocks of a network, which a release may lack and a task may read."""
 
 Level = Literal["error", "warning", "note"]
 
@@ -154,12 +159,27 @@ def open_models(
     target = Checkpoint.open(target_base)
     _check_architecture(found, base, tuned, target)
     found.refuse()
-    tau = TaskVector.between(base, tuned)
+    tau = _heads_whole(TaskVector.between(base, tuned), tuned, target)
     placement = place(tau, target)
     _note_placement(found, placement, target)
     _check_room(found, placement, target, output, overwrite)
     found.refuse()
     return Models(base, tuned, target, tau, placement)
+
+
+def _heads_whole(tau: TaskVector, tuned: Checkpoint, target: Checkpoint) -> TaskVector:
+    """Take a head or pooler that the target lacks whole from the tuned model: there is nothing to add its τ to."""
+    # A release of masked-language models has no pooler, whether or not the old base had one.
+    parts = {part for name in target.specs for part in name.split(".")}
+    names = [name for name in tau.specs if (head := HEAD_PARTS & {*name.split(".")}) and not head & parts]
+    if not names:
+        return tau
+    kept = {name: name for name in tau.specs if name not in names}
+    found = tau.derive(Selection(tau, kept), operation="take heads whole", names=names)
+    found.additions = Gathered(
+        dict.fromkeys(tau.additions.specs, tau.additions) | dict.fromkeys(names, tuned)
+    )
+    return found
 
 
 def check_weights(models: Models, found: Findings) -> None:

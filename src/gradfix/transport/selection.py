@@ -449,11 +449,12 @@ def select(
     for way in _shaped(context, best, start, settings.revotes if steps is None else steps):
         here = better(here, attempt(way, best[1] if isinstance(way, Revote) else None))
     if training:
-        here = better(here, attempt(training_from(start, best[1], settings, most_training), best[1]))
+        trained = attempt(training_from(start, best[1], settings, most_training), best[1])
         if start.way is not None and alike is not None and alike < settings.close:
             # Little may carry over from a base that is not alike: then the samples alone can do better.
             alone = training_from(StartingPoint(), None, settings, most_training)
-            here = better(here, attempt(alone, found[0][1]))
+            trained = _simpler(trained, attempt(alone, found[0][1]), settings)
+        here = better(here, trained)
     candidates = tuple(one for _, one in found)
     chosen_on = "cross-fit" if validation is None else "validation"
     ways = tuple(way for way, _ in found)

@@ -9,7 +9,7 @@ from typing import Any
 
 from gradfix.alignment import align, run_source
 from gradfix.checkpoints import Checkpoint
-from gradfix.evaluation.binding import bind, choose_support
+from gradfix.evaluation.binding import bind, choose_support, use_head
 from gradfix.evaluation.evaluate import EncodedRows
 from gradfix.evaluation.intervals import interval_words
 from gradfix.evaluation.target_model import TargetModel
@@ -119,7 +119,8 @@ def compare(
             progress=progress,
         )
         model = TargetModel.load(task, target, models.placement, **recipe.loading())
-        model.require_weights()
+        if recipe.head == "copy":
+            model.require_weights()
         aligned = align(source, model, control_seed=0) if source is not None else None
         oracle = None
         if recipe.target_tuned is not None:
@@ -133,6 +134,8 @@ def compare(
                 support = choose_support(
                     model, data.pool, samples_per_class=budget, sampling=recipe.sampling, seed=seed
                 )
+                use_head(model, recipe.head, support)
+                model.require_weights()
                 draws.append(
                     dict(
                         draw(
