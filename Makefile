@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test quick check format wheel bench-language bench-transport
+.PHONY: setup demo test quick check format wheel docs bench-language bench-transport
 
 setup: $(STAMP)
 
@@ -38,6 +38,11 @@ wheel: setup
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 	@du -h dist/*.whl
 
+# The site of docs/: a link to nowhere or a docstring that names what is not there ends it.
+docs: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 # docs/language.md: half an hour to some hours, by how busy the machine is; what is made is kept between runs.
 bench-language: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
@@ -45,3 +50,7 @@ bench-language: setup
 
 bench-transport: setup
 	$(BIN)/python benchmarks/transport.py
+
+# docs/compatibility.md: families of models, ways of saving and commands against independent arithmetic; some ten minutes.
+matrix: setup
+	$(BIN)/python benchmarks/matrix.py --write docs/compatibility.md

@@ -21,19 +21,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tensors", type=int, default=400, help="tensors of the model")
     arguments = parser.parse_args()
-    record = transport_record(layers=arguments.tensors // PER_LAYER)
+    content = transport_record(layers=arguments.tensors // PER_LAYER)
     started = time.perf_counter()
     from gradfix.report import report
+    from gradfix.report.record import TransportRecord
     from gradfix.report.static import card_figures
 
     imported = time.perf_counter()
+    record = TransportRecord.model_validate(content)
     page = report(record)
     first = time.perf_counter()
     report(record)
     second = time.perf_counter()
     pictures = card_figures(record)
     drawn = time.perf_counter()
-    print(f"tensors:                {len(record['applied']['tensors'])}")
+    print(f"tensors:                {len(content['applied']['tensors'])}")
     print(f"imports:                {imported - started:.2f} s")
     print(f"first report:           {first - imported:.2f} s")
     print(f"another report:         {second - first:.2f} s")

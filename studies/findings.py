@@ -119,7 +119,30 @@ def verdict(claim: Claim, difference: Interval) -> str:
     return "holds" if difference.excludes_zero else "holds, within chance"
 
 
-def sentence(claim: Claim, found: Sequence[Case]) -> str:
+@dataclass(frozen=True)
+class Finding:
+    """What the studies say of a claim.
+
+    Attributes:
+        claim: The ordering, and whether it holds.
+        strength: In how many cases beyond chance.
+        cases: Every difference it rests on.
+    """
+
+    claim: str
+    strength: str
+    cases: str
+
+    def markdown(self) -> str:
+        """Give the line of a page.
+
+        Returns:
+            An item of a list.
+        """
+        return f"- **{self.claim}** {self.strength}. {self.cases}"
+
+
+def finding(claim: Claim, found: Sequence[Case]) -> Finding:
     """Say whether a claim holds, and by how much.
 
     Args:
@@ -127,7 +150,7 @@ def sentence(claim: Claim, found: Sequence[Case]) -> str:
         found: Its cases; at least one.
 
     Returns:
-        One Markdown line.
+        The finding.
     """
     verdicts = [verdict(claim, case.difference) for case in found]
     n, holding, sure = len(found), sum(each.startswith("holds") for each in verdicts), verdicts.count("holds")
@@ -139,27 +162,23 @@ def sentence(claim: Claim, found: Sequence[Case]) -> str:
         "holds" if sure == n else "holds on average" if holding == n else f"holds in {holding} of {n} cases"
     )
     overall = overall if holding else "does not hold"
-    beyond = f" (beyond chance in {sure} of {n}" + (f", the opposite in {against})" if against else ")")
+    beyond = f"(beyond chance in {sure} of {n}" + (f", the opposite in {against})" if against else ")")
     parts = []
     for protocol in dict.fromkeys(case.protocol for case in found):
         cells = [case for case in found if case.protocol == protocol]
         listed = ", ".join(f"{case.task} {case.budget}: {points(case.difference)}" for case in cells)
         parts.append(f"α by {protocol}: {listed}")
-    return f"- **{claim.text}: {overall}**{beyond}. {'; '.join(parts)}."
+    return Finding(f"{claim.text}: {overall}", beyond, f"{'; '.join(parts)}.")
 
 
-def findings(records: Sequence[Record]) -> list[str]:
+def findings(records: Sequence[Record]) -> list[Finding]:
     """Judge all claims that were measured.
 
     Args:
         records: Of all experiments.
 
     Returns:
-        A Markdown line a claim.
+        A finding a claim.
     """
-    lines = []
-    for claim in CLAIMS:
-        found = cases(claim, records)
-        if found:
-            lines.append(sentence(claim, found))
-    return lines
+    measured = ((claim, cases(claim, records)) for claim in CLAIMS)
+    return [finding(claim, found) for claim, found in measured if found]

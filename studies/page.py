@@ -1,20 +1,112 @@
-"""The page of ``python -m studies``: a section a study, its figure and its tables."""
+"""``tables.json``, what ``python -m studies`` writes, and its page: a section a study, its figure and its tables."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from markupsafe import Markup
 
 from gradfix.evaluation.intervals import interval_words
-from gradfix.report.elements import Cell, Figure, Part, Section, Table, label
-from gradfix.report.markup import Html, tag
+from gradfix.report.elements import Cell, Figure, Section, Table, label
+from gradfix.report.elements import Part as Shown
+from gradfix.report.facts import Interval, Part
 from gradfix.report.numbers import points
 from gradfix.report.page import Page
+from gradfix.report.record import Record
 from gradfix.report.sections.costs import inputs_section
-from gradfix.report.sections.results import dots
+from gradfix.report.sections.results import dots, half
 from gradfix.report.style import ACCENT, COLOURS, DASHES, MUTED, SYMBOLS, layout
-from gradfix.report.verdict import Verdict, excludes_zero
+from gradfix.report.verdict import Verdict
 
 
-def tables_page(record: Mapping[str, Any]) -> Page:
+class Finding(Part):
+    """See :class:`studies.findings.Finding`."""
+
+    claim: str
+    strength: str
+    cases: str
+
+
+class Panel(Part):
+    """See :class:`studies.figures.Panel`."""
+
+    title: str
+    series: dict[str, list[tuple[float, Interval]]]
+    levels: dict[str, float]
+
+
+class Curves(Part):
+    """See :class:`studies.figures.Curves`."""
+
+    kind: Literal["curves"] = "curves"
+    panels: list[Panel]
+    x: str
+    y: str
+    logarithmic: bool
+
+
+class Dots(Part):
+    """See :class:`studies.figures.Dots`."""
+
+    kind: Literal["dots"] = "dots"
+    values: dict[str, dict[str, Interval]]
+    x: str
+
+
+class StudyTable(Part):
+    """See :class:`studies.cells.Table`."""
+
+    title: str
+    corner: str
+    columns: list[str]
+    rows: dict[str, list[Interval | None]]
+    points: bool
+
+
+class Study(Part):
+    """A study as it is shown.
+
+    Attributes:
+        name: Its key.
+        title: What it asks.
+        note: What a reader must know to read its numbers.
+        figure: None where nothing is measured yet.
+        tables: In order.
+    """
+
+    name: str
+    title: str
+    note: str
+    figure: Curves | Dots | None
+    tables: list[StudyTable]
+
+
+class TablesRecord(Record):
+    """What ``python -m studies`` leaves in ``tables.json``.
+
+    Attributes:
+        format: Always the same.
+        version: Of this class.
+        command: The command line that makes it again.
+        versions: Of the packages that the numbers depend on.
+        recipe: The options.
+        draws: How many support sets the means are over.
+        test_samples: On how many images of each task.
+        findings: Which orderings hold.
+        studies: In order.
+    """
+
+    format: Literal["gradfix-studies"] = "gradfix-studies"
+    version: Literal[1] = 1
+    command: str
+    versions: dict[str, str]
+    recipe: dict[str, Any]
+    draws: int
+    test_samples: int
+    findings: list[Finding]
+    studies: list[Study]
+
+
+def tables_page(record: TablesRecord) -> Page:
     """Lay out the studies.
 
     Args:
@@ -23,15 +115,12 @@ def tables_page(record: Mapping[str, Any]) -> Page:
     Returns:
         The page.
     """
-    findings = [str(line) for line in record.get("findings") or []]
     sections = []
-    if findings:
-        items = tag("ul", *map(_finding, findings), class_="findings")
+    if record.findings:
+        items = Markup('<ul class="findings">{}</ul>').format(Markup().join(map(_finding, record.findings)))
         sections.append(Section("findings", "What this shows", "", [items]))
-    sections += [_study(study) for study in record.get("studies") or []]
-    given = {key: record.get(key) for key in ("recipe", "versions") if record.get(key)}
-    made = inputs_section({**given, "command": "studies"})
-    draws, test = record.get("draws"), record.get("test_samples")
+    sections += [_study(study) for study in record.studies]
+    made = inputs_section("studies", record.recipe, versions=record.versions)
     return Page(
         title="gradfix studies on the embedded pair",
         above="python -m studies",
@@ -39,11 +128,9 @@ def tables_page(record: Mapping[str, Any]) -> Page:
             "",
             "How gradient-sign masking does on a pair of models small enough to measure everything.",
             (
-                f"Mean over {draws} draws of the support set {interval_words(draws)}, on {test} test images a "
-                "task; nothing is chosen on test images.",
-            )
-            if draws and test
-            else (),
+                f"Mean over {record.draws} draws of the support set {interval_words(record.draws)}, on "
+                f"{record.test_samples} test images a task; nothing is chosen on test images.",
+            ),
         ),
         tiles=[],
         sections=[*sections, *([made] if made else [])],
@@ -51,72 +138,57 @@ def tables_page(record: Mapping[str, Any]) -> Page:
     )
 
 
-def _finding(line: str) -> Html:
-    """A finding is written in Markdown: its claim in bold, then every case it rests on."""
-    claim, bold, cases = line.removeprefix("- **").partition("**")
-    if not bold:
-        return tag("li", line)
-    strength, stop, values = cases.strip().partition(". ")
-    return tag(
-        "li",
-        tag("strong", claim),
-        f" {strength}{stop}",
-        tag("details", tag("summary", "every case"), tag("p", values, class_="note")) if values else None,
-    )
+def _finding(finding: Finding) -> Markup:
+    return Markup(
+        "<li><strong>{}</strong> {}. "
+        '<details><summary>every case</summary><p class="note">{}</p></details></li>'
+    ).format(finding.claim, finding.strength, finding.cases)
 
 
-def _study(study: Mapping[str, Any]) -> Section:
-    parts: list[Part] = []
-    figure = study.get("figure")
-    if figure:
-        parts.append(_dots(figure) if figure["kind"] == "dots" else _curves(figure))
-    parts += [_table(table) for table in study.get("tables") or []]
-    return Section(str(study["name"]), str(study["title"]), str(study.get("note") or ""), parts)
+def _study(study: Study) -> Section:
+    parts: list[Shown] = []
+    if study.figure is not None:
+        parts.append(_dots(study.figure) if isinstance(study.figure, Dots) else _curves(study.figure))
+    parts += [_table(table) for table in study.tables]
+    return Section(study.name, study.title, study.note, parts)
 
 
-def _table(table: Mapping[str, Any]) -> Table:
+def _table(table: StudyTable) -> Table:
     rows = [
-        [Cell(name), *(_cell(cell, signed=bool(table.get("points"))) for cell in cells)]
-        for name, cells in table["rows"].items()
+        [Cell(name), *(_cell(cell, signed=table.points) for cell in cells)]
+        for name, cells in table.rows.items()
     ]
-    unit = "points" if table.get("points") else "%"
-    note = " Bold: the 95 % interval excludes 0." if table.get("points") else ""
-    return Table(
-        [str(table["corner"]), *map(str, table["columns"])], rows, caption=f"{table['title']} ({unit}).{note}"
-    )
+    unit = "points" if table.points else "%"
+    note = " Bold: the 95 % interval excludes 0." if table.points else ""
+    return Table([table.corner, *table.columns], rows, caption=f"{table.title} ({unit}).{note}")
 
 
-def _cell(interval: Mapping[str, Any] | None, *, signed: bool) -> Cell:
+def _cell(interval: Interval | None, *, signed: bool) -> Cell:
     if interval is None:
         return Cell("")
-    value, low = interval["value"], interval.get("low")
-    half = "" if low is None else f" ± {(value - low) * 100:.1f}"
+    value, low = interval.value, interval.low
+    width = "" if low is None else f" ± {(value - low) * 100:.1f}"
     if not signed:
-        return Cell(f"{value * 100:.1f}{half}", value)
-    shown = points(value) + half
-    return Cell(tag("strong", shown) if excludes_zero(interval) else shown, value)
+        return Cell(f"{value * 100:.1f}{width}", value)
+    shown = points(value) + width
+    return Cell(Markup("<strong>{}</strong>").format(shown) if interval.excludes_zero else shown, value)
 
 
-def _dots(figure: Mapping[str, Any]) -> list[Figure]:
+def _dots(figure: Dots) -> list[Figure]:
     return [
-        dots(
-            str(title),
-            [(name, interval, False) for name, interval in values.items()],
-            str(figure["x"]),
-            unit="",
-        )
-        for title, values in figure["values"].items()
+        dots(title, [(name, interval, False) for name, interval in values.items()], figure.x, unit="")
+        for title, values in figure.values.items()
     ]
 
 
-def _curves(figure: Mapping[str, Any]) -> list[Figure]:
-    names = list(dict.fromkeys(name for panel in figure["panels"] for name in panel["series"]))
-    return [_panel(panel, figure, names) for panel in figure["panels"]]
+def _curves(figure: Curves) -> list[Figure]:
+    names = list(dict.fromkeys(name for panel in figure.panels for name in panel.series))
+    return [_panel(panel, figure, names) for panel in figure.panels]
 
 
-def _panel(panel: Mapping[str, Any], figure: Mapping[str, Any], names: Sequence[str]) -> Figure:
+def _panel(panel: Panel, figure: Curves, names: Sequence[str]) -> Figure:
     traces: list[dict[str, Any]] = []
-    for name, values in panel["series"].items():
+    for name, values in panel.series.items():
         number = names.index(name)
         colour = ACCENT if number == 0 else COLOURS[number % len(COLOURS)]
         traces.append(
@@ -125,13 +197,10 @@ def _panel(panel: Mapping[str, Any], figure: Mapping[str, Any], names: Sequence[
                 "mode": "lines+markers",
                 "name": label(name, 40),
                 "x": [x for x, _ in values],
-                "y": [interval["value"] for _, interval in values],
+                "y": [interval.value for _, interval in values],
                 "error_y": {
                     "type": "data",
-                    "array": [
-                        0 if interval.get("low") is None else interval["value"] - interval["low"]
-                        for _, interval in values
-                    ],
+                    "array": [half(interval.low, interval) for _, interval in values],
                     "color": colour,
                     "thickness": 1.2,
                     "width": 3,
@@ -141,8 +210,8 @@ def _panel(panel: Mapping[str, Any], figure: Mapping[str, Any], names: Sequence[
                 "hovertemplate": "%{fullData.name}<br>%{x}: %{y:.3f}<extra></extra>",
             }
         )
-    xs = sorted({x for values in panel["series"].values() for x, _ in values})
-    for number, (name, value) in enumerate(panel.get("levels", {}).items()):
+    xs = sorted({x for values in panel.series.values() for x, _ in values})
+    for number, (name, value) in enumerate(panel.levels.items()):
         traces.append(
             {
                 "type": "scatter",
@@ -154,13 +223,16 @@ def _panel(panel: Mapping[str, Any], figure: Mapping[str, Any], names: Sequence[
                 "hovertemplate": "%{fullData.name}: %{y:.3f}<extra></extra>",
             }
         )
-    logarithmic = bool(figure.get("logarithmic"))
-    ticks = {"type": "log", "tickvals": xs, "ticktext": [f"{x:g}" for x in xs]} if logarithmic and xs else {}
+    ticks = (
+        {"type": "log", "tickvals": xs, "ticktext": [f"{x:g}" for x in xs]}
+        if figure.logarithmic and xs
+        else {}
+    )
     made = layout(
         height=400,
         showlegend=True,
-        xaxis={"title": str(figure["x"]), **ticks},
-        yaxis={"title": str(figure["y"])},
+        xaxis={"title": figure.x, **ticks},
+        yaxis={"title": figure.y},
         legend={
             "orientation": "h",
             "x": 0,
@@ -170,4 +242,4 @@ def _panel(panel: Mapping[str, Any], figure: Mapping[str, Any], names: Sequence[
             "font": {"size": 11},
         },
     )
-    return Figure(str(panel["title"]), traces, made, "Bars: 95 % intervals over draws.")
+    return Figure(panel.title, traces, made, "Bars: 95 % intervals over draws.")

@@ -1,6 +1,5 @@
 """`python -m studies`: the paper's studies on the embedded pair, as tables, raw CSV and figures in one folder."""
 
-import json
 import os
 import platform
 import shlex
@@ -19,11 +18,11 @@ from gradfix.report.page import page_html
 from gradfix.transport.record import versions
 from studies.cells import raw_csv
 from studies.figures import draw
-from studies.findings import MARGIN, findings
-from studies.page import tables_page
+from studies.findings import MARGIN, Finding, findings
+from studies.page import Finding as FoundClaim
+from studies.page import Study, TablesRecord, tables_page
 from studies.plan import CELLS, QUICK, Scale, plan, units_of
 from studies.recipe import StudiesRecipe
-from studies.record import FORMAT, VERSION, studies_json
 from studies.reports import STUDIES
 from studies.run import run
 from studies.units import Record, Unit, collect, identity, read_unit
@@ -88,25 +87,18 @@ def tables(
     files: dict[str, bytes] = {"recipe.yaml": recipe.dump().encode()}
     text, counts = page(recipe, studies, scale, folder, files)
     files["results.md"] = text.encode()
-    lines = findings(collect(plan(studies, scale), folder, scale.draws))
-    reports = {
-        name: (STUDIES[name].title, STUDIES[name].report(collect(units_of(name, scale), folder, scale.draws)))
-        for name in studies
-    }
-    record = {
-        "format": FORMAT,
-        "version": VERSION,
-        "command": command_of(recipe),
-        "versions": versions(),
-        "recipe": recipe.model_dump(mode="json"),
-        "draws": scale.draws,
-        "test_samples": scale.test,
-        "findings": lines,
-        "studies": studies_json(reports),
-    }
-    written = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-    files["tables.json"] = written.encode()
-    files[REPORT_FILE] = page_html(tables_page(json.loads(written))).encode()
+    found = findings(collect(plan(studies, scale), folder, scale.draws))
+    record = TablesRecord(
+        command=command_of(recipe),
+        versions=versions(),
+        recipe=recipe.model_dump(mode="json"),
+        draws=scale.draws,
+        test_samples=scale.test,
+        findings=[FoundClaim.model_validate(one) for one in found],
+        studies=[_study(name, collect(units_of(name, scale), folder, scale.draws)) for name in studies],
+    )
+    files["tables.json"] = record.written().encode()
+    files[REPORT_FILE] = page_html(tables_page(record)).encode()
     recipe.output.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         replace_file(recipe.output / name, content)
@@ -116,8 +108,15 @@ def tables(
         "output": str(recipe.output),
         "command": command_of(recipe),
         "units": counts,
-        "findings": lines,
+        "findings": [one.markdown() for one in found],
     }
+
+
+def _study(name: str, records: Sequence[Record]) -> Study:
+    """A study's part of the record and the page."""
+    report = STUDIES[name].report(records)
+    shown = {"note": report.note, "figure": report.figure, "tables": list(report.tables)}
+    return Study.model_validate({"name": name, "title": STUDIES[name].title, **shown})
 
 
 def page(
@@ -150,7 +149,7 @@ def page(
     return "\n".join(parts), counts
 
 
-def _head(recipe: StudiesRecipe, scale: Scale, lines: Sequence[str]) -> str:
+def _head(recipe: StudiesRecipe, scale: Scale, found: Sequence[Finding]) -> str:
     text = f"""# Results on the embedded pair
 
 Written by `{command_of(recipe)} --write-docs {_docs_name(recipe)}`; nothing here is typed by hand.
@@ -161,9 +160,9 @@ the support set {interval_words(scale.draws)} (± its half-width), on the first 
 Differences are paired by draw; those in bold exclude 0. Intervals speak of other support sets, not of other test
 images. Nothing is chosen on test images.
 """
-    if not lines:  # no study of the baselines, so no orderings of theirs
+    if not found:  # no study of the baselines, so no orderings of theirs
         return text
-    found = "\n".join(lines)
+    listed = "\n".join(one.markdown() for one in found)
     return f"""{text}
 ## What this shows
 
@@ -172,7 +171,7 @@ samples a class that was measured. α by cross-fitting is what users get; α by 
 the paper. *Beyond chance*: the 95 % interval excludes 0 (for "≈": lies within {MARGIN * 100:g} points). There are many
 cells, so a few are beyond chance by chance.
 
-{found}
+{listed}
 """
 
 

@@ -38,7 +38,6 @@ def aligned(
     twin: nn.Module,
     tau: Mapping[str, Tensor],
     method: Literal["procrustes", "permutation"],
-    consistent: bool = True,
 ) -> RotationAlignment:
     with Activations(12, rows=400) as activations:
         recorded(activations, source=model, target=twin)
@@ -51,7 +50,6 @@ def aligned(
             source="source",
             target="target",
             method=method,
-            consistent=consistent,
         )
 
 
@@ -86,16 +84,6 @@ def test_a_known_rotation_is_recovered(family: str) -> None:
     assert found.residuals
     for name, sides in found.residuals.items():
         assert max(sides.values()) < 1e-4, name
-
-
-def test_maps_of_single_layers_explain_a_twin_as_well() -> None:
-    model = model_of("vit")
-    twin = twin_of(model, random_maps(model, rotate_streams=False, rotate_heads=True))
-    found = aligned(model, twin, change_of(model), "procrustes", consistent=False)
-    # The classifier reads one row an input, too few to find a rotation from.
-    blocks = [sides for name, sides in found.residuals.items() if "layers" in name]
-    assert max(value for sides in blocks for value in sides.values()) < 1e-4
-    assert any(space.endswith("q_proj in") for space in found.maps)
 
 
 def test_unrelated_models_leave_most_unexplained_on_held_out_inputs() -> None:

@@ -90,4 +90,4 @@ def test_a_match_is_one_to_one_and_complete(source: list[str], target: list[str]
     assert len(set(match.names.values())) == len(match.names)
     assert set(match.names) | set(match.unmatched_source) == set(source)
     assert set(match.names.values()) | set(match.unmatched_target) == set(target)
-    assert {name for name in source if name in target} <= set(match.names)
+    assert {name for name in source if name in target} <= {*match.names, *match.names.values()}

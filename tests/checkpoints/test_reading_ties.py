@@ -88,10 +88,12 @@ def test_a_file_with_only_the_alias_is_read_under_the_canonical_name(tmp_path: P
 
 def test_ties_are_spelled_as_the_file_spells_them(tmp_path: Path) -> None:
     models.tiny_bert_masked_lm().save_pretrained(tmp_path)
-    tensors = {f"module.{name}": tensor for name, tensor in load_file(tmp_path / "model.safetensors").items()}
+    tensors = {
+        f"wrapped.{name}": tensor for name, tensor in load_file(tmp_path / "model.safetensors").items()
+    }
     save_file(tensors, tmp_path / "model.safetensors")
-    source = "module.bert.embeddings.word_embeddings.weight"
-    assert Checkpoint.open(tmp_path).ties["module.cls.predictions.decoder.weight"] == source
+    source = "wrapped.bert.embeddings.word_embeddings.weight"
+    assert Checkpoint.open(tmp_path).ties["wrapped.cls.predictions.decoder.weight"] == source
 
 
 def test_transformers_is_asked_only_when_a_config_may_tie() -> None:

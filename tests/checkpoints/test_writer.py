@@ -130,17 +130,10 @@ def test_manifest_is_the_golden_file(tmp_path):
     assert manifest.identity == {"alpha": 0.5, "target": "sha256:00"}
 
 
-def test_copy_keeps_the_bits_of_a_nan(tmp_path):
+def test_the_bits_of_a_nan_are_kept(tmp_path):
     raw = bytes([0x01, 0x7F, 0xC1, 0xFF])  # two bfloat16 NaNs with payloads
-    specs = {"a": TensorSpec(torch.bfloat16, (2,))}
-    with CheckpointWriter(tmp_path / "out", specs, identity={}) as writer:
-        writer.copy("a", [raw[:1], memoryview(raw)[1:]])
+    write_all(tmp_path / "out", {"a": torch.frombuffer(bytearray(raw), dtype=torch.bfloat16)})
     assert (tmp_path / "out" / "model.safetensors").read_bytes().endswith(raw)
-    with (
-        pytest.raises(GradfixError, match="a: expected 4 bytes, got 3"),
-        CheckpointWriter(tmp_path / "other", specs, identity={}) as writer,
-    ):
-        writer.copy("a", [raw[:3]])
 
 
 def test_a_view_that_is_not_contiguous_is_written_in_row_major_order(tmp_path):

@@ -17,6 +17,7 @@ from gradfix.evaluation.evaluate import (
     paired_samples,
     score_interval,
 )
+from gradfix.report import facts
 from gradfix.tasks import CustomTask, get_task
 from tests import tiny
 
@@ -112,10 +113,13 @@ def test_truncated_samples_are_counted_or_refused(loaded):
 def test_the_result_is_json(loaded):
     task, model = loaded
     result = evaluate(model, task, tiny.texts(5))
-    short = json.loads(json.dumps(result.to_json()))
+    short = json.loads(json.dumps(facts.Evaluation.model_validate(result).plain()))
     assert short["interval"]["method"] == "wilson"
     assert "losses" not in short
-    assert json.loads(json.dumps(result.to_json(samples=True)))["predictions"] == result.predictions
+    assert (
+        json.loads(json.dumps(facts.EvaluatedSamples.model_validate(result).plain()))["predictions"]
+        == result.predictions
+    )
 
 
 def test_any_model_and_loss_can_be_measured():

@@ -8,7 +8,7 @@ from PIL import Image
 
 from gradfix.report import report
 from gradfix.report.page import page_html
-from studies.page import tables_page
+from studies.page import TablesRecord, tables_page
 
 EVIL = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>"
 
@@ -112,7 +112,7 @@ def transport_record(text: str = "seven", layers: int = 4, stepwise: bool = Fals
         "silent_parameters": ["logit_scale"],
         "method": {
             "name": "gradfix",
-            "why": f"It had the smallest held-out loss {text}.",
+            "why": f"masked {text} was chosen: it had the smallest held-out loss.",
             "candidates": [
                 {"name": "gradfix", "label": f"masked {text}", "alpha": 0.6, "loss": 0.8, "score": 0.7},
                 {"name": "naive", "label": "naive", "alpha": 1.0, "loss": 0.9, "score": 0.65},
@@ -195,6 +195,7 @@ def comparison_record(text: str = "seven") -> dict[str, Any]:
     return {
         "format": "gradfix-comparison",
         "version": 1,
+        "metric": "accuracy",
         "caption": f"accuracy on 500 test samples {text}",
         "recipe": {"task": "image-classification", "source_tuned": text, "target_base": "new"},
         "rows": [
@@ -211,6 +212,7 @@ def demo_record(text: str = "seven") -> dict[str, Any]:
         "version": 1,
         "verdict": "better",
         "close_release": {"verdict": "better", "judgement": transport_record(text)["judgement"]},
+        "metric": "accuracy",
         "caption": "accuracy on 500 scanned digits",
         "rows": [row for row in comparison_record(text)["rows"] if row["budget"] == 5],
         "transport": transport_record(text),
@@ -247,10 +249,18 @@ def tables_record(text: str = "seven") -> dict[str, Any]:
     return {
         "format": "gradfix-studies",
         "version": 1,
+        "command": "python -m studies",
+        "versions": {},
         "draws": 3,
         "test_samples": 200,
         "recipe": {"study": [text]},
-        "findings": [f"- **GradFix > {text}: holds** (in 3 of 3). digits 1: +0.3.", "plain"],
+        "findings": [
+            {
+                "claim": f"GradFix > {text}: holds",
+                "strength": "(in 3 of 3)",
+                "cases": f"digits 1: +0.3 {text}.",
+            }
+        ],
         "studies": [
             {
                 "name": "main",
@@ -274,4 +284,8 @@ RECORDS = {
 
 def page_of(record: dict[str, Any]) -> str:
     """The page of any record: the studies bring their own."""
-    return page_html(tables_page(record)) if record["format"] == "gradfix-studies" else report(record)
+    return (
+        page_html(tables_page(TablesRecord.model_validate(record)))
+        if record["format"] == "gradfix-studies"
+        else report(record)
+    )

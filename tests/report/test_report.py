@@ -1,6 +1,7 @@
 """The page of a record: nothing from a file runs, nothing is asked of anybody, nothing empty is drawn."""
 
 import copy
+import dataclasses
 import html
 import html.parser
 import json
@@ -12,14 +13,20 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from markupsafe import Markup
 
 from gradfix.errors import GradfixError
-from gradfix.report import report, report_of
-from gradfix.report.markup import Html, embedded_json, tag
+from gradfix.evaluation import certificate, evaluate, intervals, judgement
+from gradfix.report import facts, report, report_of
+from gradfix.report.markup import embedded_json, render
 from gradfix.report.pages import comparison_verdict
-from gradfix.report.record import PAGES
+from gradfix.report.record import AppliedRecord, ComparisonRecord, TransportRecord, read_applied
 from gradfix.report.static import card_figures
 from gradfix.report.verdict import share_from_source, transport_verdict
+from gradfix.report.writing import layout
+from gradfix.transport import checks, folds, selection
+from gradfix.vectors import apply
+from gradfix.votes import stability
 from tests.builders import gradfix
 from tests.report.records import (
     EVIL,
@@ -30,6 +37,10 @@ from tests.report.records import (
     page_of,
     transport_record,
 )
+
+
+def transported(**other: Any) -> TransportRecord:
+    return TransportRecord.model_validate({**transport_record(), **other})
 
 
 class Reader(html.parser.HTMLParser):
@@ -158,14 +169,18 @@ def test_a_way_in_steps_has_its_curve_among_the_steps_alone() -> None:
     assert "predicted by the gradient" in names
 
 
-SECTIONS = sorted(set(transport_record()) - {"format", "version"})
+SECTIONS = sorted(
+    name
+    for name, field in TransportRecord.model_fields.items()
+    if not field.is_required() and name != "version"
+)
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.sets(st.sampled_from(SECTIONS)))
 def test_what_is_missing_is_left_out(absent: set[str]) -> None:
     record = {key: value for key, value in transport_record().items() if key not in absent}
-    page = PAGES["gradfix-transport"](record)
+    page = layout(TransportRecord.model_validate(record))
     names = {section.name for section in page.sections}
     for key, section in (("examples", "examples"), ("alignment", "alignment"), ("method", "method")):
         assert (section in names) == (key not in absent)
@@ -223,19 +238,19 @@ def test_a_record_with_holes_gives_a_page_or_a_refusal(seed: int) -> None:
     ],
 )
 def test_the_verdict_says_how_much_how_sure_and_from_where(gain: Any, over: Any, says: str) -> None:
-    record = transport_record()
-    record["judgement"] = {**record["judgement"], "gain": gain, "over_control": over}
+    record = transported(judgement={**transport_record()["judgement"], "gain": gain, "over_control": over})
+    assert record.judgement is not None
     verdict = transport_verdict(record)
     assert says in " ".join((verdict.headline, *verdict.beside)).replace("\N{NARROW NO-BREAK SPACE}", " ")
     assert verdict.headline.count(". ") == 0  # one sentence, to be quoted
-    share = share_from_source(record["judgement"])
+    share = share_from_source(record.judgement)
     assert share is None or 0 <= share <= 1
 
 
 def test_the_verdict_without_test_data_says_what_the_samples_tell_and_asks_for_them() -> None:
     curve = [{"alpha": 0.0, "loss": 2.0, "score": 0.25}, {"alpha": 0.5, "loss": 1.0, "score": 0.75}]
     alpha = {"alpha": 0.5, "chosen_on": "cross-fit", "samples": 8, "curve": curve}
-    verdict = transport_verdict({**transport_record(), "judgement": None, "alpha": alpha})
+    verdict = transport_verdict(transported(judgement=None, alpha=alpha))
     told = verdict.headline.replace("\N{NARROW NO-BREAK SPACE}", " ")
     assert (
         told
@@ -244,36 +259,43 @@ def test_the_verdict_without_test_data_says_what_the_samples_tell_and_asks_for_t
     assert verdict.beside == ("Give --test data for a verdict with an interval and a control.",)
 
 
+CURVE = [{"alpha": 0.1 * number, "loss": 1.0, "score": 0.5} for number in range(1, 8)]
+TRIED = {"loss": 1.0, "score": 0.5}
+
+
 @pytest.mark.parametrize(
     ("choice", "method", "says"),
     [
         ({"chosen_on": "given"}, None, "Nothing was added to the new base: α = 0 was given."),
         (
-            {"chosen_on": "validation", "samples": 40, "curve": [{}] * 7},
+            {"chosen_on": "validation", "samples": 40, "curve": CURVE},
             None,
             "on 40 validation samples nothing",
         ),
         (
-            {"chosen_on": "validation", "samples": 40, "curve": [{}] * 7},
+            {"chosen_on": "validation", "samples": 40, "curve": CURVE},
             None,
             "tried (7 values of α) is better",
         ),
         (
             {"chosen_on": "cross-fit", "samples": 9},
-            {"name": "a", "candidates": [{"name": n, "label": f"the {n}"} for n in "abc"]},
+            {
+                "name": "a",
+                "why": "",
+                "candidates": [{**TRIED, "name": n, "label": f"the {n}"} for n in "abc"],
+            },
             "on 9 samples held out in turn nothing that was tried (the b, the c) is better",
         ),
     ],
 )
 def test_the_verdict_says_plainly_when_nothing_was_worth_it(choice: Any, method: Any, says: str) -> None:
-    record = {**transport_record(), "judgement": None, "alpha": {"alpha": 0.0, **choice}, "method": method}
-    verdict = transport_verdict(record)
+    verdict = transport_verdict(transported(judgement=None, alpha={"alpha": 0.0, **choice}, method=method))
     assert verdict.state == "nothing"
     assert says in verdict.text
 
 
 def test_the_verdict_of_a_comparison_is_at_the_largest_budget() -> None:
-    verdict = comparison_verdict(comparison_record()["rows"], "accuracy")
+    verdict = comparison_verdict(ComparisonRecord.model_validate(comparison_record()).rows, "accuracy")
     assert verdict.headline.startswith("With 5 labelled samples a class")
     assert any("Few-shot fine-tuning" in sentence for sentence in verdict.beside)
     assert comparison_verdict([], "accuracy").headline == "How the methods compare."
@@ -293,12 +315,83 @@ def test_json_in_a_script_reads_back() -> None:
     written = embedded_json(value)
     assert not set("<>&") & set(written)
     assert json.loads(written) == {"text": "</script><!-- & \u2028", "n": [1.5, None, None]}
-    assert tag("p", "<b>", Html("<i>"), title='"><x') == '<p title="&quot;&gt;&lt;x">&lt;b&gt;<i></p>'
+
+
+def test_text_in_a_template_is_escaped() -> None:
+    advice = [{"title": "<b>", "reason": Markup("<i>"), "option": '"><x'}]
+    assert "<strong>&lt;b&gt;</strong><p><i></p><code>&#34;&gt;&lt;x</code>" in render(
+        "advice.html", advice=advice
+    )
 
 
 def test_card_figures_are_small_and_the_same_every_time() -> None:
-    first, again = card_figures(transport_record()), card_figures(transport_record())
+    first, again = card_figures(transported()), card_figures(transported())
     assert sorted(first) == ["gradfix-alpha.png", "gradfix-results.png"]
     assert first == again
     assert all(len(content) < 60_000 for content in first.values())
-    assert card_figures({"judgement": None, "alpha": {"curve": []}}) == {}
+    assert card_figures(transported(judgement=None, alpha={"alpha": 1.0, "chosen_on": "given"})) == {}
+
+
+def test_every_part_of_a_record_is_an_attribute_of_what_it_tells_of() -> None:
+    for part, result in {
+        facts.Interval: intervals.Interval,
+        facts.EvaluatedSamples: evaluate.Evaluation,
+        facts.Judgement: judgement.Judgement,
+        facts.Finding: checks.Finding,
+        facts.Check: checks.Findings,
+        facts.Stability: stability.Stability,
+        facts.Candidate: selection.Candidate,
+        facts.AlphaPoint: folds.AlphaPoint,
+        facts.Alpha: folds.AlphaChoice,
+        facts.Descent: certificate.Descent,
+        facts.Certificate: certificate.Certificate,
+        facts.TensorFacts: apply.TensorFacts,
+        facts.Applied: apply.Applied,
+    }.items():
+        there = {field.name for field in dataclasses.fields(result)} | set(dir(result))
+        assert set(part.model_fields) <= there, part
+
+
+def test_what_apply_wrote_is_read_with_and_without_a_format(tmp_path: Path) -> None:
+    applied = {**transport_record()["applied"], "tensors": {}}
+    record = AppliedRecord(
+        gradfix="0.1.0", identity={"alpha": 1}, applied=facts.Applied.model_validate(applied)
+    )
+    path = tmp_path / "gradfix.json"
+    path.write_text(record.written())
+    assert read_applied(path) == record
+    path.write_text(json.dumps({"gradfix": "0.1.0", "identity": {"alpha": 1}, "applied": applied}))
+    assert read_applied(path) == record
+    path.write_text(json.dumps({**json.loads(record.written()), "version": 2}))
+    with pytest.raises(
+        GradfixError, match=r"gradfix\.json: gradfix-applied of version 2, this gradfix reads 1"
+    ):
+        read_applied(path)
+
+
+@pytest.mark.parametrize(
+    "damage", [{"version": None}, {"alpha": None}, {"alpha": {"alpha": "x"}}, {"support": 3}]
+)
+def test_a_damaged_record_is_refused_in_one_line(damage: dict[str, Any]) -> None:
+    with pytest.raises(GradfixError) as refused:
+        report({**transport_record(), **damage})
+    assert "\n" not in str(refused.value)
+    assert next(iter(damage)) in str(refused.value)
+
+
+def test_the_page_of_a_demo_is_made_of_two_files(tmp_path: Path) -> None:
+    whole = demo_record()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "gradfix.json").write_text(json.dumps(whole["transport"]))
+    (tmp_path / "demo.json").write_text(json.dumps({k: v for k, v in whole.items() if k != "transport"}))
+    assert report_of(tmp_path) == report(whole)
+    (tmp_path / "model" / "gradfix.json").write_text(json.dumps({**whole["transport"], "version": 7}))
+    with pytest.raises(GradfixError, match=r"model/gradfix\.json: gradfix-transport of version 7"):
+        report_of(tmp_path)
+
+
+def test_a_record_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    record = transported()
+    (tmp_path / "gradfix.json").write_text(record.written())
+    assert report_of(tmp_path) == report(record)
+    assert "options" not in json.loads(record.written())

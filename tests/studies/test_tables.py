@@ -15,7 +15,7 @@ from gradfix.evaluation.intervals import Interval, mean_interval
 from studies import experiments, figures, run, tables, units
 from studies.cells import Table, by_draw, method_table, paired, raw_csv, validated
 from studies.cli import app
-from studies.findings import CLAIMS, cases, findings, sentence, verdict
+from studies.findings import CLAIMS, cases, finding, findings, verdict
 from studies.plan import CELLS, QUICK, Scale, cost, plan, units_of
 from studies.recipe import STUDIES as NAMES
 from studies.recipe import StudiesRecipe
@@ -276,7 +276,7 @@ def test_findings_follow_the_records() -> None:
             for method, score in scores.items()
         ]
 
-    lines = findings(records(0.95))
+    lines = [found.markdown() for found in findings(records(0.95))]
     assert len(lines) == 2  # only what was measured is judged
     assert lines[0].startswith(
         "- **majority ≥ mean vote at 1 and 2 samples a class: holds** (beyond chance in 1 of 1)"
@@ -287,12 +287,15 @@ def test_findings_follow_the_records() -> None:
     assert "oracle mask ≥ 90 % of full fine-tuning: holds** (beyond chance in 2 of 2)" in lines[1]
     assert (
         "oracle mask ≥ 90 % of full fine-tuning: does not hold** (beyond chance in 0 of 2, the opposite in 2)"
-        in findings(records(0.8))[1]
+        in findings(records(0.8))[1].markdown()
     )
     claim = CLAIMS[1]
     mixed = [*cases(claim, records(0.9)), *cases(claim, records(0.9))]
     mixed[1] = replace(mixed[1], difference=Interval(-0.02, -0.03, -0.01, 3, "student-t"))
-    assert "holds in 1 of 2 cases** (beyond chance in 1 of 2, the opposite in 1)" in sentence(claim, mixed)
+    assert (
+        "holds in 1 of 2 cases** (beyond chance in 1 of 2, the opposite in 1)"
+        in finding(claim, mixed).markdown()
+    )
 
 
 def test_validation_chooses_alpha_for_each_draw_and_method() -> None:

@@ -148,6 +148,22 @@ def test_thoughts_in_the_answer_are_the_assistants_where_they_are_shown() -> Non
     assert said(words, [CHAT[0], thinking, *CHAT[2:]]) == ["yes<|im_end|>", f"{CHAT[3]['content']}<|im_end|>"]
 
 
+def test_thoughts_of_their_own_field_are_the_assistants_where_they_are_shown() -> None:
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+        "{% if loop.last and m['reasoning_content'] %}<think>{{ m['reasoning_content'] }}</think>{% endif %}"
+        "{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    thinking = [
+        {**message, "reasoning_content": "hm"} if message["role"] == "assistant" else message
+        for message in CHAT
+    ]
+    assert said(tokenizer(template), thinking) == [
+        "yes<|im_end|>",
+        f"<think>hm</think>{CHAT[3]['content']}<|im_end|>",
+    ]
+
+
 def test_an_answer_of_parts() -> None:
     template = TEMPLATES["chatml"].replace(
         "{{ m['content'] }}", "{% if m['content'] is string %}{{ m['content'] }}{% else %}"

@@ -139,7 +139,7 @@ def test_bare_files_of_models_in_blocks_are_aligned(tmp_path: Path) -> None:
         mask="none",
         output=tmp_path / "out",
     )
-    fitted = result.record["alignment"]["tensors"]
+    fitted = result.record.alignment.tensors
     assert set(fitted) == {"blocks.0.2.weight", "blocks.1.2.weight"}
     written, before = (load_file(tmp_path / name) for name in ("out/model.safetensors", "new.safetensors"))
     changed = {name for name in written if not torch.equal(written[name], before[name])}
@@ -219,7 +219,7 @@ def test_bare_files_are_transported_as_by_hand(files: Files) -> None:
     buffers = {"norm.running_mean", "norm.running_var", "norm.num_batches_tracked"}
     assert written.keys() - expected.keys() == buffers
     assert not any(torch.equal(mine[name], before[name]) for name in buffers - {"norm.num_batches_tracked"})
-    assert set(result.record["silent_parameters"]) == buffers - {"norm.num_batches_tracked"}
+    assert set(result.record.silent_parameters) == buffers - {"norm.num_batches_tracked"}
     # What was measured is what was written, on the statistics of θ_B.
     twin = Net()
     twin.load_state_dict(written)
@@ -324,12 +324,12 @@ def test_samples_are_drawn_by_class_and_trained_on(files: Files) -> None:
         return model.features(batch["images"])
 
     drawn = {"support": None, "data": str(data), "samples_per_class": 2, "alpha": "0.3", "test": None}
-    remembered = files.run("memory", **{**drawn, "data": rows_of(30, seed=5)}).record["support"]
-    assert sorted(int(sample["row"].split()[-1]) % 3 for sample in remembered) == [0, 0, 1, 1, 2, 2]
+    remembered = files.run("memory", **{**drawn, "data": rows_of(30, seed=5)}).record.support
+    assert sorted(int(sample.row.split()[-1]) % 3 for sample in remembered) == [0, 0, 1, 1, 2, 2]
     with pytest.raises(GradfixError, match="class 0 has 10 samples, fewer than the 11 a class asked for"):
         files.run("other", **{**drawn, "samples_per_class": 11})
     result = files.run(task=net_task(features_of=features), sampling="herding", finetune_steps=2, **drawn)
-    numbers = [int(re.findall(r"row (\d+) of", sample["row"])[0]) for sample in result.record["support"]]
+    numbers = [int(re.findall(r"row (\d+) of", sample.row)[0]) for sample in result.record.support]
     assert sorted(number % 3 for number in numbers) == [0, 0, 1, 1, 2, 2]
     assert set(seen) == {False}
     written, before = (
@@ -413,8 +413,8 @@ def test_what_is_stored_nowhere_is_refused_by_name(files: Files) -> None:
             GradfixError, match=rf"new\.safetensors: has no weights for {re.escape(missing)}, and "
         ):
             files.run()
-    files.save("new", lambda state: {f"module.{name}": value for name, value in whole.items()})
-    with pytest.raises(GradfixError, match=r"conv\.bias, conv\.weight.* with their names, such as module\."):
+    files.save("new", lambda state: {f"wrapped.{name}": value for name, value in whole.items()})
+    with pytest.raises(GradfixError, match=r"conv\.bias, conv\.weight.* with their names, such as wrapped\."):
         files.run()
     files.save("new", lambda state: without("norm.num_batches")(dict(whole)))  # as files before torch 0.4.1
     files.run(alpha="0")
@@ -535,16 +535,16 @@ def test_classes_are_counted_as_they_occur() -> None:
 
 def test_columns_that_count_are_hashed(files: Files) -> None:
     support = [{**row, "note": index} for index, row in enumerate(rows_of(6, seed=1))]
-    whole = files.run("a", support=support, alpha="1", test=None).record["support"]
+    whole = files.run("a", support=support, alpha="1", test=None).record.support
     other = [{**row, "note": -1} for row in support]
     part, same = (
         files.run(
             name, task=net_task(columns=["pixels", "label"]), support=rows, alpha="1", test=None
-        ).record["support"]
+        ).record.support
         for name, rows in (("b", support), ("c", other))
     )
-    assert [row["sha256"] for row in part] == [row["sha256"] for row in same]
-    assert not {row["sha256"] for row in part} & {row["sha256"] for row in whole}
+    assert [row.sha256 for row in part] == [row.sha256 for row in same]
+    assert not {row.sha256 for row in part} & {row.sha256 for row in whole}
 
 
 def test_a_job_forgets_the_columns_of_the_one_before() -> None:
@@ -574,10 +574,10 @@ def test_a_column_of_numbers_named_image_is_no_picture(files: Files) -> None:
         alpha="1",
         mask="none",
     )
-    shown = result.record["examples"]["shown"]
+    shown = result.record.examples.shown
     assert shown
-    assert {"image values"} == shown[0]["input"].keys()
-    assert shown[0]["label"] in CLASSES
+    assert {"image values"} == shown[0].input.keys()
+    assert shown[0].label in CLASSES
 
 
 def test_the_page_on_custom_models_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -173,6 +173,15 @@ def test_another_encoding_is_said_in_one_line_and_can_be_given(
     assert [row["text"] for row in load_rows(path, encoding=encoding)] == ["a", word]
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_without_mark_and_accents_is_no_utf_8_either(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "d.csv"
+    path.write_bytes("text,label\na,b\n".encode(encoding))
+    place = 1 if encoding == "utf-16-le" else 0
+    assert f"line 1, character {place}: is zero, which no text holds" in message_of(path)
+    assert dict(load_rows(path, encoding=encoding)[0]) == {"text": "a", "label": "b"}
+
+
 def test_the_mark_of_utf_8_is_no_part_of_the_first_column(tmp_path: Path) -> None:
     (tmp_path / "d.csv").write_bytes("text,label\né,x\n".encode("utf-8-sig"))
     (tmp_path / "d.jsonl").write_bytes('{"text": "é", "label": "x"}\n'.encode("utf-8-sig"))

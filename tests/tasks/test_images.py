@@ -128,7 +128,7 @@ def test_an_image_model_with_a_head(vit):
     assert task.features(model, batch).shape == (6, 16)
     assert task.head(model) == ["classifier.weight", "classifier.bias"]
     assert list(task.fit_head(model, tiny.images(9))) == ["classifier.weight", "classifier.bias"]
-    assert set(task.predict(model, batch)) <= set(COLOURS)
+    assert set(task.measure(model, batch).predictions) <= set(COLOURS)
 
 
 def test_an_image_is_the_same_however_it_is_given(tmp_path, vit):

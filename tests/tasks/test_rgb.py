@@ -3,6 +3,8 @@
 import io
 import random
 import re
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -251,6 +253,17 @@ def test_a_damaged_file_is_shown_or_refused_with_its_row(form: str) -> None:
         assert re.fullmatch(
             r"row 7: the image cannot be read \(.+\)", refusal or "row 7: the image cannot be read (-)"
         )
+
+
+@pytest.mark.parametrize(
+    "kind", [OSError, SyntaxError, EOFError, KeyError, IndexError, struct.error, zlib.error]
+)
+def test_whatever_a_plugin_raises_is_one_line(monkeypatch: pytest.MonkeyPatch, kind: type[Exception]) -> None:
+    def fail(*_: object) -> None:
+        raise kind("broken data")
+
+    monkeypatch.setattr(Image, "open", fail)
+    assert re.fullmatch(r"row 7: the image cannot be read \('?broken data'?\)", str(refused(b"")))
 
 
 def test_a_text_chunk_too_large_is_refused() -> None:

@@ -109,19 +109,19 @@ def test_auto_tries_says_why_and_can_be_repeated(
     support, options = on_disk(tmp_path, work)
     result = work.run(tmp_path / "out", method="auto", support=support, steps=2, **options)
     getattr(transformers, work.auto_class).from_pretrained(tmp_path / "out")
-    method = result.record["method"]
-    names = [one["name"] for one in method["candidates"]]
+    method = result.record.method
+    names = [one.name for one in method.candidates]
     assert names[:4] == ["nothing", "aligned", "naive", "gradfix"]  # these two bases are strangers
     assert {"re-voted"} < set(names)
     assert set(names) & {"few-shot", "fine-tuned"}
-    assert result.record["settings"] == json.loads(json.dumps(settings.to_json()))
-    assert result.record["method"]["runner_up"]["name"] in names
+    assert result.record.settings["folds"] == settings.folds
+    assert result.record.method.runner_up.name in names
     assert len(set(names)) == len(names)
-    chosen = next(one for one in method["candidates"] if one["name"] == method["name"])
-    assert method["why"].startswith(chosen["label"])
-    assert all(f"{one['calibrated_loss']:.3f}" in method["why"] for one in method["candidates"])
-    assert result.record["alignment"]["method"] == "regression"
-    assert result.record["observation"]["similarity"] < 0.9
+    chosen = next(one for one in method.candidates if one.name == method.name)
+    assert method.why.startswith(chosen.label)
+    assert all(f"{one.calibrated_loss:.3f}" in method.why for one in method.candidates)
+    assert result.record.alignment.method == "regression"
+    assert result.record.observation.similarity < 0.9
 
     recipe = load_recipe(tmp_path / "out" / "recipe.yaml")
     assert isinstance(recipe, TransportRecipe)
@@ -139,7 +139,7 @@ def test_an_aligned_vector_is_what_is_masked_and_certified(
     result = work.run(
         tmp_path / "out", support=support, align="regression", alpha="0.5", mask="none", **options
     )
-    facts = result.record["alignment"]["tensors"]
+    facts = result.record.alignment.tensors
     assert len(facts) >= 2
     fitted = {name for name, of in facts.items() if of["unexplained"] < 1}
     after, before = written(tmp_path / "out"), written(work.models["target_base"])
@@ -290,9 +290,9 @@ def test_what_the_source_is_sure_of_votes_and_never_judges(
     ids = set(_sample_ids(loaded(work).task, expected))
     everybody = set(_sample_ids(loaded(work).task, work.rows))
     assert len(ids) == len(expected)
-    assert result.record["observation"]["unlabelled"] == len(texts)
-    assert result.record["observation"]["labelled_by_source"] == len(expected)
-    assert result.record["votes"]["samples"] == len(work.rows) + len(expected)
+    assert result.record.observation.unlabelled == len(texts)
+    assert result.record.observation.labelled_by_source == len(expected)
+    assert result.record.votes.samples == len(work.rows) + len(expected)
     assert set().union(*(judges for _, _, judges in walks.seen)) == everybody
     for _, shaped, judges in walks.seen:
         assert shaped == (everybody - judges) | ids
@@ -376,8 +376,8 @@ def test_auto_does_without_an_alignment_where_the_source_is_weights_alone(
     shutil.copy(work.models["source_base"] / "model.safetensors", tmp_path / "alone.safetensors")
     work.models["source_base"] = tmp_path / "alone.safetensors"
     result = work.run(tmp_path / "out", method="auto", steps=2)
-    assert "aligned" not in [one["name"] for one in result.record["method"]["candidates"]]
-    assert result.record["alignment"] is None
+    assert "aligned" not in [one.name for one in result.record.method.candidates]
+    assert result.record.alignment is None
     assert any("its weights stand alone" in finding.text for finding in result.compatibility.findings)
     with pytest.raises(GradfixError, match="the source must be run, and weights alone can't be"):
         work.run(tmp_path / "asked", align="regression", alpha="0.5")
@@ -402,9 +402,9 @@ def test_auto_does_without_an_alignment_where_the_model_has_no_blocks(
     work.models["source_tuned"] = tuned_from(tmp_path / "mine", tmp_path / "source_base", work.auto_class)
     images = [{"image": row["image"]} for row in work.held_out[:4]]
     result = work.run(tmp_path / "out", method="auto", steps=2, unlabelled=images)
-    assert result.record["alignment"] is None
-    assert result.record["observation"]["unlabelled"] == 4
-    assert any("has no list of blocks" in finding["text"] for finding in result.record["check"]["findings"])
+    assert result.record.alignment is None
+    assert result.record.observation.unlabelled == 4
+    assert any("has no list of blocks" in finding.text for finding in result.record.check.findings)
     with pytest.raises(GradfixError, match=r"ResNetForImageClassification: has no list of blocks"):
         work.run(tmp_path / "asked", align="regression", alpha="0.5")
 

@@ -104,6 +104,7 @@ def test_the_counts_of_what_was_kept_are_of_one_reading(tmp_path: Path) -> None:
 
 def test_the_verdict_says_when_naive_addition_does_better(tmp_path: Path) -> None:
     from gradfix.evaluation.intervals import paired_samples
+    from gradfix.report.facts import Judgement
     from gradfix.report.verdict import transport_verdict
 
     work = job("text-classification", tmp_path)
@@ -117,7 +118,9 @@ def test_the_verdict_says_when_naive_addition_does_better(tmp_path: Path) -> Non
             naive=replace(result.judgement.naive, score=sum(naive) / 30),
             transported=replace(result.judgement.transported, score=sum(ours) / 30),
         )
-        verdict = transport_verdict({**result.record, "judgement": judged.to_json()})
+        verdict = transport_verdict(
+            result.record.model_copy(update={"judgement": Judgement.model_validate(judged)})
+        )
         assert ("Adding the whole task vector does better still" in verdict.text) == told
 
 
@@ -342,8 +345,8 @@ def test_a_pool_is_sampled_and_the_chosen_rows_are_recorded(tmp_path: Path) -> N
         result = work.run(
             tmp_path / sampling, support=None, data=str(pool), samples_per_class=2, sampling=sampling, seed=3
         )
-        assert len(result.record["support"]) == 6
-        assert all(entry["row"].endswith("rows.jsonl") for entry in result.record["support"])
+        assert len(result.record.support) == 6
+        assert all(entry.row.endswith("rows.jsonl") for entry in result.record.support)
 
 
 def test_each_kind_of_data_may_be_another_split_of_one_data_set(tmp_path: Path) -> None:
@@ -365,7 +368,7 @@ def test_each_kind_of_data_may_be_another_split_of_one_data_set(tmp_path: Path) 
         samples_per_class=2,
         **splits,
     )
-    assert len(result.record["support"]) == 6
+    assert len(result.record.support) == 6
     assert result.alpha.samples == 9
     assert result.judgement is not None
     assert result.judgement.transported.n == 6
@@ -454,7 +457,7 @@ def test_what_is_found_of_the_inputs_is_told_before_a_model_is_loaded(
         alpha="0.5",
     )
     result = run_transport(recipe, tell=told.append)
-    assert known[0] == len(told) == len(result.record["check"]["findings"])
+    assert known[0] == len(told) == len(result.record.check.findings)
     texts = [finding.text for finding in told if finding.level == "warning"]
     assert any("hidden_act 'relu' against 'gelu'" in text for text in texts)
     assert any("1 of 9 support samples are longer than the model's context" in text for text in texts)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import gradfix as gf
 from gradfix.checkpoints import BLOCK, Checkpoint
 from gradfix.checkpoints.architecture import checkpoint_names
-from gradfix.checkpoints.expressions import TensorsInMemory
+from gradfix.checkpoints.expressions import Given
 from gradfix.errors import GradfixError
 from gradfix.recipes import MergeMethod, MergeRecipe, load_recipe
 from gradfix.vectors.apply import apply
@@ -31,7 +31,7 @@ from tests.models import tiny_bert, tiny_bert_masked_lm
 from tests.triples import Triple, perturbed, random_votes, save_triple
 
 
-class InMemory(TensorsInMemory):
+class InMemory(Given):
     """Tensors given by name, as a source."""
 
     def __init__(self, **tensors: torch.Tensor) -> None:

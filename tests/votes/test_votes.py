@@ -34,13 +34,13 @@ def test_one_parameter_by_hand(method):
     votes = count_votes(one_parameter(), [torch.tensor([3.0, -0.1, 2.0, 0.0, 5.0])], slope, method=method)
     assert votes["weight"].tolist() == [[-2]]  # three go down, one up, one has no opinion
     assert votes.samples == 5
-    assert votes.margin()["weight"].item() == pytest.approx(0.4)
-    assert votes.sign()["weight"].item() == -1
+    assert votes.margin().read("weight").item() == pytest.approx(0.4)
+    assert votes.sign().read("weight").item() == -1
 
 
 def test_an_outlier_flips_the_mean_but_no_majority():
     batch = torch.tensor([1.0, 1.0, 1.0, -100.0])
-    assert count_votes(one_parameter(), [batch], slope).sign()["weight"].item() == -1
+    assert count_votes(one_parameter(), [batch], slope).sign().read("weight").item() == -1
     assert count_votes(one_parameter(), [batch], slope, vote="mean")["weight"].item() == 1
 
 
@@ -60,7 +60,7 @@ def test_unanimous_samples_do_not_overflow(method):
 
 def test_ties_are_zero_and_agree_with_nothing():
     votes = Votes({"w": torch.tensor([0, 2, -2, 0], dtype=torch.int8)}, record(2))
-    assert votes.sign()["w"].tolist() == [0, 1, -1, 0]
+    assert votes.sign().read("w").tolist() == [0, 1, -1, 0]
     assert votes.tie_rate() == votes.tie_rate("w") == 0.5
 
 
@@ -189,9 +189,3 @@ def test_stability_tells_signal_from_noise():
     assert 0.3 < noise.split_half < 0.6
     with pytest.raises(GradfixError, match="can't be split"):
         Votes({"w": torch.ones(1, dtype=torch.int8)}, record(24, vote="mean")).stability()
-
-
-def test_agreement_between_two_halves():
-    one = Votes({"w": torch.tensor([1, -1, 0, 2], dtype=torch.int8)}, record(2))
-    other = Votes({"w": torch.tensor([2, 1, 0, 0], dtype=torch.int8)}, record(2, prefix="t"))
-    assert one.agreement_between(other) == pytest.approx(1 / 3)

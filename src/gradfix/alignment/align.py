@@ -32,19 +32,6 @@ class Aligned:
     tensors: Mapping[str, Mapping[str, Any]]
     inputs: int
 
-    def to_json(self) -> dict[str, Any]:
-        """Give what a report shows.
-
-        Returns:
-            Method, inputs, and residuals by tensor.
-        """
-        return {
-            "method": self.method,
-            "inputs": self.inputs,
-            "held_out": True,
-            "tensors": {name: dict(facts) for name, facts in self.tensors.items()},
-        }
-
 
 def align(source: SourceRun, model: TargetModel, *, control_seed: int | None) -> Aligned | None:
     """Carry τ over to the target, in the way that the source was run for.

@@ -171,30 +171,11 @@ class SourceRun:
             if (sure - chance) / (1 - chance) >= self.sure
         ]
 
-    def _predicted(self) -> int | None:
+    @property
+    def predicted_classes(self) -> int | None:
         """How many classes the tuned source sees in the inputs: where it is one, they are hardly spread."""
         found = self.observed.probabilities
         return None if found is None else len(set(found.argmax(dim=1).tolist()))
-
-    def to_json(self, task: ModelTask) -> dict[str, Any]:
-        """Give what a report shows.
-
-        Args:
-            task: The target's.
-
-        Returns:
-            Inputs, similarity, and how good a labeller the source is on the labelled samples.
-        """
-        support = self.observed.support
-        return {
-            "inputs": len(self.inputs),
-            "input_classes": self.classes,
-            "predicted_classes": self._predicted(),
-            "similarity": self.similarity,
-            "source_on_support": support.to_json() if support is not None else None,
-            "unlabelled": self.unlabelled,
-            "labelled_by_source": len(self.pseudo_labels(task)),
-        }
 
 
 def run_source(

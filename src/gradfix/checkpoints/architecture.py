@@ -80,22 +80,14 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture | None:
 
 @lru_cache(maxsize=8)
 def _architecture(config_json: str) -> Architecture | None:
-    config = json.loads(config_json)
-    names = config.get("architectures")
-    if not isinstance(names, list) or not names or not isinstance(names[0], str):
+    model: Any = _skeleton(config_json)
+    if model is None:
         return None
-    import transformers
     from transformers.pytorch_utils import Conv1D
 
-    found = getattr(transformers, names[0], None)
-    if not isinstance(found, type) or not issubclass(found, transformers.PreTrainedModel):
-        return None
-    model_class: Any = found
     try:
-        with _quiet(transformers), torch.device("meta"):
-            model: Any = model_class(model_class.config_class.from_dict(config))
-            ties = dict(model.get_expanded_tied_weights_keys(all_submodels=True))
-            stored = checkpoint_names(model)
+        ties = dict(model.get_expanded_tied_weights_keys(all_submodels=True))
+        stored = checkpoint_names(model)
     except _BUILD_ERRORS:
         return None
     transposed = [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)]
@@ -105,6 +97,56 @@ def _architecture(config_json: str) -> Architecture | None:
         transposed=frozenset(stored.get(name, name) for name in transposed),
         stored=stored,
     )
+
+
+def skeleton(config: Mapping[str, Any]) -> nn.Module | None:
+    """Build the model that a config describes, without memory for its weights.
+
+    Args:
+        config: A model's ``config.json``.
+
+    Returns:
+        A module on the meta device, not to be changed; None if transformers has no such class or can't build it from
+        this config.
+    """
+    return _skeleton(json.dumps(config, sort_keys=True, default=str))
+
+
+def untied_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Say in a configuration that input and output embeddings are two tensors.
+
+    Args:
+        config: A model's ``config.json``.
+
+    Returns:
+        The same with the switch off, also in the towers that have one.
+    """
+    towers = {
+        key: {**value, "tie_word_embeddings": False}
+        for key, value in config.items()
+        if isinstance(value, Mapping) and ("tie_word_embeddings" in value or key == "text_config")
+    }
+    return {**config, **towers, "tie_word_embeddings": False}
+
+
+@lru_cache(maxsize=8)
+def _skeleton(config_json: str) -> nn.Module | None:
+    config = json.loads(config_json)
+    names = config.get("architectures")
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
+        return None
+    import transformers
+
+    found = getattr(transformers, names[0], None)
+    if not isinstance(found, type) or not issubclass(found, transformers.PreTrainedModel):
+        return None
+    model_class: Any = found
+    try:
+        with _quiet(transformers), torch.device("meta"):
+            model: nn.Module = model_class(model_class.config_class.from_dict(config))
+    except _BUILD_ERRORS:
+        return None
+    return model
 
 
 def _to_source(ties: dict[str, str]) -> dict[str, str]:

@@ -26,6 +26,7 @@ from gradfix.checkpoints.reading.locate import (
 )
 from gradfix.checkpoints.tensors import TensorSpec
 from gradfix.checkpoints.ties import Ties, find_ties, same_values
+from gradfix.checkpoints.wrappers import unwrap
 from gradfix.errors import GradfixError
 from gradfix.progress import Progress, silent
 
@@ -44,6 +45,8 @@ class Checkpoint(Mapping[str, Tensor]):
         config: The model's ``config.json``; empty if there is none.
         kind: What kind of files it was read from, for messages.
         files: The files that hold the weights; those of a model on the Hub are there after :meth:`fetch`.
+        adapter_of: Of an adapter, the base that its own configuration names, ``""`` if none; None for whole
+            models.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Checkpoint(Mapping[str, Tensor]):
         directory: Path | None = None,
         config: Mapping[str, Any] = MappingProxyType({}),
         kind: str = "weights",
+        adapter_of: str | None = None,
     ) -> None:
         """Wrap opened weights; :meth:`open` is what finds them.
 
@@ -63,12 +67,14 @@ class Checkpoint(Mapping[str, Tensor]):
             directory: Where config and tokenizer are.
             config: The model's config.
             kind: What kind of files it is.
+            adapter_of: Of an adapter, the base that its own configuration names, ``""`` if none.
         """
-        self._weights = weights
+        self._weights = unwrap(weights)
         self.location = location
         self.directory = directory
         self.config: dict[str, Any] = dict(config)
         self.kind = kind
+        self.adapter_of = adapter_of
         self.files: tuple[Path, ...] = weights.files
         self._confirmed = False
 
@@ -124,11 +130,12 @@ class Checkpoint(Mapping[str, Tensor]):
             )
         model = name if isinstance(name, Checkpoint) else cls._base(name, revision, location)
         return cls(
-            AdaptedWeights(model, weights, config),
+            AdaptedWeights(model, unwrap(weights), config),
             location=location,
             directory=model.directory,
             config=model.config,
             kind=f"LoRA adapter on {model.location}",
+            adapter_of=config.base[0] or "",
         )
 
     @classmethod

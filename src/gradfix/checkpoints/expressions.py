@@ -1,7 +1,7 @@
 """Lazy sources of tensors, the terms that task vectors are built from. Each reads only the rows asked of it."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock
@@ -9,8 +9,9 @@ from threading import Lock
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from gradfix.checkpoints.fingerprint import StoredTensors
+from gradfix.checkpoints.respelling import Respelling
 from gradfix.checkpoints.tensors import TensorSource, TensorSpec
 from gradfix.errors import GradfixError
 
@@ -181,9 +182,31 @@ class Selection(Expression):
         block = self.of.read(self.names[name], rows)
         return block if self.dtype is None else block.to(self.dtype)
 
+    @override
+    def tally(self, name: str) -> Tally | None:
+        return tally_of(self.of, self.names[name])
+
+
+@dataclass(frozen=True)
+class Aliased(Expression):
+    """A source whose tied tensors can be read under their other names too: ``ties`` maps those to the first."""
+
+    of: TensorSource
+    ties: Mapping[str, str]
+
+    @cached_property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """The tensors of the source, tied ones under each of their names."""
+        own = self.of.specs
+        return {**own, **{alias: own[name] for alias, name in self.ties.items() if name in own}}
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """Read by any name."""
+        return self.of.read(self.ties.get(name, name), rows)
+
     def tally(self, name: str) -> Tally | None:
         """Tell what the mask below kept."""
-        return tally_of(self.of, self.names[name])
+        return tally_of(self.of, self.ties.get(name, name))
 
 
 @dataclass(frozen=True)
@@ -223,8 +246,8 @@ class Padded(Expression):
         whole = torch.zeros((), dtype=spec.dtype).expand(spec.shape)
         return whole if rows is None else whole[rows]
 
+    @override
     def tally(self, name: str) -> Tally | None:
-        """Tell what the mask below kept."""
         return tally_of(self.of, name) if name in self.of.specs else None
 
 
@@ -261,6 +284,29 @@ class Gathered(Expression):
     def read(self, name: str, rows: slice | None = None) -> Tensor:
         """Read from the source that has ``name``."""
         return self.sources[name].read(name, rows)
+
+    def tally(self, name: str) -> Tally | None:
+        """Tell what the mask below kept."""
+        return tally_of(self.sources[name], name)
+
+
+def respelled(source: TensorSource, respelling: Respelling, names: Iterable[str]) -> TensorSource:
+    """Give tensors of a source as a target spells and stores them.
+
+    Args:
+        source: Of the names that the respelling knows as the source's.
+        respelling: Where the source has each tensor of the target.
+        names: The tensors wanted, by the target's names.
+
+    Returns:
+        The same numbers, read lazily.
+    """
+    wanted = list(names)
+    plain = Selection(source, {name: respelling.names[name] for name in wanted if name in respelling.names})
+    if len(plain.names) == len(wanted):
+        return plain
+    converted = respelling.convert(source)
+    return Gathered({name: plain if name in plain.names else converted for name in wanted})
 
 
 @dataclass(frozen=True)
@@ -309,22 +355,30 @@ class Sum(Expression):
 
 @dataclass(frozen=True)
 class Elementwise(Expression):
-    """A function of each coordinate alone, which may therefore be computed block by block."""
+    """A function of each coordinate alone, which may therefore be computed block by block.
+
+    Attributes:
+        of: What it is computed from.
+        function: Of a block.
+        dtype: Of what it gives; None where that is the block's own.
+    """
 
     of: TensorSource
     function: Callable[[Tensor], Tensor]
+    dtype: torch.dtype | None = None
 
     @cached_property
     def specs(self) -> Mapping[str, TensorSpec]:
-        """The tensors it is computed from."""
-        return self.of.specs
+        """The tensors it is computed from, in the function's dtype."""
+        specs = self.of.specs
+        return {name: TensorSpec(self.dtype or spec.dtype, spec.shape) for name, spec in specs.items()}
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
         """Compute one range of rows."""
         return self.function(self.of.read(name, rows))
 
+    @override
     def tally(self, name: str) -> Tally | None:
-        """Tell what the mask below kept."""
         return tally_of(self.of, name)
 
 
@@ -370,54 +424,6 @@ class MappedRows(Expression):
                 block[start:end] = self.of.read(name, slice(first, first + end - start))
         return block
 
+    @override
     def tally(self, name: str) -> Tally | None:
-        """Tell what the mask below kept."""
         return tally_of(self.of, name)
-
-
-class DerivedTensors(Mapping[str, Tensor]):
-    """Tensors computed from others when they are read, one at a time.
-
-    Attributes:
-        specs: Dtype and shape of each.
-    """
-
-    def __init__(
-        self, source: StoredTensors, function: Callable[[Tensor], Tensor], dtype: torch.dtype
-    ) -> None:
-        self._source, self._function = source, function
-        self.specs: Mapping[str, TensorSpec] = {
-            name: TensorSpec(dtype, spec.shape) for name, spec in source.specs.items()
-        }
-
-    def read(self, name: str, rows: slice | None = None) -> Tensor:
-        """Compute a tensor, or a contiguous range of its first dimension."""
-        return self._function(self._source.read(name, rows))
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.read(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.specs)
-
-    def __len__(self) -> int:
-        return len(self.specs)
-
-
-class TensorsInMemory:
-    """Tensors held as they are.
-
-    Attributes:
-        specs: Dtype and shape of each.
-    """
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._tensors = dict(tensors)
-        self.specs: Mapping[str, TensorSpec] = {
-            name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in self._tensors.items()
-        }
-
-    def read(self, name: str, rows: slice | None = None) -> Tensor:
-        """Return a tensor, or a contiguous range of its first dimension, without a copy."""
-        tensor = self._tensors[name]
-        return tensor if rows is None else tensor[rows]

@@ -9,12 +9,11 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from gradfix.checkpoints.tensors import TensorSpec
+from gradfix.checkpoints.tensors import TensorSource
 from gradfix.errors import GradfixError
 from gradfix.progress import Progress, silent
 
@@ -24,18 +23,6 @@ POSITIONS = 64
 
 _READ_WHOLE = 4096
 """A stored tensor with no more elements than this is read in one piece."""
-
-
-@runtime_checkable
-class StoredTensors(Protocol):
-    """What a checkpoint, a task vector and a safetensors file have in common."""
-
-    @property
-    def specs(self) -> Mapping[str, TensorSpec]:
-        """Dtype and shape of each tensor, known without reading it."""
-
-    def read(self, name: str, rows: slice | None = None) -> Tensor:
-        """Read a tensor, or a contiguous range of its first dimension."""
 
 
 def tensor_fingerprint(tensor: Tensor) -> str:
@@ -55,7 +42,7 @@ def tensor_fingerprint(tensor: Tensor) -> str:
     return _hash(tuple(tensor.shape), flat[_positions(flat.numel()).to(flat.device)])
 
 
-def stored_fingerprint(source: StoredTensors, name: str) -> str:
+def stored_fingerprint(source: TensorSource, name: str) -> str:
     """Hash a tensor on disk as :func:`tensor_fingerprint` does, reading only the rows that enter.
 
     Args:
@@ -78,7 +65,7 @@ def stored_fingerprint(source: StoredTensors, name: str) -> str:
     return _hash(spec.shape, torch.stack(values))
 
 
-def fingerprints(target: nn.Module | StoredTensors, names: Iterable[str] | None = None) -> dict[str, str]:
+def fingerprints(target: nn.Module | TensorSource, names: Iterable[str] | None = None) -> dict[str, str]:
     """Fingerprint the tensors of a model in memory or on disk.
 
     Args:

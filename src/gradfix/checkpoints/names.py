@@ -1,14 +1,15 @@
 """Names of the same tensors in two checkpoints: equal, or different by a prefix and by legacy spelling.
 
-A model saved with its head calls ``bert.encoder.…`` what the bare model calls ``encoder.…``; wrappers of
-training loops add ``module.`` or ``_orig_mod.``; transformers renames some legacy names when it loads them.
+A model saved with its head calls ``bert.encoder.…`` what the bare model calls ``encoder.…``; transformers renames
+some legacy names when it loads them.
 """
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from gradfix.checkpoints.tensors import TensorSpec
 from gradfix.errors import GradfixError
 
 PREFIXES = (
@@ -102,11 +103,16 @@ class _Target:
         return self.spelled.get(name) or self.spelled.get(modern_name(name))
 
 
-def match_names(source: Iterable[str], target: Iterable[str]) -> NameMatch:
+Names = Iterable[str] | Mapping[str, TensorSpec]
+"""Names alone, or with the shapes of their tensors, which tell two towers of one spelling apart."""
+
+
+def match_names(source: Names, target: Names) -> NameMatch:
     """Match names exactly, and those that are left by adding or removing one prefix.
 
-    The prefix is the one that lets most names coincide. A prefix that no library is known for, taken from the
-    names themselves, must explain more names than are equal without it.
+    The prefix is the one that lets most names coincide, of tensors that fit where shapes are given. It holds for all
+    names where that loses none: a visual tower saved alone has names that the text tower beside it has, too. A prefix
+    that no library is known for, taken from the names themselves, must explain more names than are equal without it.
 
     Args:
         source: Names of one checkpoint.
@@ -120,21 +126,23 @@ def match_names(source: Iterable[str], target: Iterable[str]) -> NameMatch:
     """
     ours, theirs = list(source), list(target)
     found = _Target(theirs)
+    fits = _fitting(source, target)
     exact = {name: match for name in ours if (match := found.find(name)) is not None}
-    rules = [("", "")]
-    if len(exact) < min(len(ours), len(theirs)):
-        rules += [(prefix, "") for prefix in _candidates(theirs)] + [
+    attempts = [("", "", exact)]
+    if len(exact) < min(len(ours), len(theirs)) or fits(exact) < len(exact):
+        rules = [(prefix, "") for prefix in _candidates(theirs)] + [
             ("", prefix) for prefix in _candidates(ours)
         ]
-    matches = [(add, remove, _apply(ours, exact, found, add, remove)) for add, remove in rules]
-    best = max(len(names) for _, _, names in matches)
-    # the rules begin with none at all, which stands unless another explains more
-    winners = [match for match in matches if len(match[2]) == best]
-    winners = winners[: 1 if best == len(exact) else None]
+        attempts += [(*rule, _apply(ours, exact, found, *rule, fits=fits)) for rule in rules]
+    scores = [(fits(names), len(names)) for _, _, names in attempts]
+    best = max(scores)
+    # no rule at all comes first, and stands unless another explains more
+    winners = [attempt for attempt, score in zip(attempts, scores, strict=True) if score == best]
+    winners = winners[: 1 if best == scores[0] else None]
     different = [match for match in winners if match[2] != winners[0][2]]
     if different:
         raise GradfixError(
-            f"tensor names: {best} names coincide by {_rule(*winners[0][:2])} and as many by "
+            f"tensor names: {best[1]} names coincide by {_rule(*winners[0][:2])} and as many by "
             f"{_rule(*different[0][:2])}: expected one way: rename the tensors of one model, or open the "
             "part meant"
         )
@@ -150,6 +158,18 @@ def match_names(source: Iterable[str], target: Iterable[str]) -> NameMatch:
     )
 
 
+def _fitting(source: Names, target: Names) -> Callable[[Mapping[str, str]], int]:
+    """Count the pairs of a match whose shapes agree but for the number of rows; all where no shapes are known."""
+    if not isinstance(source, Mapping) or not isinstance(target, Mapping):
+        return len
+
+    def count(names: Mapping[str, str]) -> int:
+        shapes = [(source[ours].shape, target[theirs].shape) for ours, theirs in names.items()]
+        return sum(len(one) == len(other) and one[1:] == other[1:] for one, other in shapes)
+
+    return count
+
+
 def _candidates(names: list[str]) -> list[str]:
     first = [name.split(".", 1)[0] + "." for name in names if "." in name]
     second = [".".join(name.split(".", 2)[:2]) + "." for name in names if name.count(".") > 1]
@@ -159,25 +179,45 @@ def _candidates(names: list[str]) -> list[str]:
     return list(dict.fromkeys([*present, *common, *nested]))
 
 
-def _apply(ours: list[str], exact: dict[str, str], found: _Target, add: str, remove: str) -> dict[str, str]:
-    if not add and not remove:
-        return exact
-    taken = set(exact.values())
-    names: dict[str, str] = {}
-    by_rule = 0
-    for name in ours:
-        if name in exact:
-            names[name] = exact[name]
-            continue
-        if not name.startswith(remove):
-            continue
-        match = found.find(add + name.removeprefix(remove))
-        if match is not None and match not in taken:
-            names[name] = match
-            taken.add(match)
-            by_rule += 1
+def _apply(
+    ours: list[str],
+    exact: dict[str, str],
+    found: _Target,
+    add: str,
+    remove: str,
+    *,
+    fits: Callable[[Mapping[str, str]], int],
+) -> dict[str, str]:
+    """Match by a prefix and, where that finds nothing, exactly; in the order that explains more."""
+
+    def renamed(name: str) -> str | None:
+        return found.find(add + name.removeprefix(remove)) if name.startswith(remove) else None
+
     known = (add or remove) in PREFIXES
-    return names if known or by_rule > len(exact) else exact
+    first = _in_turn(ours, renamed, exact.get)
+    last = _in_turn(ours, exact.get, renamed)
+    # Equal names may part only where one side has the tensor under its other name, too.
+    whole = exact.keys() <= first.keys() or set(exact.values()) <= set(first.values())
+    candidates = [first] if whole else []
+    candidates = [
+        names
+        for names in (*candidates, last)
+        if known or sum(exact.get(name) != match for name, match in names.items()) > len(exact)
+    ]
+    return max(candidates, key=lambda names: (fits(names), len(names)), default=exact)
+
+
+def _in_turn(names: list[str], *ways: Callable[[str], str | None]) -> dict[str, str]:
+    """Match each name by the first way that finds a target which no other name has."""
+    matched: dict[str, str] = {}
+    taken: set[str] = set()
+    for way in ways:
+        for name in names:
+            match = way(name) if name not in matched else None
+            if match is not None and match not in taken:
+                matched[name] = match
+                taken.add(match)
+    return {name: matched[name] for name in names if name in matched}
 
 
 def _rule(add: str, remove: str) -> str:

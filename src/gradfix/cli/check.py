@@ -10,6 +10,7 @@ from gradfix.recipes import CheckRecipe
 @command(CheckRecipe)
 def check(recipe: CheckRecipe, console: Console) -> None:
     """Print findings as they are made, errors last; exit 1 if a transport is not possible."""
+    from gradfix.report.facts import Check
     from gradfix.transport.inputs import check_inputs
 
     found = check_inputs(recipe, tell=console.tell)
@@ -24,6 +25,6 @@ def check(recipe: CheckRecipe, console: Console) -> None:
     for finding in found.findings:
         if finding.level == "error":
             console.say(f"error: {finding.text}")
-    console.result(found.to_json())
+    console.result(Check.model_validate(found))
     if not found.ok:
         raise typer.Exit(REFUSED)

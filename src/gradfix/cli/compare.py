@@ -16,4 +16,4 @@ def compare(recipe: CompareRecipe, console: Console) -> None:
     write_folder(recipe.output, comparison.files(), overwrite=recipe.overwrite)
     console.show(comparison_table(comparison.lines, comparison.caption))
     console.say(f"wrote {recipe.output}")
-    console.result(comparison.to_json())
+    console.result(comparison.record())

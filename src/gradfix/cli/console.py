@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
+    from gradfix.report.facts import Part
     from gradfix.transport.checks import Finding
 
 
@@ -97,13 +99,14 @@ class Console:
         self.close_bars()
         self.err.print(renderable)
 
-    def result(self, content: dict[str, Any]) -> None:
+    def result(self, content: "Part | Mapping[str, Any]") -> None:
         """Print the machine-readable result on stdout, where it was asked for.
 
         Args:
-            content: JSON.
+            content: JSON, or what a record has of it.
         """
         self.close_bars()
         if self.as_json:
-            json.dump(content, sys.stdout, indent=1, sort_keys=True, ensure_ascii=False)
+            plain = content if isinstance(content, Mapping) else content.plain()
+            json.dump(plain, sys.stdout, indent=1, sort_keys=True, ensure_ascii=False)
             sys.stdout.write("\n")

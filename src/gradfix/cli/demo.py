@@ -40,4 +40,4 @@ def demo(recipe: DemoRecipe, console: Console) -> None:
         "gradfix transport --source-base OLD --source-tuned MINE --target-base NEW \\\n"
         "    --task text-classification --support support.jsonl --output MINE-ON-NEW"
     )
-    console.result(made.to_json())
+    console.result(made.record())

@@ -10,9 +10,16 @@ def diff(recipe: DiffRecipe, console: Console) -> None:
     """Write tuned − base as one safetensors file."""
     import torch
 
+    from gradfix.checkpoints import Checkpoint
+    from gradfix.transport.checks import Findings, check_tuned
     from gradfix.vectors.task_vector import TaskVector
 
-    tau = TaskVector.between(recipe.source_base, recipe.source_tuned)
+    found = Findings(tell=console.tell, hold=True)
+    base = Checkpoint.open(recipe.source_base)
+    tuned = Checkpoint.open(recipe.source_tuned, base=base)
+    tau = TaskVector.between(base, tuned)
+    check_tuned(base, tuned, tau, found)
+    found.release()
     tau.save(
         recipe.output,
         dtype=getattr(torch, recipe.dtype),

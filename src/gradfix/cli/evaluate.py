@@ -10,6 +10,7 @@ def evaluate(recipe: EvaluateRecipe, console: Console) -> None:
     """Print score, interval and loss."""
     import json
 
+    from gradfix.report.facts import EvaluatedSamples, Evaluation
     from gradfix.transport.pipeline import measure
 
     found = measure(recipe, tell=console.tell, progress=console.progress)
@@ -21,5 +22,7 @@ def evaluate(recipe: EvaluateRecipe, console: Console) -> None:
     if found.truncated:
         console.say(f"{found.truncated} samples were cut to the model's context")
     if recipe.output is not None:
-        recipe.output.write_text(json.dumps(found.to_json(samples=True), indent=1) + "\n", encoding="utf-8")
-    console.result(found.to_json())
+        recipe.output.write_text(
+            json.dumps(EvaluatedSamples.model_validate(found).plain(), indent=1) + "\n", encoding="utf-8"
+        )
+    console.result(Evaluation.model_validate(found))

@@ -1,6 +1,5 @@
 """What is in a file: the facts of votes, of a task vector, of a transport's output or of any checkpoint."""
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,11 +13,11 @@ from gradfix.checkpoints.fingerprint import combined_fingerprint
 from gradfix.checkpoints.layers import layer_of
 from gradfix.checkpoints.reading.safetensors_file import SafetensorsFile
 from gradfix.errors import GradfixError, listed
+from gradfix.report.facts import TensorFacts
+from gradfix.report.record import RECORD_FILE, AppliedRecord, TransportRecord, read_applied
 from gradfix.vectors.task_vector import VECTOR_FORMAT, TaskVector
 from gradfix.votes import Votes
 from gradfix.votes.metadata import VOTES_FORMAT
-
-RECORD = "gradfix.json"
 
 
 @dataclass(frozen=True)
@@ -130,8 +129,8 @@ def inspect(path: str | Path) -> Inspection:
         GradfixError: if there is nothing to be read.
     """
     path = Path(path)
-    if path.is_dir() and (path / RECORD).is_file():
-        return _transport(path)
+    if path.is_dir() and (path / RECORD_FILE).is_file():
+        return _written(path)
     if path.suffix == ".safetensors" and path.is_file():
         written = SafetensorsFile(path).metadata.get("format")
         if written == VOTES_FORMAT:
@@ -195,37 +194,43 @@ def _vector(path: Path) -> Inspection:
     return Inspection(str(path), "task vector", facts, tensors, "use it with `gradfix apply --task-vector`")
 
 
-def _transport(path: Path) -> Inspection:
-    try:
-        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
-        applied = record["applied"]
-        tensors = {name: _applied(facts, record) for name, facts in applied["tensors"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+def _written(path: Path) -> Inspection:
+    record = read_applied(path / RECORD_FILE)
+    votes = record.votes if isinstance(record, TransportRecord) else None
+    applied = record.applied
+    if applied is None:
         raise GradfixError(
-            f"{path / RECORD}: not a readable record of gradfix ({type(error).__name__}: {error}); "
-            "restore the file as gradfix wrote it"
-        ) from error
-    facts: dict[str, Any] = {"verdict": record.get("verdict"), "α": applied.get("alpha")}
-    facts |= {"kept": applied.get("kept_share"), "lost in rounding": applied.get("lost_share")}
-    facts["made from"] = {name: entry.get("location") for name, entry in (record.get("inputs") or {}).items()}
-    facts["votes"] = {key: (record.get("votes") or {}).get(key) for key in ("vote", "samples", "tie_rate")}
-    facts["versions"] = record.get("versions") or {"gradfix": record.get("gradfix")}
-    kept = {
-        name: fact for name, fact in facts.items() if fact not in (None, {}, []) and fact != {"vote": None}
-    }
-    advice = f"`gradfix report {path}` makes its page again" if record.get("format") else ""
+            f"{path / RECORD_FILE}: says nothing of what was written; restore the file as gradfix wrote it"
+        )
+    facts: dict[str, Any] = {"verdict": record.verdict if isinstance(record, TransportRecord) else None}
+    facts |= {"α": applied.alpha, "kept": applied.kept_share, "lost in rounding": applied.lost_share}
+    facts |= _told(record)
+    voters = None if votes is None else votes.samples
+    tensors = {name: _applied(each, voters) for name, each in applied.tensors.items()}
+    kept = {name: fact for name, fact in facts.items() if fact not in (None, "", {})}
+    advice = "" if isinstance(record, AppliedRecord) else f"`gradfix report {path}` makes its page again"
     return Inspection(str(path), "transport", kept, tensors, advice)
 
 
-def _applied(facts: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {"elements": facts["coordinates"]}
-    if facts.get("nonzero"):
-        found["kept"] = facts["kept"] / facts["nonzero"]
-        found["norm"], found["norm_kept"] = math.sqrt(facts["square"]), math.sqrt(facts["kept_square"])
-    voters = (record.get("votes") or {}).get("samples") if facts.get("voted") else None
-    if voters:
-        found["ties"] = facts["tied"] / facts["voted"]
-        found["margin"] = facts["net"] / facts["voted"] / voters
+def _told(record: TransportRecord | AppliedRecord) -> dict[str, Any]:
+    if isinstance(record, AppliedRecord):
+        return {"versions": {"gradfix": record.gradfix}}
+    votes = record.votes
+    return {
+        "made from": {role: entry.location for role, entry in record.inputs.items()},
+        "votes": None if votes is None else votes.model_dump(include={"vote", "samples", "tie_rate"}),
+        "versions": record.versions,
+    }
+
+
+def _applied(facts: TensorFacts, voters: int | None) -> dict[str, Any]:
+    found: dict[str, Any] = {"elements": facts.coordinates}
+    if facts.nonzero and facts.kept is not None:
+        found["kept"] = facts.kept / facts.nonzero
+        found["norm"], found["norm_kept"] = math.sqrt(facts.square or 0), math.sqrt(facts.kept_square or 0)
+    if voters and facts.voted:
+        found["ties"] = (facts.tied or 0) / facts.voted
+        found["margin"] = (facts.net or 0) / facts.voted / voters
     return found
 
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from gradfix.cli.command import command
 from gradfix.cli.console import Console
-from gradfix.recipes import MergeRecipe, parse_size
+from gradfix.recipes import MergeRecipe
 
 if TYPE_CHECKING:
     from gradfix.vectors.task_vector import TaskVector
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 def merge(recipe: MergeRecipe, console: Console) -> None:
     """Merge; then write the task vector, or θ_B + α times it."""
     from gradfix.checkpoints import Checkpoint, match_names
+    from gradfix.transport.checks import Findings, note_placement
     from gradfix.vectors.merging import merge as join
     from gradfix.vectors.placement import place
     from gradfix.vectors.task_vector import TaskVector
@@ -22,8 +23,12 @@ def merge(recipe: MergeRecipe, console: Console) -> None:
     vectors = [TaskVector.load(path) for path in recipe.task_vector]
     votes = None if recipe.votes is None else [Votes.load(path) for path in recipe.votes]
     target = None if recipe.target_base is None else Checkpoint.open(recipe.target_base)
+    found = Findings(tell=console.tell, hold=True)
     if target is not None:
-        vectors = [place(vector, target).vector for vector in vectors]
+        placements = [place(vector, target) for vector in vectors]
+        for placement in placements:
+            note_placement(found, placement, target)
+        vectors = [placement.vector for placement in placements]
         for each in votes or []:
             each.check_target(target, match_names(each.specs, target.specs).names)
     merged = join(
@@ -40,8 +45,7 @@ def merge(recipe: MergeRecipe, console: Console) -> None:
     if target is None:
         _write_vector(merged, recipe, console)
         return
-    import torch
-
+    from gradfix.report.facts import Applied
     from gradfix.vectors.apply import apply
 
     applied = apply(
@@ -49,18 +53,13 @@ def merge(recipe: MergeRecipe, console: Console) -> None:
         target,
         alpha=recipe.alpha,
         output=recipe.output,
-        dtype=getattr(torch, recipe.dtype) if recipe.dtype else None,
-        rounding=recipe.rounding,
-        seed=recipe.seed,
-        shard_size=parse_size(recipe.shard_size),
-        overwrite=recipe.overwrite,
-        resume=recipe.resume,
-        restart=recipe.restart,
+        **recipe.writing(),
         progress=console.progress,
     )
-    for note in applied.notes():
+    found.release()
+    for note in applied.notes(told=True):
         console.say(note)
-    console.result(applied.to_json())
+    console.result(Applied.model_validate(applied))
 
 
 def _write_vector(merged: "TaskVector", recipe: MergeRecipe, console: Console) -> None:

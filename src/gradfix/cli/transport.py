@@ -11,11 +11,10 @@ def transport(recipe: TransportRecipe, console: Console) -> None:
     from gradfix.transport.pipeline import run_transport
 
     result = run_transport(recipe, tell=console.tell, progress=console.progress)
-    for note in result.applied.notes():
+    for note in result.applied.notes(told=True):
         console.say(note)
-    method = result.record["method"]
-    if method is not None:
-        console.say(f"method: {method['why']}")
+    if result.record.method is not None:
+        console.say(f"method: {result.record.method.why}")
     console.say(f"the page with the evidence: {recipe.output / 'report.html'}")
     console.say(f"\n{result.verdict}")
-    console.result(dict(result.record))
+    console.result(result.record)

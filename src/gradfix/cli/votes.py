@@ -11,9 +11,7 @@ def votes(recipe: VotesRecipe, console: Console) -> None:
     from gradfix.transport.pipeline import count
 
     counted, facts = count(recipe, tell=console.tell, progress=console.progress)
-    console.say(f"wrote {recipe.output}: {counted!r}, {facts['tie_rate']:.1%} tied")
-    if "stability" in facts:
-        console.say(
-            f"drawn again, {facts['stability']['redraw']:.1%} of the signs would be expected to agree"
-        )
-    console.result({"output": str(recipe.output), **facts})
+    console.say(f"wrote {recipe.output}: {counted!r}, {facts.tie_rate:.1%} tied")
+    if facts.stability is not None:
+        console.say(f"drawn again, {facts.stability.redraw:.1%} of the signs would be expected to agree")
+    console.result({"output": str(recipe.output), **facts.plain()})

@@ -1,6 +1,5 @@
 """The demo: a whole transport on real handwritten digits, with its table and picture, offline and in a minute."""
 
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from gradfix.progress import Progress, silent
 from gradfix.recipes import TransportRecipe
 from gradfix.recipes.settings import SelectionSettings
 from gradfix.report import REPORT_FILE, report_of
+from gradfix.report.record import RECORD_FILE, ChangedDigit, CloseRelease, DemoRecord
 from gradfix.tasks.data import load_rows
 from gradfix.transport.comparison import (
     Judge,
@@ -33,16 +33,16 @@ from gradfix.transport.comparison import (
     draw,
     summarise,
     table_csv,
-    table_json,
+    table_lines,
     table_markdown,
 )
 from gradfix.transport.pipeline import Transported, transport
-from gradfix.transport.record import RECORD_FILE
 from gradfix.vectors.placement import place
 from gradfix.vectors.similarity import similarity
 from gradfix.vectors.task_vector import TaskVector
 
 TASK = "digits"
+METRIC = "accuracy"
 TEST_IMAGES = 1000
 SAMPLES_PER_CLASS = 5
 DRAWS = 3
@@ -75,23 +75,23 @@ class Demo:
     changed: Sequence[Changed]
     command: str
 
-    def to_json(self) -> dict[str, Any]:
-        """Give the demo as JSON.
+    def record(self) -> DemoRecord:
+        """Give what ``demo.json`` holds.
 
         Returns:
             Table, verdict, and where things are.
         """
-        return {
-            "format": "gradfix-demo",
-            "version": 1,
-            "verdict": self.transported.verdict,
-            "close_release": {"verdict": self.close.verdict, "judgement": self.close.record["judgement"]},
-            "caption": self.caption,
-            "rows": table_json(self.lines),
-            "changed": [{"label": c.label, "before": c.before, "after": c.after} for c in self.changed],
-            "model": str(self.output / "model"),
-            "command": self.command,
-        }
+        return DemoRecord(
+            verdict=self.transported.verdict,
+            close_release=CloseRelease(verdict=self.close.verdict, judgement=self.close.record.judgement),
+            metric=METRIC,
+            caption=self.caption,
+            rows=table_lines(self.lines),
+            changed=[ChangedDigit.model_validate(changed) for changed in self.changed],
+            model=str(self.output / "model"),
+            command=self.command,
+            transport=self.transported.record,
+        )
 
 
 def demo(output: Path, *, overwrite: bool = False, progress: Progress = silent) -> Demo:
@@ -154,7 +154,7 @@ def demo(output: Path, *, overwrite: bool = False, progress: Progress = silent) 
             progress("comparing with the baselines", seed + 1, DRAWS, "draws")
     lines = summarise(draws, SAMPLES_PER_CLASS)
     caption = (
-        f"accuracy on {len(test)} scanned digits; mean of {DRAWS} draws of {SAMPLES_PER_CLASS} samples a class "
+        f"{METRIC} on {len(test)} scanned digits; mean of {DRAWS} draws of {SAMPLES_PER_CLASS} samples a class "
         f"{interval_words(DRAWS)}; every setting chosen by cross-fitting on the samples, fine-tuning at "
         f"most {SETTINGS.most_steps} steps; {chosen_ways(lines)}"
     )
@@ -166,8 +166,7 @@ def demo(output: Path, *, overwrite: bool = False, progress: Progress = silent) 
     (output / "table.md").write_text(table_markdown(lines, caption), encoding="utf-8")
     (output / "table.csv").write_text(table_csv(lines), encoding="utf-8")
     (output / "digits.png").write_bytes(picture(changed, lines))
-    record = json.dumps(made.to_json(), indent=1, ensure_ascii=False) + "\n"
-    (output / "demo.json").write_text(record, encoding="utf-8")
+    (output / "demo.json").write_text(made.record().written(), encoding="utf-8")
     (output / REPORT_FILE).write_text(report_of(output), encoding="utf-8")
     return made
 

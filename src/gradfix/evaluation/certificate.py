@@ -1,7 +1,7 @@
 """The first-order certificate: what the gradient predicts of the loss along δ, beside what is measured."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from gradfix.evaluation.target_model import TargetModel
@@ -41,14 +41,6 @@ class Certificate:
     slope: float
     loss: float
     steps: tuple[Descent, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Give the certificate as JSON.
-
-        Returns:
-            The attributes.
-        """
-        return asdict(self)
 
 
 def certify(target: TargetModel, delta: TaskVector, rows: Sequence[Any], alpha: float) -> Certificate:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The measurement of one model on one data set. `to_json` makes plain values of it.
+    """The measurement of one model on one data set.
 
     Attributes:
         task: The task's name.
@@ -65,22 +65,6 @@ class Evaluation:
     losses: list[float]
     predictions: list[Any]
     logits: torch.Tensor | None = field(default=None, repr=False, compare=False)
-
-    def to_json(self, *, samples: bool = False) -> dict[str, Any]:
-        """The result as plain values.
-
-        Args:
-            samples: Include the values of each sample.
-
-        Returns:
-            What ``json.dumps`` takes.
-        """
-        values = asdict(replace(self, logits=None))
-        del values["logits"]
-        if not samples:
-            for name in ("scores", "losses", "predictions"):
-                del values[name]
-        return values
 
 
 @dataclass(frozen=True)

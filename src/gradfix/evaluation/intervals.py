@@ -5,6 +5,7 @@ many draws choose the same, and says ± 0 where all do; a bootstrap of 50 or few
 """
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,17 +75,17 @@ def mean_interval(values: Sequence[float], *, bounds: tuple[float, float] = (0.0
     Raises:
         GradfixError: If there are no values.
     """
-    from scipy.stats import t  # type: ignore[import-untyped]
-
     n = len(values)
     if n == 0:
         raise GradfixError("an interval needs at least one value")
     mean = math.fsum(values) / n
     if n < ENOUGH or max(values) - min(values) < EQUAL:
         return Interval(mean, None, None, n, "too-few")
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    half = float(t.ppf(0.975, n - 1)) * deviation / math.sqrt(n)
-    return Interval(mean, max(mean - half, bounds[0]), min(mean + half, bounds[1]), n, "student-t")
+    from scipy.stats import t  # type: ignore[import-untyped]  # half a second that few commands need
+
+    error = statistics.stdev(values, mean) / math.sqrt(n)
+    low, high = t.interval(0.95, n - 1, loc=mean, scale=error)
+    return Interval(mean, max(float(low), bounds[0]), min(float(high), bounds[1]), n, "student-t")
 
 
 def interval_words(draws: int) -> str:
@@ -169,7 +170,7 @@ def paired_samples(scores: Sequence[float], baseline: Sequence[float]) -> Interv
 
 def _wilson(right: int, n: int) -> tuple[float, float]:
     """Wilson's interval of a share; scipy's, whose rounding may leave [0, 1]."""
-    from scipy.stats import binomtest
+    from scipy.stats import binomtest  # type: ignore[import-untyped]
 
     found = binomtest(right, n).proportion_ci(0.95, method="wilson")
     return (0.0 if right == 0 else float(found.low)), (1.0 if right == n else float(found.high))

@@ -1,7 +1,7 @@
 """Whether a transport was worth it: measured beside the new base, naive addition and the shuffled control."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from gradfix.evaluation.evaluate import Evaluation, Interval, paired_samples
@@ -33,21 +33,6 @@ class Judgement:
     gain: Interval
     over_control: Interval
     over_naive: Interval
-
-    def to_json(self) -> dict[str, Any]:
-        """Give the judgement as JSON, without each sample's values.
-
-        Returns:
-            The attributes.
-        """
-        models = {name: getattr(self, name).to_json() for name in ("base", "naive", "transported", "control")}
-        return {
-            "data": self.data,
-            **models,
-            "gain": asdict(self.gain),
-            "over_control": asdict(self.over_control),
-            "over_naive": asdict(self.over_naive),
-        }
 
 
 def judge(

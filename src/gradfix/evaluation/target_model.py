@@ -11,12 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradfix.checkpoints import Checkpoint
-from gradfix.checkpoints.architecture import checkpoint_names
+from gradfix.checkpoints import Checkpoint, TensorSource
+from gradfix.checkpoints.architecture import untied_config
 from gradfix.checkpoints.expressions import Difference, Given, Selection, require_finite
+from gradfix.checkpoints.fingerprint import stored_fingerprint
 from gradfix.errors import GradfixError, listed
 from gradfix.evaluation.evaluate import EncodedRows, Evaluation, encode_rows, evaluate
-from gradfix.evaluation.stored_weights import NOT_STORED, StoredAs, stored_as, stored_buffers
+from gradfix.evaluation.stored_weights import (
+    NOT_STORED,
+    StoredAs,
+    StoredWeights,
+    is_computed,
+    stored_buffers,
+)
 from gradfix.progress import Progress, silent
 from gradfix.tasks import ModelTask
 from gradfix.tasks.data import row_hash
@@ -72,12 +79,13 @@ class TargetModel:
         self._placement = placement
         self._parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
         self._buffers = stored_buffers(model)
+        self._stored = StoredWeights(model, target, placement)
+        self._base = self._stored.in_memory(placement.base)
         self._stored_as = self._find_stored()
         self._missing = {
             name
             for name, home in self._stored_as.items()
-            # A counter that only training reads; torch itself takes a file without it.
-            if home == NOT_STORED and not name.endswith("num_batches_tracked")
+            if home == NOT_STORED and not is_computed(model, name)
         }
         if task.builds_model:
             self.require_weights()
@@ -91,8 +99,9 @@ class TargetModel:
         self._covered = {
             name: home.theirs
             for name, home in self._stored_as.items()
-            if home.theirs is not None and home.theirs in placement.vector.specs and name in voting
+            if name in voting and any(theirs in placement.vector.specs for theirs in home.theirs)
         }
+        self._voting = list(self._covered)
         if not self._covered:
             raise GradfixError(
                 f"{target.location}: the task vector covers none of the parameters that {task.name} uses; "
@@ -138,11 +147,17 @@ class TargetModel:
                 "give the directory with its config.json"
             )
         config = merged_config(placement.vector, target.config)
-        overrides = {
+        overrides: dict[str, Any] = {
             key: config[key]
             for key in ("id2label", "label2id")
             if key in config and placement.vector.additions.specs
         }
+        if placement.untied:
+            overrides |= {
+                key: value
+                for key, value in untied_config(target.config).items()
+                if value != target.config.get(key)
+            }
         if "id2label" in overrides:
             overrides["id2label"] = {int(key): name for key, name in overrides["id2label"].items()}
         target.fetch()  # what the task loads must be in the directory
@@ -157,8 +172,20 @@ class TargetModel:
 
     @property
     def names(self) -> Mapping[str, str]:
-        """The parameters that τ covers and the task's gradients reach: module name to the target checkpoint's."""
-        return self._covered
+        """The parameters that τ covers and the task's gradients reach: module name to the target checkpoint's.
+
+        Those that the target stores in another form are left out.
+        """
+        return {
+            name: theirs[0]
+            for name, theirs in self._covered.items()
+            if name not in self._stored.layout.parts_of_memory
+        }
+
+    @property
+    def reached(self) -> Sequence[str]:
+        """The tensors of the target checkpoint that τ covers and the task's gradients reach."""
+        return [theirs for names in self._covered.values() for theirs in names]
 
     def encode(self, rows: Sequence[Any], *, task: ModelTask | None = None) -> EncodedRows:
         """Encode rows once for many passes.
@@ -210,8 +237,25 @@ class TargetModel:
         Returns:
             The same vector over the parameters that vote.
         """
-        reached = {name: name for name in self._covered.values() if name in vector.specs}
+        reached = {name: name for name in self.reached if name in vector.specs}
         return vector.derive(Selection(vector.source, reached), operation="restrict", task=self.task.name)
+
+    def vote_where(self, *vectors: TaskVector) -> None:
+        """Leave out of all votes the parameters that none of some vectors changes: nothing there could be masked.
+
+        Args:
+            vectors: Whatever will be masked, with the target checkpoint's names. Each tensor is read up to its first
+                number that is not 0.
+        """
+        self._voting = [
+            name
+            for name, names in self._covered.items()
+            if any(
+                theirs in vector.specs and not vector.is_zero(theirs)
+                for theirs in names
+                for vector in vectors
+            )
+        ]
 
     def features(self, rows: Sequence[Any]) -> Tensor:
         """Compute what the model makes of samples before any head.
@@ -257,13 +301,25 @@ class TargetModel:
             encoded.batches,
             self.task.loss,
             vote=vote,
-            parameters=list(self._covered),
+            parameters=self._voting,
             dtype=dtype,
             seed=seed,
             samples=[ids[index] for index in order],
             progress=progress,
         )
-        return votes.renamed(self._covered)
+        return self._stored_votes(votes)
+
+    def _stored_votes(self, votes: Votes) -> Votes:
+        """Give votes the target checkpoint's names, and its form where it stores another one."""
+        parts = {name: names for name, names in self._covered.items() if name not in self.names}
+        counts = self._stored.as_stored(
+            Selection(votes, {self._stored_as[name].memory: name for name in votes if name in parts})
+        )
+        weights = self._stored.as_stored(self._here())
+        return votes.renamed(self.names).joined(
+            {theirs: counts.read(theirs) for theirs in counts.specs},
+            {theirs: stored_fingerprint(weights, theirs) for theirs in counts.specs},
+        )
 
     def move(self, delta: TaskVector, alpha: float) -> None:
         """Set the weights to θ_B + α·δ, rounded as the output will be; whatever they were before.
@@ -290,39 +346,32 @@ class TargetModel:
                 home = self._stored_as[name]
                 if home.addition is not None:
                     self._fill(buffer, home.addition)
-                elif home.theirs is not None:
-                    value = self._target.read(home.theirs)
+                elif home.theirs:
+                    value = self._base.read(home.memory)
                     if value.is_floating_point():
-                        require_finite(value, self._target.location, home.theirs)
+                        require_finite(value, self._target.location, home.theirs[0])
                         value = value.to(self._dtype or value.dtype)
                     buffer.copy_(value)
         self._set(None, 0.0)
 
     def _find_stored(self) -> dict[str, StoredAs]:
         """Find where each parameter, and each buffer that a checkpoint may hold, is stored."""
-        stored = checkpoint_names(self.model)
         aliases: dict[int, list[str]] = {}
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
-            if name in stored:
-                aliases.setdefault(id(parameter), []).append(stored[name])
+            aliases.setdefault(id(parameter), []).append(name)
         found_as = {}
         for name, parameter in self._parameters.items():
-            names = aliases.get(id(parameter), [])
-            found = {alias: stored_as(self._placement, self._target, alias) for alias in names}
+            found = {alias: self._stored.find(alias) for alias in aliases[id(parameter)]}
             known = list(dict.fromkeys(home for home in found.values() if home != NOT_STORED))
             if len(known) > 1 and self.task.builds_model:
                 # Writing would change one of them, and loading what was written take the other.
                 raise GradfixError(
-                    f"{self._target.location}: {listed(names)} are one tied weight in the model that {self.task.name} "
+                    f"{self._target.location}: {listed(found)} are one tied weight in the model that {self.task.name} "
                     "builds, and stored as several; store it once, under one of the names"
                 )
-            if name in stored:
-                own = found[stored[name]]
-                found_as[name] = own if own != NOT_STORED or not known else known[0]
-            elif self.task.builds_model:  # stored in another form, which nobody converts here
-                found_as[name] = NOT_STORED
+            found_as[name] = found[name] if found[name] != NOT_STORED or not known else known[0]
         for name in self._buffers:
-            found_as[name] = stored_as(self._placement, self._target, name)
+            found_as[name] = self._stored.find(name)
         return found_as
 
     def _require_shapes(self) -> None:
@@ -333,8 +382,8 @@ class TargetModel:
             home = self._stored_as[name]
             if home.addition is not None:
                 shape = additions[home.addition].shape
-            elif home.theirs is not None:
-                shape = self._target.specs[home.theirs].shape
+            elif home.theirs:
+                shape = self._base.specs[home.memory].shape
             else:
                 continue
             if tuple(tensor.shape) != tuple(shape):
@@ -371,10 +420,8 @@ class TargetModel:
         Returns:
             Lazy, and true only as long as the model stays where it is: keep it before moving on.
         """
-        here = Given(
-            {theirs: self._parameters[name].detach().cpu() for name, theirs in self._covered.items()}
-        )
-        base = Selection(self._target, {theirs: theirs for theirs in self._covered.values()})
+        here = Selection(self._stored.as_stored(self._here()), {name: name for name in self.vector.specs})
+        base = Selection(self._placement.base, {name: name for name in self.vector.specs})
         owners = ("the moved model", self._target.location)
         return self.vector.derive(Difference(here, base, owners), operation="displacement")
 
@@ -401,8 +448,7 @@ class TargetModel:
         Returns:
             By the output's names; empty where the tuned model's head was copied.
         """
-        stored = checkpoint_names(self.model)
-        return {stored[name]: value for name, value in self._heads.items()}
+        return {self._stored.layout.of_memory.get(name, name): value for name, value in self._heads.items()}
 
     def trainable(self, *, head: bool = True) -> list[nn.Parameter]:
         """Give what few-shot fine-tuning trains: the parameters that vote, and the head.
@@ -429,20 +475,22 @@ class TargetModel:
             The directional derivative of the mean loss; negative where moving along δ helps.
         """
         # An aligned δ has fewer tensors than τ: the others do not move.
-        moved = {name: theirs for name, theirs in self._covered.items() if theirs in delta.specs}
+        changes = self._stored.in_memory(delta)
+        moved = {name: self._stored_as[name].memory for name in self._covered}
+        moved = {name: memory for name, memory in moved.items() if memory in changes.specs}
         if not moved:
             return 0.0
         encoded = self.encode(rows)
         total = 0.0
 
-        def meet(theirs: str) -> Any:
+        def meet(memory: str) -> Any:
             def hook(parameter: Tensor) -> None:
                 nonlocal total
                 gradient = parameter.grad
                 if gradient is not None:
-                    for rows, part in _blocks(gradient, delta, theirs):
+                    for rows, part in _blocks(gradient, changes, memory):
                         total += float(
-                            part.double().flatten().dot(delta.read(theirs, rows).double().flatten())
+                            part.double().flatten().dot(changes.read(memory, rows).double().flatten())
                         )
                     parameter.grad = None
 
@@ -466,22 +514,28 @@ class TargetModel:
         return total / len(rows)
 
     def _set(self, delta: TaskVector | None, alpha: float) -> None:
+        changes = None if delta is None else self._stored.in_memory(delta)
         with torch.no_grad():
             for name, parameter in self._parameters.items():
-                home = self._stored_as.get(name)
-                if home is None or home.theirs is None or name in self._heads:
+                home = self._stored_as[name]
+                if not home.theirs or name in self._heads:
                     continue
-                moving = delta is not None and home.theirs in delta.specs and name in self._covered
-                spec = self._target.specs[home.theirs]
-                for rows in spec.row_blocks():
-                    value = self._target.read(home.theirs, rows)
+                moving = changes is not None and name in self._covered and home.memory in changes.specs
+                for rows in self._base.specs[home.memory].row_blocks():
+                    value = self._base.read(home.memory, rows)
                     dtype = self._dtype or value.dtype
-                    if moving and delta is not None:
-                        value = add_scaled(value, delta.read(home.theirs, rows), alpha)
+                    if moving and changes is not None:
+                        value = add_scaled(value, changes.read(home.memory, rows), alpha)
                     (parameter if rows is None else parameter[rows]).copy_(value.to(dtype))
 
+    def _here(self) -> Given:
+        """The parameters that vote, where the model stands, by the name in the module that is stored."""
+        return Given(
+            {self._stored_as[name].memory: self._parameters[name].detach().cpu() for name in self._covered}
+        )
 
-def _blocks(gradient: Tensor, delta: TaskVector, name: str) -> Iterator[tuple[slice | None, Tensor]]:
+
+def _blocks(gradient: Tensor, delta: TensorSource, name: str) -> Iterator[tuple[slice | None, Tensor]]:
     for rows in delta.specs[name].row_blocks():
         yield rows, (gradient if rows is None else gradient[rows]).cpu()
 

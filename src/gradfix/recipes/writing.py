@@ -101,7 +101,7 @@ class ApplyRecipe(WritingRecipe):
         return self
 
 
-class MergeRecipe(Recipe):
+class MergeRecipe(WritingRecipe):
     """Merge task vectors into one, as a file; or, with a target, into a model."""
 
     command: ClassVar[str] = "merge"
@@ -131,12 +131,6 @@ class MergeRecipe(Recipe):
     dtype: Annotated[Dtype | None, Field(description="of the output; the target's, or float32 of a file")] = (
         None
     )
-    rounding: Annotated[Rounding, Field(description="with a target, as in `gradfix apply`")] = "nearest"
-    seed: Annotated[int, Field(description="for what is drawn at random")] = 0
-    shard_size: Annotated[str, Field(description="with a target: largest weights file")] = "5GB"
-    overwrite: Overwrite = False
-    resume: Resume = False
-    restart: Restart = False
 
     @model_validator(mode="after")
     def _fits(self) -> "MergeRecipe":
@@ -151,5 +145,4 @@ class MergeRecipe(Recipe):
         given = [name for name in of_models if getattr(self, name) != fields[name].default]
         if given and self.target_base is None:
             raise ValueError(f"{', '.join(map(option, given))}: only with {option('target_base')}")
-        parse_size(self.shard_size)
         return self

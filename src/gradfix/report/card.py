@@ -1,12 +1,14 @@
 """The model card of an output, in the Hub's format."""
 
 import os
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection
 
-import yaml
+from huggingface_hub import EvalResult, ModelCardData
 
 from gradfix.recipes import only_in_python
+from gradfix.report.facts import Evaluation, Judgement
+from gradfix.report.numbers import metric_name
+from gradfix.report.record import TransportRecord
 from gradfix.report.static import ALPHA_FILE, RESULTS_FILE
 
 _PIPELINES = {
@@ -18,7 +20,7 @@ _PIPELINES = {
 }
 
 
-def model_card(record: Mapping[str, Any], figures: Collection[str] = ()) -> str:
+def model_card(record: TransportRecord, figures: Collection[str] = ()) -> str:
     """Write the card from the facts of a transport.
 
     Args:
@@ -28,39 +30,30 @@ def model_card(record: Mapping[str, Any], figures: Collection[str] = ()) -> str:
     Returns:
         Markdown with the Hub's metadata on top. ``base_model`` is left out for a model that is only on a disk.
     """
-    inputs, recipe, _alpha = record["inputs"], record["recipe"], record["alpha"]
-    metadata: dict[str, Any] = {"tags": ["gradfix", "task-arithmetic", "model-merging"]}
-    if recipe["task"] in _PIPELINES:
-        metadata = {"library_name": "transformers", **metadata, "pipeline_tag": _PIPELINES[recipe["task"]]}
-    hub = [entry["location"].partition("@")[0] for entry in inputs.values() if _is_hub_id(entry["location"])]
-    if hub:
-        metadata["base_model"] = sorted(set(hub))
-        metadata["base_model_relation"] = "merge"
-    missing = ", ".join(only_in_python(recipe))
+    title = f"{_name(record, 'source_tuned')} on {_name(record, 'target_base')}"
+    missing = ", ".join(only_in_python(record.recipe))
     again = (
         f"Of what made it, {missing} came from Python and is not in `recipe.yaml`."
         if missing
         else "`gradfix run recipe.yaml --output AGAIN` makes this model again."
     )
-    applied = record["applied"]
-    kept = applied["kept_share"]
     lines = [
         "---",
-        yaml.safe_dump(metadata, sort_keys=False).strip(),
+        _metadata(record, title).to_yaml().strip(),
         "---",
         "",
-        f"# {_name(inputs['source_tuned']['location'])} on {_name(inputs['target_base']['location'])}",
+        f"# {title}",
         "",
-        record["verdict"],
+        record.verdict,
         "",
         *_picture(figures, RESULTS_FILE, "Scores with 95 % intervals"),
-        *_table(record["judgement"]),
+        *_table(record.judgement),
         *_picture(figures, ALPHA_FILE, "Loss along the scale of the update, with the chosen point"),
         "## How it was made",
         "",
-        _how(record, kept),
+        _how(record),
         "",
-        f"The loss on these samples changes at first by {record['certificate']['slope']:.4g} per unit of α, "
+        f"The loss on these samples changes at first by {record.certificate.slope:.4g} per unit of α, "
         "as the gradient predicts; `report.html` shows every measured step and what was kept of each layer on one "
         f"page, and `gradfix.json` has the numbers and the hashes of all inputs. {again}",
         "",
@@ -68,23 +61,58 @@ def model_card(record: Mapping[str, Any], figures: Collection[str] = ()) -> str:
     return "\n".join(lines)
 
 
-def _table(judgement: Mapping[str, Any] | None) -> list[str]:
+def _metadata(record: TransportRecord, title: str) -> ModelCardData:
+    """The Hub's metadata; what chose nothing, the test data alone, is a result of the model index."""
+    task, judgement = _PIPELINES.get(record.options.task or ""), record.judgement
+    hub = {entry.location.partition("@")[0] for entry in record.inputs.values() if _is_hub_id(entry.location)}
+    results = None
+    if task is not None and judgement is not None and judgement.data == "test":
+        results = _results(task, record.options.test, judgement.transported)
+    return ModelCardData(
+        model_name=title if results else None,
+        library_name=None if task is None else "transformers",
+        tags=["gradfix", "task-arithmetic", "model-merging"],
+        pipeline_tag=task,
+        base_model=sorted(hub) or None,
+        base_model_relation="merge" if hub else None,
+        eval_results=results,
+    )
+
+
+def _results(task: str, data: str | None, measured: Evaluation) -> list[EvalResult]:
+    name = _shown(data) if data else "test samples"
+    hub = data.partition("@")[0] if data and _is_hub_id(data) else "custom"
+    return [
+        EvalResult(
+            task_type=task,
+            dataset_type=hub,
+            dataset_name=name,
+            metric_type=metric,
+            metric_value=value,
+        )
+        for metric, value in ((measured.metric, measured.score), ("loss", measured.loss))
+    ]
+
+
+def _table(judgement: Judgement | None) -> list[str]:
     if judgement is None:
         return []
     rows = [
-        ("new base", judgement["base"]),
-        ("naive addition of the task vector", judgement["naive"]),
-        ("control: shuffled task vector", judgement["control"]),
-        ("**this model**", judgement["transported"]),
+        ("new base", judgement.base),
+        ("naive addition of the task vector", judgement.naive),
+        ("control: shuffled task vector", judgement.control),
+        ("**this model**", judgement.transported),
     ]
-    metric = judgement["transported"]["metric"].replace("_", " ")
-    lines = [f"| model | {metric} | 95 % interval | loss |", "|---|---|---|---|"]
+    lines = [
+        f"| model | {metric_name(judgement.transported.metric)} | 95 % interval | loss |",
+        "|---|---|---|---|",
+    ]
     for name, result in rows:
-        interval = result["interval"]
-        bounds = "" if interval["low"] is None else f"{interval['low']:.3f} to {interval['high']:.3f}"
-        lines.append(f"| {name} | {result['score']:.3f} | {bounds} | {result['loss']:.3f} |")
-    note = " (α was chosen on the same data)" if judgement["data"] == "validation" else ""
-    return [*lines, "", f"{judgement['transported']['n']} {judgement['data']} samples{note}.", ""]
+        low, high = result.interval.low, result.interval.high
+        bounds = "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
+        lines.append(f"| {name} | {result.score:.3f} | {bounds} | {result.loss:.3f} |")
+    note = " (α was chosen on the same data)" if judgement.data == "validation" else ""
+    return [*lines, "", f"{judgement.transported.n} {judgement.data} samples{note}.", ""]
 
 
 def _picture(figures: Collection[str], name: str, words: str) -> list[str]:
@@ -95,33 +123,34 @@ def _is_hub_id(location: str) -> bool:
     return location.count("/") == 1 and not os.path.exists(location)
 
 
-def _name(location: str) -> str:
-    """What to call a model: a Hub id whole, a path by its last part, so that no machine's folders get into a card."""
+def _name(record: TransportRecord, role: str) -> str:
+    return _shown(record.inputs[role].location)
+
+
+def _shown(location: str) -> str:
+    """What to call it: a Hub id whole, a path by its last part, so that no machine's folders get into a card."""
     return location if _is_hub_id(location) else os.path.basename(location.rstrip("/")) or location
 
 
-def _how(record: Mapping[str, Any], kept: float | None) -> str:
+def _how(record: TransportRecord) -> str:
     """Tell in a paragraph how the model was made: what was added to the target, and what chose it."""
-    inputs, alpha, votes = record["inputs"], record["alpha"], record["votes"]
-    source = f"`{_name(inputs['source_base']['location'])}` and `{_name(inputs['source_tuned']['location'])}`"
-    target = f"`{_name(inputs['target_base']['location'])}`"
+    method, votes, alignment, alpha = record.method, record.votes, record.alignment, record.alpha
+    source = f"`{_name(record, 'source_base')}` and `{_name(record, 'source_tuned')}`"
+    target = f"`{_name(record, 'target_base')}`"
     text = (
-        f"With [GradFix](https://arxiv.org/abs/2510.09658) as implemented by gradfix {record['versions']['gradfix']}: "
-        f"the task vector between {source} was "
+        "With [GradFix](https://arxiv.org/abs/2510.09658) as implemented by gradfix "
+        f"{record.versions['gradfix']}: the task vector between {source} was "
     )
-    method = record.get("method")
-    why = f" Of {len(method['candidates'])} methods tried, {method['why']}" if method else ""
-    if alpha["alpha"] == 0:
-        return f"{text}held against {target} as it is ({alpha['chosen_on']}), and nothing was added.{why}"
-    # That an alignment was there to choose does not mean that it was chosen.
-    if record.get("alignment") and (method is None or method["why"].startswith("aligned")):
-        facts = record["alignment"]
-        text += f"carried over by {facts['method']} of activations on {facts['inputs']} inputs, "
+    why = "" if method is None else f" Of {len(method.candidates)} methods tried, {method.why}"
+    if alpha.alpha == 0:
+        return f"{text}held against {target} as it is ({alpha.chosen_on}), and nothing was added.{why}"
+    if alignment is not None and alignment.added:
+        text += f"carried over by {alignment.method} of activations on {alignment.inputs} inputs, "
     if votes is not None:
-        text += f"masked by the gradient signs of {votes['samples']} labelled samples at {target} "
-        text += f"(`{votes['vote']}` vote"
-        text += f", `{record['recipe']['mask']}` mask" if record["recipe"].get("method") != "auto" else ""
+        kept = None if record.applied is None else record.applied.kept_share
+        text += f"masked by the gradient signs of {votes.samples} labelled samples at {target} "
+        text += f"(`{votes.vote}` vote"
+        text += f", `{record.options.mask}` mask" if record.options.method != "auto" else ""
         text += "" if kept is None else f", {kept:.1%} of the coordinates kept"
         text += ") and "
-    text += f"added with α = {alpha['alpha']:g} ({alpha['chosen_on']})."
-    return text + why
+    return f"{text}added with α = {alpha.alpha:g} ({alpha.chosen_on}).{why}"

@@ -1,73 +1,48 @@
-"""HTML built so that nothing from a file can become markup: what is not :class:`Html` is escaped."""
+"""Templates in which nothing from a file can become markup: what is not :class:`markupsafe.Markup` is escaped."""
 
-import html
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
-_VOID = frozenset(["br", "hr", "img", "meta", "input", "link"])
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from gradfix.report.elements import Figure, Table
+
+Content = str | Markup
 
 
-class Html(str):
-    """Text that is markup already; only the functions of this module make it."""
-
-    __slots__ = ()
-
-
-Content = str | Html | None
-
-
-def text(content: Content) -> Html:
-    """Make content safe to stand in a page.
-
-    Args:
-        content: Markup, which stays; or text, which is escaped; or None for nothing.
-
-    Returns:
-        Markup.
-    """
-    if content is None:
-        return Html()
-    return content if isinstance(content, Html) else Html(html.escape(content, quote=True))
-
-
-def tag(name: str, /, *children: Content, **attributes: str | bool | None) -> Html:
-    """Make an element.
-
-    Args:
-        name: Of the element.
-        *children: What stands in it; text is escaped.
-        **attributes: By name, with ``_`` for ``-`` and ``class_`` for ``class``; True for one without a value, None
-            and False for none. Values are escaped.
-
-    Returns:
-        Its markup.
-    """
-    given = "".join(
-        f" {_attribute(key)}" if value is True else f' {_attribute(key)}="{html.escape(value, quote=True)}"'
-        for key, value in attributes.items()
-        if value is not None and value is not False
+@cache
+def _templates() -> Environment:
+    made = Environment(
+        loader=PackageLoader("gradfix.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    if name in _VOID:
-        return Html(f"<{name}{given}>")
-    return Html(f"<{name}{given}>{joined(children)}</{name}>")
+    made.filters["embedded_json"] = embedded_json
+    made.tests["a_figure"] = lambda part: isinstance(part, Figure)
+    made.tests["a_table"] = lambda part: isinstance(part, Table)
+    return made
 
 
-def joined(parts: Iterable[Content], separator: str = "") -> Html:
-    """Put parts one after another.
+def render(template: str, **content: Any) -> Markup:
+    """Fill a template of this package.
 
     Args:
-        parts: Markup or text.
-        separator: Between them, text.
+        template: Its file.
+        **content: What it shows; text is escaped.
 
     Returns:
         Markup.
     """
-    return Html(text(separator).join(text(part) for part in parts))
+    return Markup(_templates().get_template(template).render(content))
 
 
-def embedded_json(value: Any) -> Html:
+def embedded_json(value: Any) -> Markup:
     """Write JSON that may stand inside a script element: no character in it can end the element.
 
     Args:
@@ -80,7 +55,7 @@ def embedded_json(value: Any) -> Html:
     # In JSON these three stand in strings only, where an escape means the same.
     for character in "<>&":
         content = content.replace(character, f"\\u{ord(character):04x}")
-    return Html(content)
+    return Markup(content)
 
 
 def finite(value: Any) -> Any:
@@ -99,7 +74,3 @@ def finite(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [finite(entry) for entry in value]
     return value
-
-
-def _attribute(key: str) -> str:
-    return key.rstrip("_").replace("_", "-")

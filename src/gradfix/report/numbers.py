@@ -1,7 +1,6 @@
 """How pages and cards write numbers, once."""
 
-from collections.abc import Mapping
-from typing import Any
+from gradfix.report.facts import Interval
 
 MINUS = "\N{MINUS SIGN}"
 THIN = "\N{NARROW NO-BREAK SPACE}"
@@ -34,22 +33,21 @@ def points(difference: float, digits: int = 1) -> str:
     return f"{0:.{digits}f}" if float(written) == 0 else written.replace("-", MINUS)
 
 
-def between(interval: Mapping[str, Any], *, signed: bool = True) -> str:
+def between(interval: Interval | None, *, signed: bool = True) -> str:
     """Write the ends of an interval.
 
     Args:
-        interval: With ``low`` and ``high``, which may be None.
+        interval: Of a difference or a score; None for none.
         signed: For a difference in points; else for a score in per cent.
 
     Returns:
         As ``+6.9 to +11.9``; empty without ends.
     """
-    low, high = interval.get("low"), interval.get("high")
-    if low is None or high is None:
+    if interval is None or interval.low is None or interval.high is None:
         return ""
     if signed:
-        return f"{points(low)} to {points(high)}"
-    return f"{low * 100:.1f} to {percent(high)}"
+        return f"{points(interval.low)} to {points(interval.high)}"
+    return f"{interval.low * 100:.1f} to {percent(interval.high)}"
 
 
 def number(value: float) -> str:

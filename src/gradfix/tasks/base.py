@@ -210,18 +210,6 @@ class ModelTask(ABC):
             ``[B]`` float32, differentiable.
         """
 
-    def predict(self, model: nn.Module, batch: Batch) -> list[Any]:
-        """The prediction for each sample.
-
-        Args:
-            model: The model.
-            batch: What `encode` returned.
-
-        Returns:
-            B label names or texts.
-        """
-        return self.measure(model, batch).predictions
-
     @abstractmethod
     def features(self, model: nn.Module, batch: Batch) -> Tensor:
         """What the model makes of each sample before any head, for choosing the support set.

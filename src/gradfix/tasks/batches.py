@@ -87,14 +87,12 @@ def batch_size(batch: Batch) -> int:
             first = path, len(tensor)
         elif len(tensor) != first[1]:
             raise GradfixError(
-                f"{path} holds {len(tensor)} samples, {first[0]} holds {first[1]}: the first dimension of "
-                f"every "
+                f"{path} holds {len(tensor)} samples, {first[0]} holds {first[1]}: the first dimension of every "
                 "tensor of a batch is the sample; bring them to one length"
             )
     if first is None:
         raise GradfixError(
-            f"a batch of type {type(batch).__name__} holds no tensor; expected a nesting of tuples, lists "
-            f"and "
+            f"a batch of type {type(batch).__name__} holds no tensor; expected a nesting of tuples, lists and "
             "mappings of tensors"
         )
     return first[1]

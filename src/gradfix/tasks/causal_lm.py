@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from gradfix.errors import GradfixError, column_option
 from gradfix.tasks.base import Batch, Measured, ModelTask, RowLike, register
@@ -73,6 +74,7 @@ class CausalLM(ModelTask):
         self._named = messages is not None or any(apart.values())
         self._asked_chat = chat
 
+    @override
     def _bind_processors(self, location: str | Path, trust_remote_code: bool) -> None:
         self.tokenizer = load_tokenizer(location, trust_remote_code=trust_remote_code)
         self.padding = padding_id(self.tokenizer, location)
@@ -90,13 +92,9 @@ class CausalLM(ModelTask):
         if "messages" in self.columns and not self.chat:
             raise GradfixError(_NO_TEMPLATE.format(self._location))
 
+    @override
     def check(self, rows: Sequence[RowLike], *, support: bool = False) -> None:
-        """Refuse rows without prompt and completion, or with a conversation that ends otherwise.
-
-        Args:
-            rows: The samples.
-            support: They are a support set.
-        """
+        """Refuse rows without prompt and completion, or with a conversation that ends otherwise."""
         super().check(rows, support=support)
         self._conversations(rows)
 
@@ -128,20 +126,9 @@ class CausalLM(ModelTask):
     def _where(self, row: RowLike, position: int) -> str:
         return f"{origin(row, position)}: column {self.columns['prompt']!r}"
 
+    @override
     def encode(self, rows: Sequence[RowLike], *, strict: bool = False) -> Batch:
-        """Tokenise prompts with their completions, and pad on the right.
-
-        Args:
-            rows: At least one sample.
-            strict: Refuse a sample longer than the context.
-
-        Returns:
-            ``input_ids``, ``attention_mask`` and ``labels``, each ``[B, L]``, and ``truncated`` ``[B]``. A
-            label is the token at its own position (−100 outside the completions and where padded).
-
-        Raises:
-            GradfixError: Naming the first row that cannot be used.
-        """
+        """Tokenise prompts with their completions, and pad on the right."""
         ids, counted = [], []
         for position, messages in enumerate(self._conversations(rows)):
             where = origin(rows[position], position)
@@ -194,29 +181,14 @@ class CausalLM(ModelTask):
         logits: Tensor = model(**placed(model, batch)).logits
         return logits[:, :-1], batch["labels"][:, 1:].to(logits.device)
 
+    @override
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The mean negative log-likelihood of each completion's tokens.
-
-        Args:
-            model: The model.
-            batch: What `encode` returned.
-
-        Returns:
-            ``[B]`` float32.
-        """
+        """The mean negative log-likelihood of each completion's tokens."""
         return token_losses(*self._next_tokens(model, batch))
 
+    @override
     def measure(self, model: nn.Module, batch: Batch) -> Measured:
-        """Losses, shares of tokens ranked first, and those first-ranked tokens as text.
-
-        Args:
-            model: The model.
-            batch: What `encode` returned.
-
-        Returns:
-            One of each a sample. The texts are not free generations: each token is given the true ones before
-            it.
-        """
+        """Losses, shares of tokens ranked first, and those first-ranked tokens as text."""
         logits, labels = self._next_tokens(model, batch)
         first = logits.argmax(dim=-1)
         wanted = labels != -100
@@ -236,15 +208,9 @@ class CausalLM(ModelTask):
                 runs[-1].append(token)
         return "\n".join(self.tokenizer.decode(run, skip_special_tokens=True) for run in runs)
 
+    @override
     def shown(self, row: RowLike) -> tuple[dict[str, Any], str]:
-        """The conversation as a person reads it, and the assistant's answers.
-
-        Args:
-            row: A sample.
-
-        Returns:
-            Who said what, and what a perfect prediction would be.
-        """
+        """The conversation as a person reads it, and the assistant's answers."""
         if "messages" not in self.columns:
             return super().shown(row)
         turns = [
@@ -253,44 +219,25 @@ class CausalLM(ModelTask):
         labels = self.encode([row])["labels"][0, 1:].tolist()
         return {"messages": "\n".join(turns)}, self._runs(labels, [label != -100 for label in labels])
 
+    @override
     def rendered(self, row: RowLike) -> str:
-        """A sample as the model reads it, with what is predicted between ⟦ and ⟧.
-
-        Args:
-            row: A sample.
-
-        Returns:
-            The text, its special tokens included.
-        """
+        """A sample as the model reads it, with what is predicted between ⟦ and ⟧."""
         batch = self.encode([row])
         ids, labels = batch["input_ids"][0].tolist(), batch["labels"][0].tolist()
         parts = groupby(zip(ids, labels, strict=True), key=lambda pair: pair[1] != -100)
         texts = [(said, self.tokenizer.decode([token for token, _ in pairs])) for said, pairs in parts]
         return "".join(f"⟦{text}⟧" if said else text for said, text in texts)
 
+    @override
     def features(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The last hidden states, averaged over real tokens.
-
-        Args:
-            model: The model.
-            batch: What `encode` returned.
-
-        Returns:
-            ``[B, d]`` float32.
-        """
+        """The last hidden states, averaged over real tokens."""
         inner = backbone(model)
         inputs = placed(inner, batch)
         return mean_over_tokens(inner(**inputs).last_hidden_state, inputs["attention_mask"])
 
+    @override
     def size(self, row: RowLike) -> int:
-        """The characters of the sample.
-
-        Args:
-            row: A sample.
-
-        Returns:
-            Their number.
-        """
+        """The characters of the sample."""
         self._recognise([row])
         if "messages" in self.columns:
             return sum(

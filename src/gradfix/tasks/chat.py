@@ -8,6 +8,7 @@ the model has to learn to stop; role headers, blanks between turns and empty tho
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 from gradfix.errors import GradfixError
@@ -120,14 +121,16 @@ def spoken(content: Any) -> str:
 
 
 def _span(tokenizer: Any, render: Render, full: str, chat: list[Message], turn: int, where: str) -> Span:
-    found = None if _says_more(chat[turn]) else _content(tokenizer, render, full, chat, turn)
-    found = found or _turn(render, full, chat, turn)
-    if found is None:
-        raise GradfixError(
-            f"{where}: the chat template rewrites the conversation, so it can't be told where the assistant's answer "
-            f"in turn {turn} begins and ends; mark it in the template with {{% generation %}}"
-        )
-    return found
+    by_content = partial(_content, tokenizer)
+    # Thoughts and calls of tools stand beside the content, so where they are shown the turn is looked at first.
+    for find in (_turn, by_content) if _says_more(chat[turn]) else (by_content, _turn):
+        found = find(render, full, chat, turn)
+        if found is not None:
+            return found
+    raise GradfixError(
+        f"{where}: the chat template rewrites the conversation, so it can't be told where the assistant's answer "
+        f"in turn {turn} begins and ends; mark it in the template with {{% generation %}}"
+    )
 
 
 def _content(tokenizer: Any, render: Render, full: str, chat: list[Message], turn: int) -> Span | None:
@@ -142,9 +145,8 @@ def _content(tokenizer: Any, render: Render, full: str, chat: list[Message], tur
     end = len(full) - len(after)
     if not found or not (full.startswith(before) and full.endswith(after) and len(before) < end):
         return None
-    shown = full[len(before) : end].strip()
-    if not shown or (isinstance(said, str) and shown not in said):
-        return None  # the template wrote something that depends on the answer
+    if not full[len(before) : end].strip():
+        return None
     _, _, closing = render([*chat[:turn], replaced]).partition(marker)
     return len(before), end + len(_end_of_turn(tokenizer, closing, full[end:]))
 

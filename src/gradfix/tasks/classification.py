@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from typing_extensions import override
 
 from gradfix.errors import GradfixError, listed, option
 from gradfix.tasks.base import Batch, Measured, ModelTask, RowLike
@@ -50,8 +51,8 @@ class Classification(ModelTask):
         return self._labels
 
     @property
+    @override
     def class_names(self) -> Sequence[str]:
-        """The names of the classes."""
         return self.labels.names
 
     @property
@@ -67,13 +68,9 @@ class Classification(ModelTask):
         """
         self._labels = Labels(labels)
 
+    @override
     def bind(self, location: str | Path, *, trust_remote_code: bool = False) -> None:
-        """Take processors and configuration, and the label names unless they were given.
-
-        Args:
-            location: A model directory or Hub id.
-            trust_remote_code: Allow the code that a repository brings.
-        """
+        """Take processors and configuration, and the label names unless they were given."""
         super().bind(location, trust_remote_code=trust_remote_code)
         if self._labels is None:
             self._labels = self._labels_of(self.config)
@@ -82,45 +79,26 @@ class Classification(ModelTask):
         # A base with one output is a regression; the tuned model's labels may still replace it.
         return Labels(config.id2label) if len(config.id2label or {}) > 1 else None
 
+    @override
     def _config_overrides(self) -> dict[str, Any]:
         return {"id2label": self.labels.id2label, "label2id": self.labels.label2id}
 
+    @override
     def classes(self, rows: Sequence[RowLike]) -> list[int]:
-        """The class of each row.
-
-        Args:
-            rows: The samples.
-
-        Returns:
-            A class id a row.
-        """
         values = self._column(rows, "label")
         return [
             self.labels.id_of(value, origin(row, position))
             for position, (row, value) in enumerate(zip(rows, values, strict=True))
         ]
 
+    @override
     def shown(self, row: RowLike) -> tuple[dict[str, Any], str]:
-        """A row as a person reads it, its class by name: data may hold a number.
-
-        Args:
-            row: A sample.
-
-        Returns:
-            Its inputs by role, and the name of its class.
-        """
+        """A row as a person reads it, its class by name: data may hold a number."""
         return super().shown(row)[0], self.labels.names[self.classes([row])[0]]
 
+    @override
     def check(self, rows: Sequence[RowLike], *, support: bool = False) -> None:
-        """Refuse rows without a known label, and a support set that misses a class.
-
-        Args:
-            rows: The samples.
-            support: They are a support set: it needs every class.
-
-        Raises:
-            GradfixError: Naming the first row that cannot be used, or the classes without samples.
-        """
+        """Refuse rows without a known label, and a support set that misses a class."""
         super().check(rows, support=support)
         present = set(self.classes(rows))
         if not support:
@@ -147,29 +125,15 @@ class Classification(ModelTask):
             ``[B, C]`` float32.
         """
 
+    @override
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The cross-entropy of each sample.
-
-        Args:
-            model: The model.
-            batch: What `encode` returned.
-
-        Returns:
-            ``[B]`` float32.
-        """
+        """The cross-entropy of each sample."""
         logits = self.logits(model, batch)
         return cross_entropy(logits, batch["labels"].to(logits.device), reduction="none")
 
+    @override
     def measure(self, model: nn.Module, batch: Batch) -> Measured:
-        """Losses, hits (1 or 0) and predicted label names.
-
-        Args:
-            model: The model.
-            batch: What `encode` returned.
-
-        Returns:
-            One of each a sample; of equal scores the lowest id is predicted.
-        """
+        """Losses, hits (1 or 0) and predicted label names."""
         logits = self.logits(model, batch)
         labels = batch["labels"].to(logits.device)
         predicted = logits.argmax(dim=1)

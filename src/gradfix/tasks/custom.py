@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from gradfix.errors import GradfixError, listed
 from gradfix.tasks.base import TASKS, Measured, ModelTask, RowLike
@@ -73,17 +74,15 @@ class CustomTask(ModelTask):
         self.build, self.class_of, self.features_of, self.voters_of = build, class_of, features_of, voters_of
         self._counted = None if columns is None else list(columns)
 
+    @override
     def bind(self, location: str | Path, *, trust_remote_code: bool = False) -> None:
-        """Take nothing: the functions bring what they need.
+        """Take nothing: the functions bring what they need."""
 
-        Args:
-            location: Not looked at.
-            trust_remote_code: Without effect.
-        """
-
+    @override
     def _bind_processors(self, location: str | Path, trust_remote_code: bool) -> None:
         pass
 
+    @override
     def load_model(
         self,
         location: str | Path,
@@ -93,21 +92,7 @@ class CustomTask(ModelTask):
         trust_remote_code: bool = False,
         **config: Any,
     ) -> nn.Module:
-        """Build the module, in eval mode; :class:`gradfix.evaluation.target_model.TargetModel` fills it.
-
-        Args:
-            location: Not looked at: the values are still those that ``build`` gave.
-            dtype: Of floating-point parameters and buffers; as built by default.
-            device: Where to put it.
-            trust_remote_code: Without effect.
-            **config: Without effect.
-
-        Returns:
-            A module of this task's own: one that ``build`` gave away and its caller kept stays as it is.
-
-        Raises:
-            GradfixError: If there is no ``build``, or it makes no module that can be copied.
-        """
+        """Build the module, in eval mode; :class:`gradfix.evaluation.target_model.TargetModel` fills it."""
         if self.build is None:
             raise GradfixError(
                 f"{self.name}: a transport needs build=, a function that makes a module of the models' architecture"
@@ -125,16 +110,9 @@ class CustomTask(ModelTask):
             ) from error
         return module.to(device=device, dtype=dtype if isinstance(dtype, torch.dtype) else None).eval()
 
+    @override
     def check(self, rows: Sequence[RowLike], *, support: bool = False) -> None:
-        """Refuse rows that are no mappings, lack a column, hold what can't be hashed, or are of no class.
-
-        Args:
-            rows: The samples.
-            support: They are a support set.
-
-        Raises:
-            GradfixError: Naming the first row that cannot be used.
-        """
+        """Refuse rows that are no mappings, lack a column, hold what can't be hashed, or are of no class."""
         super().check(rows, support=support)
         if support:
             self.columns = {}  # those of an earlier job are not these rows'
@@ -174,44 +152,17 @@ class CustomTask(ModelTask):
                     role = "image values"  # numbers, such as an image already normalised
             self.columns.setdefault(role, column)
 
+    @override
     def encode(self, rows: Sequence[Any], *, strict: bool = False) -> Any:
-        """Turn rows into a batch.
-
-        Args:
-            rows: The samples.
-            strict: Without effect: the function decides what it truncates.
-
-        Returns:
-            The batch.
-        """
         return self.encode_rows(rows)
 
+    @override
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """The loss of each sample.
-
-        Args:
-            model: The model.
-            batch: What `encode` returned.
-
-        Returns:
-            ``[B]`` float32.
-        """
         batch = _beside(model, batch)
         return self._one_a_sample("loss_of", self.loss_of(model, batch), batch_size(batch)).float()
 
+    @override
     def measure(self, model: nn.Module, batch: Any) -> Measured:
-        """Losses, scores and predictions.
-
-        Args:
-            model: The model.
-            batch: What `encode` returned.
-
-        Returns:
-            One of each a sample.
-
-        Raises:
-            GradfixError: If they are not one a sample, or scores are not in [0, 1].
-        """
         batch = _beside(model, batch)
         samples = batch_size(batch)
         predictions, scores = self.predict_of(model, batch)
@@ -241,19 +192,8 @@ class CustomTask(ModelTask):
             f"[{samples}], one value a sample (reduction='none')"
         )
 
+    @override
     def features(self, model: nn.Module, batch: Any) -> Tensor:
-        """What the model makes of each sample before any head.
-
-        Args:
-            model: The target base.
-            batch: What `encode` returned.
-
-        Returns:
-            ``[B, d]`` float32.
-
-        Raises:
-            GradfixError: If there is no ``features_of``, or it gives no row a sample.
-        """
         if self.features_of is None:
             raise GradfixError(
                 f"{self.name}: choosing samples by features needs features_of=, what the model makes of each sample "
@@ -266,18 +206,8 @@ class CustomTask(ModelTask):
             raise GradfixError(f"{self.name}: features_of returned {shape}; expected [{samples}, features]")
         return found.float()
 
+    @override
     def classes(self, rows: Sequence[RowLike]) -> list[int]:
-        """The group that each row is sampled within.
-
-        Args:
-            rows: The samples.
-
-        Returns:
-            A class id a row, counted in the order in which classes first occur.
-
-        Raises:
-            GradfixError: If a class is neither a name nor a whole number.
-        """
         if self.class_of is None:
             return super().classes(rows)
         ids: dict[str | int, int] = {}
@@ -293,18 +223,8 @@ class CustomTask(ModelTask):
             found.append(ids.setdefault(label, len(ids)))
         return found
 
+    @override
     def voters(self, model: nn.Module) -> list[str]:
-        """The parameters whose gradients vote.
-
-        Args:
-            model: The target base.
-
-        Returns:
-            Names, as ``model.named_parameters()`` gives them (tied weights once).
-
-        Raises:
-            GradfixError: If ``voters_of`` names what is no parameter, or nothing is left to vote.
-        """
         parameters = dict(model.named_parameters())
         if self.voters_of is None:
             names = [name for name, parameter in parameters.items() if parameter.requires_grad]
@@ -323,15 +243,8 @@ class CustomTask(ModelTask):
             )
         return names
 
+    @override
     def size(self, row: Any) -> int:
-        """About how long a sample is.
-
-        Args:
-            row: A sample.
-
-        Returns:
-            What the function says.
-        """
         return self.size_of(row)
 
 

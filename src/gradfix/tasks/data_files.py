@@ -246,10 +246,6 @@ def _parquet(path: Path) -> Table:
     try:
         with path.open("rb") as file:  # of a name pyarrow would make an address or a home directory
             content = ParquetFile(file).read()
-        for position, column in enumerate(content.schema):
-            if pyarrow.types.is_dictionary(column.type):  # categories of pandas, which datasets doesn't know
-                plain = content.column(position).cast(column.type.value_type)
-                content = content.set_column(position, column.name, plain)
         return table_of(content)
     except (OSError, ValueError, NotImplementedError, pyarrow.ArrowException) as error:
         raise GradfixError(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from gradfix.errors import GradfixError
 from gradfix.tasks.base import Batch, RowLike
@@ -15,42 +16,22 @@ from gradfix.tasks.probe import fit_probe
 class HeadedClassification(Classification):
     """Classification by a head on top of a pre-trained backbone."""
 
+    @override
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """What the model's head returns.
-
-        Args:
-            model: The model.
-            batch: What `encode` returned.
-
-        Returns:
-            ``[B, C]`` float32.
-        """
+        """What the model's head returns."""
         scores: Tensor = model(**placed(model, batch)).logits
         return scores.float()
 
+    @override
     def features(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The backbone's last hidden states, averaged over real tokens or patches.
-
-        Args:
-            model: The model.
-            batch: What `encode` returned.
-
-        Returns:
-            ``[B, d]`` float32.
-        """
+        """The backbone's last hidden states, averaged over real tokens or patches."""
         inner = backbone(model)
         inputs = placed(inner, batch)
         return mean_over_tokens(inner(**inputs).last_hidden_state, inputs.get("attention_mask"))
 
+    @override
     def head(self, model: nn.Module) -> list[str]:
-        """The parameters outside the backbone.
-
-        Args:
-            model: The model.
-
-        Returns:
-            Names of parameters.
-        """
+        """The parameters outside the backbone."""
         return outside_backbone(model)
 
     def fit_head(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+from typing_extensions import override
 
 from gradfix.errors import GradfixError
 from gradfix.tasks.base import Batch, RowLike
@@ -37,45 +38,29 @@ class ImageInputs(Classification):
     def __init__(self, image: str, label: str, labels: Sequence[str] | Mapping[Any, str] | None) -> None:
         super().__init__({"image": image, "label": label}, labels)
 
+    @override
     def _bind_processors(self, location: str | Path, trust_remote_code: bool) -> None:
         self.image_processor = load_image_processor(location, trust_remote_code=trust_remote_code)
 
+    @override
     def check(self, rows: Sequence[RowLike], *, support: bool = False) -> None:
-        """Refuse rows without a readable image or a known label, and a support set that misses a class.
-
-        Args:
-            rows: The samples; every image is decoded once.
-            support: They are a support set: it needs every class.
-        """
+        """Refuse rows without a readable image or a known label, and a support set that misses a class."""
         super().check(rows, support=support)
         for position, (row, value) in enumerate(zip(rows, self._column(rows, "image"), strict=True)):
             read_image(value, f"{origin(row, position)}: column {self.columns['image']!r}")
 
+    @override
     def encode(self, rows: Sequence[RowLike], *, strict: bool = False) -> Batch:
-        """Decode and preprocess the images.
-
-        Args:
-            rows: At least one sample.
-            strict: Without effect: images have no length.
-
-        Returns:
-            ``pixel_values`` ``[B, 3, height, width]`` and ``labels`` ``[B]``.
-        """
+        """Decode and preprocess the images."""
         values = self._column(rows, "image")
         return {
             "pixel_values": pixels(self.image_processor, rows, values, self.columns["image"]),
             "labels": torch.tensor(self.classes(rows)),
         }
 
+    @override
     def size(self, row: RowLike) -> int:
-        """Images are all of one size.
-
-        Args:
-            row: A sample.
-
-        Returns:
-            0.
-        """
+        """Images are all of one size."""
         return 0
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from typing_extensions import override
 
 from gradfix.errors import GradfixError, column_option
 from gradfix.tasks.base import Batch, RowLike, register
@@ -45,23 +46,21 @@ class TextClassification(HeadedClassification):
         super().__init__({"text": text, "text_pair": text_pair or None, "label": label}, labels, max_length)
         self._alone = text_pair == ""
 
+    @override
     def _bind_processors(self, location: str | Path, trust_remote_code: bool) -> None:
         self.tokenizer = load_tokenizer(location, trust_remote_code=trust_remote_code)
         self.padding = padding_id(self.tokenizer, location)
         self.limit = self.max_length or context_length(self.config, self.tokenizer)
 
+    @override
     def _config_overrides(self) -> dict[str, Any]:
         # Decoders find the last real token by the padding token, so the model has to know it.
         known = self.config.get_text_config().pad_token_id is not None
         return {**super()._config_overrides(), **({} if known else {"pad_token_id": self.padding})}
 
+    @override
     def check(self, rows: Sequence[RowLike], *, support: bool = False) -> None:
-        """Refuse rows without text or a known label, and a support set that misses a class.
-
-        Args:
-            rows: The samples.
-            support: They are a support set: it needs every class.
-        """
+        """Refuse rows without text or a known label, and a support set that misses a class."""
         for role in self.columns.keys() - {"label"}:
             self._texts(rows, role)
         super().check(rows, support=support)
@@ -79,19 +78,9 @@ class TextClassification(HeadedClassification):
                         f"{column_option('text_pair', other)}, or {column_option('text_pair', '')} to leave it out"
                     )
 
+    @override
     def encode(self, rows: Sequence[RowLike], *, strict: bool = False) -> Batch:
-        """Tokenise and pad.
-
-        Args:
-            rows: At least one sample.
-            strict: Refuse a sample longer than the context.
-
-        Returns:
-            The tokenizer's inputs ``[B, L]``, ``labels`` ``[B]`` and ``truncated`` ``[B]``.
-
-        Raises:
-            GradfixError: Naming the first row that cannot be used.
-        """
+        """Tokenise and pad."""
         pairs = self._texts(rows, "text_pair") if "text_pair" in self.columns else None
         encoded, cut = tokenize(
             self.tokenizer, self._texts(rows, "text"), pairs, limit=self.limit, strict=strict, rows=rows
@@ -110,15 +99,9 @@ class TextClassification(HeadedClassification):
             "truncated": torch.tensor(cut),
         }
 
+    @override
     def size(self, row: RowLike) -> int:
-        """The characters of the texts.
-
-        Args:
-            row: A sample.
-
-        Returns:
-            Their number.
-        """
+        """The characters of the texts."""
         return sum(len(str(row.get(self.columns[role], ""))) for role in self.columns.keys() - {"label"})
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from gradfix.errors import GradfixError, listed
 from gradfix.tasks.base import Batch, Measured, ModelTask, RowLike, register
@@ -60,28 +61,21 @@ class TextToText(ModelTask):
         if self.candidates is not None:
             self.metric = "accuracy"
 
+    @override
     def _bind_processors(self, location: str | Path, trust_remote_code: bool) -> None:
         self.tokenizer = load_tokenizer(location, trust_remote_code=trust_remote_code)
         self.padding = padding_id(self.tokenizer, location)
         self.limit = self.max_length or context_length(self.config, self.tokenizer)
 
     @property
+    @override
     def class_names(self) -> Sequence[str] | None:
         """The candidates."""
         return self.candidates
 
+    @override
     def classes(self, rows: Sequence[RowLike]) -> list[int]:
-        """Which candidate each target is.
-
-        Args:
-            rows: The samples.
-
-        Returns:
-            An index a row; all 0 without candidates.
-
-        Raises:
-            GradfixError: If a target is not among the candidates.
-        """
+        """Which candidate each target is."""
         if self.candidates is None:
             return super().classes(rows)
         places = {text: index for index, text in enumerate(self.candidates)}
@@ -93,16 +87,9 @@ class TextToText(ModelTask):
                 )
         return [places[target] for target in self._texts(rows, "target")]
 
+    @override
     def check(self, rows: Sequence[RowLike], *, support: bool = False) -> None:
-        """Refuse rows without texts, or with a target that is no candidate.
-
-        Args:
-            rows: The samples.
-            support: They are a support set: it needs every candidate.
-
-        Raises:
-            GradfixError: Naming the first row that cannot be used, or the candidates without samples.
-        """
+        """Refuse rows without texts, or with a target that is no candidate."""
         super().check(rows, support=support)
         self._texts(rows, "input")
         self._texts(rows, "target")
@@ -111,17 +98,9 @@ class TextToText(ModelTask):
             absent = [text for index, text in enumerate(self.candidates) if index not in present]
             raise GradfixError(f"the support set has no sample of the candidates {listed(absent, 20)}")
 
+    @override
     def encode(self, rows: Sequence[RowLike], *, strict: bool = False) -> Batch:
-        """Tokenise inputs and targets, and pad.
-
-        Args:
-            rows: At least one sample.
-            strict: Refuse a sample of which either text is longer than the context.
-
-        Returns:
-            ``input_ids`` and ``attention_mask`` ``[B, L]``, ``labels`` ``[B, T]`` with −100 where padded, and
-            ``truncated`` ``[B]``; with candidates ``classes`` ``[B]`` as well.
-        """
+        """Tokenise inputs and targets, and pad."""
         inputs, cut = self._tokens([self.prefix + text for text in self._texts(rows, "input")], rows, strict)
         targets, cut_targets = self._tokens(self._texts(rows, "target"), rows, strict)
         batch = {
@@ -138,16 +117,9 @@ class TextToText(ModelTask):
     ) -> tuple[dict[str, Any], list[bool]]:
         return tokenize(self.tokenizer, texts, None, limit=self.limit, strict=strict, rows=rows)
 
+    @override
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The mean negative log-likelihood of each target's tokens.
-
-        Args:
-            model: The model.
-            batch: What `encode` returned.
-
-        Returns:
-            ``[B]`` float32.
-        """
+        """The mean negative log-likelihood of each target's tokens."""
         return self._target_losses(model, batch["labels"], placed(model, batch))
 
     def _target_losses(self, model: nn.Module, labels: Tensor, inputs: dict[str, Any]) -> Tensor:
@@ -158,16 +130,9 @@ class TextToText(ModelTask):
         logits: Tensor = transformer(**inputs, decoder_input_ids=shifted, use_cache=False).logits
         return token_losses(logits, labels)
 
+    @override
     def measure(self, model: nn.Module, batch: Batch) -> Measured:
-        """Losses, hits (1 or 0), and the best candidates or the generated texts.
-
-        Args:
-            model: The model.
-            batch: What `encode` returned.
-
-        Returns:
-            One of each a sample. The encoder runs once a batch; of equal candidates the first is predicted.
-        """
+        """Losses, hits (1 or 0), and the best candidates or the generated texts."""
         if self.candidates is None:
             return self._measure_generated(model, batch)
         transformer: Any = model
@@ -209,29 +174,16 @@ class TextToText(ModelTask):
         hits = [float(answer == target) for answer, target in zip(answers, targets, strict=True)]
         return Measured(self.loss(model, batch), torch.tensor(hits), answers)
 
+    @override
     def features(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The encoder's last hidden states, averaged over real tokens.
-
-        Args:
-            model: The model.
-            batch: What `encode` returned.
-
-        Returns:
-            ``[B, d]`` float32.
-        """
+        """The encoder's last hidden states, averaged over real tokens."""
         transformer: Any = model
         inputs = placed(model, batch)
         return mean_over_tokens(
             transformer.get_encoder()(**inputs).last_hidden_state, inputs["attention_mask"]
         )
 
+    @override
     def size(self, row: RowLike) -> int:
-        """The characters of the input.
-
-        Args:
-            row: A sample.
-
-        Returns:
-            Their number.
-        """
+        """The characters of the input."""
         return len(str(row.get(self.columns["input"])))

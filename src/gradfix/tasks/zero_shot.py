@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from typing_extensions import override
 
 from gradfix.errors import GradfixError
 from gradfix.tasks.base import Batch, register
@@ -53,25 +54,22 @@ class ZeroShotImageClassification(ImageInputs):
         self._weights: Tensor | None = None
         self._scale, self._bias = 1.0, 0.0
 
+    @override
     def _bind_processors(self, location: str | Path, trust_remote_code: bool) -> None:
         super()._bind_processors(location, trust_remote_code)
         self.tokenizer = load_tokenizer(location, trust_remote_code=trust_remote_code)
 
+    @override
     def _labels_of(self, config: Any) -> Labels | None:
         return None  # these models know no classes; their id2label is a placeholder
 
+    @override
     def _config_overrides(self) -> dict[str, Any]:
         return {}
 
+    @override
     def prepare(self, model: nn.Module) -> None:
-        """Compute the class weights, and read the scale and bias, of the target base.
-
-        Args:
-            model: The target base as it was loaded.
-
-        Raises:
-            GradfixError: If the model has not the two towers that this task needs.
-        """
+        """Compute the class weights, and read the scale and bias, of the target base."""
         kind = getattr(getattr(model, "config", None), "model_type", None)
         if kind == "siglip2":
             raise GradfixError(
@@ -120,48 +118,25 @@ class ZeroShotImageClassification(ImageInputs):
             inputs["attention_mask"] = encoded["attention_mask"].to(device)
         return _pooled(towers.get_text_features(**inputs))
 
+    @override
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Scaled cosines to the class weights.
-
-        Args:
-            model: The model.
-            batch: What `encode` returned.
-
-        Returns:
-            ``[B, C]`` float32.
-
-        Raises:
-            GradfixError: If the task was not prepared.
-        """
+        """Scaled cosines to the class weights."""
         if self._weights is None:
             raise GradfixError(f"{self.name}: call prepare(model) with the target base before using the task")
         features = self.features(model, batch)
         return self._scale * features @ self._weights.to(features.device).T + self._bias
 
+    @override
     def features(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The projected image features, normalised.
-
-        Args:
-            model: The model.
-            batch: What `encode` returned.
-
-        Returns:
-            ``[B, d]`` float32.
-        """
+        """The projected image features, normalised."""
         reference = next(model.parameters())
         images = batch["pixel_values"].to(reference)
         towers: Any = model
         return normalize(_pooled(towers.get_image_features(pixel_values=images)), dim=1)
 
+    @override
     def voters(self, model: nn.Module) -> list[str]:
-        """The vision tower and its projection.
-
-        Args:
-            model: The target base.
-
-        Returns:
-            Names of parameters; the text tower, scale and bias are fixed.
-        """
+        """The vision tower and its projection."""
         return [name for name, _ in model.named_parameters() if name.startswith(VISION)]
 
 

@@ -4,14 +4,14 @@ import hashlib
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from gradfix.checkpoints import Checkpoint
-from gradfix.checkpoints.expressions import Gathered, Selection
+from gradfix.checkpoints.expressions import Aliased, Gathered, Selection
 from gradfix.errors import GradfixError, listed
 from gradfix.vectors.apply import add_scaled, output_specs
 from gradfix.vectors.placement import own_weights, place
@@ -62,6 +62,7 @@ class Findings:
         relative_norm: ‖τ‖ / ‖θ_A‖ on the sample.
         output_bytes: Size of the model that would be written.
         seconds: Estimated time to write it, measured on one block.
+        hold: Keep findings until :meth:`release`, so that what is refused says one thing alone.
         tell: Told each finding at once, so that a person reads it before anything long starts.
     """
 
@@ -71,6 +72,7 @@ class Findings:
     relative_norm: float | None = None
     output_bytes: int | None = None
     seconds: float | None = None
+    hold: bool = field(default=False, repr=False, compare=False)
     tell: Callable[[Finding], None] = field(default=ignore, repr=False, compare=False)
 
     @property
@@ -86,8 +88,17 @@ class Findings:
             text: What, and what to do.
         """
         finding = Finding(level, text)
+        if finding in self.findings:
+            return
         self.findings.append(finding)
-        self.tell(finding)
+        if not self.hold:
+            self.tell(finding)
+
+    def release(self) -> None:
+        """Tell what was held back: nothing was refused."""
+        self.hold = False
+        for finding in self.findings:
+            self.tell(finding)
 
     def refuse(self) -> None:
         """Stop where an error was found.
@@ -99,15 +110,6 @@ class Findings:
         if errors:
             more = f" (and {len(errors) - 1} more; see `gradfix check`)" if len(errors) > 1 else ""
             raise GradfixError(errors[0] + more)
-
-    def to_json(self) -> dict[str, Any]:
-        """Give the result as JSON.
-
-        Returns:
-            The findings and measurements, and ``ok``.
-        """
-        values = {name: value for name, value in vars(self).items() if name != "tell"}
-        return {"ok": self.ok, **values, "findings": [asdict(finding) for finding in self.findings]}
 
 
 @dataclass(frozen=True)
@@ -157,11 +159,10 @@ def open_models(
     base = Checkpoint.open(source_base)
     tuned = Checkpoint.open(source_tuned, base=base)
     target = Checkpoint.open(target_base)
-    _check_architecture(found, base, tuned, target)
-    found.refuse()
+    _compare_configurations(found, base, tuned, target)
     tau = _heads_whole(TaskVector.between(base, tuned), tuned, target)
     placement = place(tau, target)
-    _note_placement(found, placement, target)
+    note_placement(found, placement, target)
     _check_room(found, placement, target, output, overwrite)
     found.refuse()
     return Models(base, tuned, target, tau, placement)
@@ -193,26 +194,16 @@ def check_weights(models: Models, found: Findings) -> None:
         GradfixError: if an error was found: τ is zero, or the tuned model is not a fine-tune of the base.
     """
     base, tuned, target, vector = models.base, models.tuned, models.target, models.placement.vector
-    names = matrices(vector)
+    weights = Aliased(place(own_weights(base), target).vector, target.ties)
+    names = [name for name in matrices(vector) if name in weights.specs]
     delta = WeightSample(vector, names)
     # θ_A^ft is not read again: with τ and θ_A known in the target's names, it is their sum.
-    origin = WeightSample(place(own_weights(base), target).vector, names)
-    theirs = WeightSample(Selection(target, {name: name for name in names}), names)
+    origin = WeightSample(weights, names)
+    theirs = WeightSample(models.placement.base, names)
     found.relative_norm = delta.norm() / origin.norm() if origin.norm() else None
     found.cosine_tuned = origin.cosine(origin.values + delta.values)
     found.cosine_target = likeness(origin, theirs, delta)
-    if delta.norm() == 0 and models.tau.norm() == 0:
-        found.add(
-            "error",
-            f"{tuned.location}: equal to {base.location} in every weight, so the task vector is exactly zero; "
-            "give the fine-tuned model as the tuned one",
-        )
-    elif found.cosine_tuned is not None and found.cosine_tuned < UNRELATED:
-        found.add(
-            "error",
-            f"{tuned.location}: does not descend from {base.location}: the cosine of their weights is "
-            f"{found.cosine_tuned:.2f}, a fine-tune's is above 0.9; give the base it was tuned from",
-        )
+    _judge_descent(found, base, tuned, zero=delta.norm() == 0 and models.tau.norm() == 0)
     if found.cosine_target is not None:
         close = found.cosine_target > CLOSE
         found.add(
@@ -230,14 +221,58 @@ def check_weights(models: Models, found: Findings) -> None:
     found.refuse()
 
 
-def _check_architecture(found: Findings, base: Checkpoint, tuned: Checkpoint, target: Checkpoint) -> None:
-    for other in (tuned, target):
+def check_tuned(base: Checkpoint, tuned: Checkpoint, tau: TaskVector, found: Findings) -> None:
+    """Hold a tuned model against its base where there is no target: configurations, then a few rows of each matrix.
+
+    Args:
+        base: θ_A.
+        tuned: θ_A^ft.
+        tau: Their difference.
+        found: Told what is found.
+
+    Raises:
+        GradfixError: if an error was found: τ is zero, or the tuned model is not a fine-tune of the base.
+    """
+    _compare_configurations(found, base, tuned)
+    names = matrices(tau)
+    delta, theirs = WeightSample(tau, names), WeightSample(Aliased(tuned, tuned.ties), names)
+    origin = theirs.values - delta.values
+    found.relative_norm = delta.norm() / float(origin.norm()) if float(origin.norm()) else None
+    found.cosine_tuned = theirs.cosine(origin)
+    _judge_descent(found, base, tuned, zero=delta.norm() == 0 and tau.norm() == 0)
+    found.refuse()
+
+
+def _judge_descent(found: Findings, base: Checkpoint, tuned: Checkpoint, *, zero: bool) -> None:
+    if zero:
+        found.add(
+            "error",
+            f"{tuned.location}: equal to {base.location} in every weight, so the task vector is exactly zero; "
+            "give the fine-tuned model as the tuned one",
+        )
+    elif found.cosine_tuned is not None and found.cosine_tuned < UNRELATED:
+        apart = f"the cosine of their weights is {found.cosine_tuned:.2f}, a fine-tune's is above 0.9"
+        if tuned.adapter_of is not None:
+            found.add(
+                "warning",
+                f"{tuned.location}: changes {base.location} beyond recognition: {apart}; the base that its own "
+                f"configuration names: {tuned.adapter_of or 'none'}",
+            )
+        else:
+            found.add(
+                "error",
+                f"{tuned.location}: does not descend from {base.location}: {apart}; give the base it was tuned from",
+            )
+
+
+def _compare_configurations(found: Findings, base: Checkpoint, *others: Checkpoint) -> None:
+    for other in others:
         kinds = base.config.get("model_type"), other.config.get("model_type")
         if None not in kinds and kinds[0] != kinds[1]:
             found.add(
-                "error",
-                f"{other.location}: model_type: expected {kinds[0]} as in {base.location}, found {kinds[1]}; "
-                "all three models must be of one architecture",
+                "warning",
+                f"{other.location}: model_type is {kinds[1]}, in {base.location} it is {kinds[0]}; their weights are "
+                "matched by names and shapes",
             )
         differing = [
             f"{path} {theirs!r} against {ours!r}"
@@ -250,17 +285,6 @@ def _check_architecture(found: Findings, base: Checkpoint, tuned: Checkpoint, ta
                 f"{other.location}: its configuration computes something else than {base.location}'s: "
                 f"{listed(differing)}; the task vector may not carry over",
             )
-    if not target.config:
-        found.add(
-            "note", f"{target.location}: no config.json, so the output will be weights without a model around"
-        )
-    ties = base.config.get("tie_word_embeddings"), target.config.get("tie_word_embeddings")
-    if None not in ties and ties[0] != ties[1]:
-        found.add(
-            "warning",
-            f"{target.location}: tie_word_embeddings is {ties[1]}, in {base.location} it is {ties[0]}; "
-            "input and output embeddings will change together in one model and apart in the other",
-        )
 
 
 def _differences(
@@ -274,9 +298,20 @@ def _differences(
             yield from _differences(ours[key], theirs[key], f"{key}.")
 
 
-def _note_placement(found: Findings, placement: Placement, target: Checkpoint) -> None:
+def note_placement(found: Findings, placement: Placement, target: Checkpoint) -> None:
+    """Say how a task vector lies on a target, and what of either is left.
+
+    Args:
+        found: Told.
+        placement: The task vector's.
+        target: θ_B.
+    """
+    if not target.config:
+        found.add(
+            "note", f"{target.location}: no config.json, so the output will be weights without a model around"
+        )
     if placement.rule:
-        found.add("note", f"names matched by a known prefix: {placement.rule}")
+        found.add("note", f"names matched: {placement.rule}")
     for name, (matched, rows) in placement.matched_tokens.items():
         level: Level = "warning" if matched < 0.9 * rows else "note"
         found.add(
@@ -294,7 +329,17 @@ def _note_placement(found: Findings, placement: Placement, target: Checkpoint) -
             "warning", f"{target.location} has no place for: {listed(placement.unplaced)}; they are left out"
         )
     if placement.dropped:
-        found.add("note", f"left out, the tuned model has a head of its own: {listed(placement.dropped)}")
+        found.add(
+            "warning",
+            f"left out of {target.location}, the tuned model's architecture has no place for it: "
+            f"{listed(placement.dropped)}",
+        )
+    if placement.untied:
+        found.add(
+            "note",
+            f"{target.location} ties {listed(placement.untied)}, and the fine-tune changes it apart: it is stored "
+            "on its own, and the output's configuration says so",
+        )
     if placement.vector.additions.specs:
         found.add(
             "note",
@@ -341,7 +386,7 @@ def _measured_seconds(placement: Placement, target: Checkpoint) -> float:
     name = max(placement.vector.specs, key=lambda name: placement.vector.specs[name].numel)
     rows = next(placement.vector.specs[name].row_blocks())
     started = time.perf_counter()
-    base, delta = target.read(name, rows), placement.vector.read(name, rows)
+    base, delta = placement.base.read(name, rows), placement.vector.read(name, rows)
     block = add_scaled(base, delta, 1.0).to(base.dtype)
     hashlib.sha256(block.flatten().view(torch.uint8).numpy().data).hexdigest()
     return (time.perf_counter() - started) * elements / max(1, block.numel())

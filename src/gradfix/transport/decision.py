@@ -54,7 +54,7 @@ class Decision:
     control: TaskVector
     alpha: AlphaChoice
     votes: Votes | None
-    method: dict[str, Any] | None
+    method: Choice | None
     steps: list[dict[str, Any]] | None
     known: Mapping[float, Evaluation]
 
@@ -190,7 +190,7 @@ def decide(
         control,
         choice.alpha(alpha),
         way.votes(context),
-        choice.to_json() if recipe.method == "auto" else None,
+        choice if recipe.method == "auto" else None,
         choice.steps(),
         choice.candidate.measured,
     )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gradfix.evaluation.evaluate import Evaluation
+from gradfix.report.facts import Example, Examples, Picture
 from gradfix.tasks import ModelTask
 from gradfix.tasks.data import origin
 
@@ -21,7 +22,7 @@ def changed_examples(
     after: Evaluation,
     *,
     limit: int = SHOWN,
-) -> dict[str, Any]:
+) -> Examples:
     """Pick inputs whose prediction changed: some that became right, some that became wrong, others last.
 
     Args:
@@ -32,7 +33,7 @@ def changed_examples(
         limit: How many to show; 0 counts alone and keeps every input out of the record.
 
     Returns:
-        JSON: how many were ``fixed`` and ``broken``, how many went from one wrong answer to an ``other``, and those
+        How many were ``fixed`` and ``broken``, how many went from one wrong answer to an ``other``, and those
         ``shown``, images as PNG data no larger than 112 pixels a side, texts up to 400 characters.
     """
     changed: dict[str, list[int]] = {"fixed": [], "broken": [], "other": []}
@@ -46,32 +47,34 @@ def changed_examples(
     picked = [*changed["fixed"][:fixed], *changed["broken"][:broken]]
     rest = [*changed["broken"][broken:], *changed["other"]]
     picked += rest[: limit - len(picked)]
-    return {
-        **{name: len(indices) for name, indices in changed.items()},
-        "shown": [_example(task, rows[index], index, before, after) for index in picked],
-    }
+    return Examples(
+        fixed=len(changed["fixed"]),
+        broken=len(changed["broken"]),
+        other=len(changed["other"]),
+        shown=[_example(task, rows[index], index, before, after) for index in picked],
+    )
 
 
 def _example(
     task: ModelTask, row: Mapping[str, Any], index: int, before: Evaluation, after: Evaluation
-) -> dict[str, Any]:
+) -> Example:
     inputs, answer = task.shown(row)
-    return {
-        "row": origin(row, index),
-        "input": {role: _small(value, role) for role, value in inputs.items()},
-        "label": _short(answer),
-        "before": _short(str(before.predictions[index])),
-        "after": _short(str(after.predictions[index])),
-        "was_right": before.scores[index] >= 0.5,
-        "is_right": after.scores[index] >= 0.5,
-    }
+    return Example(
+        row=origin(row, index),
+        input={role: _small(value, role) for role, value in inputs.items()},
+        label=_short(answer),
+        before=_short(str(before.predictions[index])),
+        after=_short(str(after.predictions[index])),
+        was_right=before.scores[index] >= 0.5,
+        is_right=after.scores[index] >= 0.5,
+    )
 
 
 def _short(text: str) -> str:
     return text if len(text) <= LENGTH else text[: LENGTH - 1] + "…"
 
 
-def _small(value: Any, role: str) -> str | dict[str, str]:
+def _small(value: Any, role: str) -> str | Picture:
     if role != "image":
         return _short(str(value))
     from gradfix.tasks.images import read_image
@@ -83,4 +86,4 @@ def _small(value: Any, role: str) -> str | dict[str, str]:
         image = grey  # in a third of the bytes
     written = io.BytesIO()
     image.save(written, format="PNG", optimize=True)
-    return {"image": "data:image/png;base64," + base64.b64encode(written.getvalue()).decode()}
+    return Picture(image="data:image/png;base64," + base64.b64encode(written.getvalue()).decode())

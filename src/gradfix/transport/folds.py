@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -46,14 +46,6 @@ class AlphaChoice:
     chosen_on: str
     samples: int = 0
     curve: tuple[AlphaPoint, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Give the choice as JSON.
-
-        Returns:
-            The attributes.
-        """
-        return asdict(self)
 
 
 def split_folds(classes: Sequence[int], folds: int, seed: int) -> list[list[int]]:

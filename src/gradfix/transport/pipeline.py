@@ -13,6 +13,7 @@ from gradfix.alignment import align, run_source
 from gradfix.alignment.source import SourceRun
 from gradfix.checkpoints import Checkpoint
 from gradfix.checkpoints.writing.atomic import refuse_taken
+from gradfix.errors import listed
 from gradfix.evaluation.binding import Rows, bind, choose_support, describe_head, use_head
 from gradfix.evaluation.certificate import Certificate, certify
 from gradfix.evaluation.evaluate import Evaluation
@@ -21,6 +22,8 @@ from gradfix.evaluation.target_model import TargetModel
 from gradfix.progress import Progress, silent
 from gradfix.recipes import IN_PYTHON, EvaluateRecipe, TaskRecipe, TransportRecipe, VotesRecipe, validate
 from gradfix.recipes.settings import SETTINGS, SelectionSettings
+from gradfix.report.facts import Votes as RecordedVotes
+from gradfix.report.record import TransportRecord
 from gradfix.tasks import ModelTask, get_task
 from gradfix.transport.checks import Finding, Findings, Models, check_weights, ignore
 from gradfix.transport.decision import Decision, cross_fitting_doubts, decide, selection_context
@@ -47,7 +50,7 @@ class Transported:
         applied: What was written, tensor by tensor.
         compatibility: What the check found beforehand.
         seconds: Wall time by stage.
-        record: All of it as JSON, as ``gradfix.json`` holds it.
+        record: All of it, as ``gradfix.json`` holds it.
     """
 
     output: str
@@ -57,12 +60,12 @@ class Transported:
     applied: Applied
     compatibility: Findings
     seconds: Mapping[str, float]
-    record: Mapping[str, Any]
+    record: TransportRecord
 
     @property
     def verdict(self) -> str:
         """Whether it was worth it, in a few sentences of which the first can be quoted."""
-        return str(self.record["verdict"])
+        return self.record.verdict
 
 
 def transport(
@@ -141,7 +144,7 @@ def run_transport(
     Raises:
         GradfixError: if the inputs don't allow it; nothing is written then.
     """
-    clock, found = Clock(), Findings(tell=tell)
+    clock, found = Clock(), Findings(tell=tell, hold=True)
     refuse_taken(recipe.output, overwrite=recipe.overwrite)
     with clock.stage("check"):
         models = models_of(recipe, found)
@@ -150,6 +153,7 @@ def run_transport(
         task, data = ready_task(recipe, models, data, found, task=task)
     with clock.stage("check"):
         check_weights(models, found)
+        found.release()
     with ExitStack() as stack:
         with clock.stage("observe the source"):
             source = _run_source(recipe, models, data, task, found, stack, settings, progress)
@@ -165,6 +169,8 @@ def run_transport(
             model.require_weights()
             seed = _control_seed(recipe, data)
             aligned = align(source, model, control_seed=seed) if source is not None else None
+            model.vote_where(model.vector, *([aligned.vector] if aligned is not None else []))
+            _note_silent(model, models.placement.vector, found)
         more = source.pseudo_labels(task) if source is not None else ()
         context = stack.enter_context(
             selection_context(
@@ -210,7 +216,7 @@ def run_transport(
                 output=recipe.output,
                 **recipe.writing(),
                 heads=model.head_tensors(),
-                companions=lambda applied: output_files(record, recipe, applied.to_json(), clock.seconds),
+                companions=lambda applied: output_files(record, recipe, applied, clock.seconds),
                 progress=progress,
             )
     return Transported(
@@ -269,7 +275,7 @@ def _support(
 
 def count(
     recipe: VotesRecipe, *, tell: Callable[[Finding], None] = ignore, progress: Progress = silent
-) -> tuple[Votes, dict[str, Any]]:
+) -> tuple[Votes, RecordedVotes]:
     """Count votes at a model and write them.
 
     Args:
@@ -291,6 +297,8 @@ def count(
     found = Findings(tell=tell)
     model = open_target(recipe, recipe.target_base, pool, found, tau=tau, support=True)
     pool = counted_once(model.task, pool, found)
+    if tau is not None:
+        model.vote_where(model.vector)
     support = choose_support(model, pool, **recipe.drawing())
     votes = model.votes(
         support, vote=recipe.vote, seed=recipe.seed, dtype=recipe.votes_dtype, progress=progress
@@ -356,6 +364,17 @@ def open_target(
     model = TargetModel.load(task, target, placement, **recipe.loading())
     model.require_weights()
     return model
+
+
+def _note_silent(model: TargetModel, tau: TaskVector, found: Findings) -> None:
+    """List and count what casts no votes and so keeps the new base's values."""
+    silent = [name for name in model.silent_parameters if name in tau.specs and not tau.is_zero(name)]
+    if silent:
+        found.add(
+            "note",
+            f"{len(silent)} of {len(tau)} tensors get no votes, because the task's loss does not depend on them: "
+            f"{listed(silent)}; they keep the new base's values",
+        )
 
 
 def _judged(

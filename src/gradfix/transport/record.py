@@ -1,132 +1,175 @@
 """What a transport leaves beside its weights: the record of all that was found, the page, the card, the recipe."""
 
-import json
 import platform
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
-from typing import Any
 
 from gradfix._version import __version__
+from gradfix.alignment import Aligned
+from gradfix.alignment.source import SourceRun
 from gradfix.evaluation.binding import used_columns
 from gradfix.recipes import TransportRecipe, only_in_python
-from gradfix.report import REPORT_FILE, report
+from gradfix.report import REPORT_FILE, facts, report
 from gradfix.report.card import model_card
+from gradfix.report.record import RECORD_FILE, TransportRecord
 from gradfix.report.static import card_figures
 from gradfix.report.verdict import transport_verdict
+from gradfix.tasks import ModelTask
 from gradfix.tasks.data import origin, row_hash
+from gradfix.transport.decision import Decision
 from gradfix.transport.examples import changed_examples
 from gradfix.transport.run import TransportRun
+from gradfix.transport.selection import Choice
+from gradfix.vectors.applied import Applied
+from gradfix.vectors.task_vector import TaskVector
 from gradfix.votes import Votes
 
-FORMAT_VERSION = 1
-RECORD_FILE = "gradfix.json"
 
-
-def transport_record(run: TransportRun) -> dict[str, Any]:
+def transport_record(run: TransportRun) -> TransportRecord:
     """Gather what is known of a transport before its weights are written.
 
     Args:
         run: What its stages found; the models' files are hashed.
 
     Returns:
-        JSON, as :func:`output_files` completes it.
+        The record, as :func:`output_files` completes it.
     """
     task, models, decision, judgement = run.model.task, run.models, run.decision, run.judgement
-    record: dict[str, Any] = {
-        "format": "gradfix-transport",
-        "version": FORMAT_VERSION,
-        "versions": versions(),
-        "recipe": run.recipe.model_dump(mode="json"),
-        "settings": run.settings.to_json(),
-        "inputs": {
-            name: {"location": checkpoint.location, "sha256": checkpoint.digest()}
-            for name, checkpoint in (
+    record = TransportRecord(
+        versions=versions(),
+        recipe=run.recipe.model_dump(mode="json"),
+        settings=run.settings.to_json(),
+        inputs={
+            role: facts.Input(location=checkpoint.location, sha256=checkpoint.digest())
+            for role, checkpoint in (
                 ("source_base", models.base),
                 ("source_tuned", models.tuned),
                 ("target_base", models.target),
             )
         },
-        "check": run.found.to_json(),
-        "support": [
-            {"row": origin(row, number), "sha256": row_hash(row, used_columns(task, row))}
+        check=facts.Check.model_validate(run.found),
+        support=[
+            facts.Sample(row=origin(row, number), sha256=row_hash(row, used_columns(task, row)))
             for number, row in enumerate(run.support)
         ],
-        "votes": votes_facts(decision.votes) if decision.votes is not None else None,
-        "silent_parameters": run.model.silent_parameters,
-        "method": decision.method,
-        "alignment": run.aligned.to_json() if run.aligned is not None else None,
-        "observation": run.source.to_json(task) if run.source is not None else None,
-        "steps": decision.steps,
-        "alpha": decision.alpha.to_json(),
-        "certificate": run.certificate.to_json(),
-        "judgement": judgement.to_json() if judgement is not None else None,
-    }
-    record["verdict"] = transport_verdict(record).text
+        votes=votes_facts(decision.votes) if decision.votes is not None else None,
+        silent_parameters=run.model.silent_parameters,
+        method=_method(decision.method) if decision.method is not None else None,
+        alignment=_alignment(run.aligned, decision) if run.aligned is not None else None,
+        observation=_observation(run.source, task) if run.source is not None else None,
+        steps=None
+        if decision.steps is None
+        else [facts.Step.model_validate(step) for step in decision.steps],
+        alpha=facts.Alpha.model_validate(decision.alpha),
+        certificate=facts.Certificate.model_validate(run.certificate),
+    )
     if judgement is not None:
-        record["examples"] = changed_examples(
-            task,
-            run.data.held[judgement.data],
-            judgement.base,
-            judgement.transported,
-            limit=run.recipe.examples,
+        record.judgement = facts.Judgement.model_validate(judgement)
+        held = run.data.held[judgement.data]
+        record.examples = changed_examples(
+            task, held, judgement.base, judgement.transported, limit=run.recipe.examples
         )
+    record.verdict = transport_verdict(record).text
     return record
 
 
+def _method(choice: Choice) -> facts.Method:
+    second, over = choice.runner_up, choice.over_runner_up
+    runner_up = None
+    if second is not None and over is not None:
+        runner_up = facts.RunnerUp(
+            name=second.name, label=second.label, over=facts.Interval.model_validate(over)
+        )
+    return facts.Method(
+        name=choice.candidate.name,
+        why=choice.why,
+        chosen_on=choice.chosen_on,
+        candidates=[facts.Candidate.model_validate(candidate) for candidate in choice.candidates],
+        runner_up=runner_up,
+    )
+
+
+def _alignment(aligned: Aligned, decision: Decision) -> facts.Alignment:
+    added: list[TaskVector] = []
+
+    def seen(vector: TaskVector) -> TaskVector:
+        added.append(vector)
+        return vector
+
+    decision.way.control(seen)
+    return facts.Alignment(
+        method=aligned.method,
+        inputs=aligned.inputs,
+        held_out=True,
+        added=any(vector is aligned.vector for vector in added),
+        tensors={name: dict(residuals) for name, residuals in aligned.tensors.items()},
+    )
+
+
+def _observation(source: SourceRun, task: ModelTask) -> facts.Observation:
+    support = source.observed.support
+    return facts.Observation(
+        inputs=len(source.inputs),
+        input_classes=source.classes,
+        predicted_classes=source.predicted_classes,
+        similarity=source.similarity,
+        source_on_support=facts.Evaluation.model_validate(support) if support is not None else None,
+        unlabelled=source.unlabelled,
+        labelled_by_source=len(source.pseudo_labels(task)),
+    )
+
+
 def output_files(
-    record: dict[str, Any], recipe: TransportRecipe, applied: Mapping[str, Any], seconds: Mapping[str, float]
+    record: TransportRecord, recipe: TransportRecipe, applied: Applied, seconds: dict[str, float]
 ) -> dict[str, bytes]:
     """Complete a record with what was written, and make the files that stand beside the weights.
 
     Args:
         record: Of :func:`transport_record`; it is completed in place.
         recipe: The options.
-        applied: What was written, as JSON.
+        applied: What was written.
         seconds: Wall time by stage.
 
     Returns:
         Contents by file name.
     """
-    record |= {"applied": applied, "seconds": seconds, "peak_memory_bytes": peak_memory()}
-    written = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    record.applied = facts.Applied.model_validate(applied)
+    record.seconds, record.peak_memory_bytes = seconds, peak_memory()
     figures = card_figures(record)
-    missing = ", ".join(only_in_python(record["recipe"]))
+    missing = ", ".join(only_in_python(record.recipe))
     warning = (
         f"# Not the whole recipe: {missing} came from Python. Run that script again.\n" if missing else ""
     )
     return {
         **figures,
-        RECORD_FILE: written.encode(),
-        # From the text, so that `gradfix report` makes the same page of the file.
-        REPORT_FILE: report(json.loads(written)).encode(),
+        RECORD_FILE: record.written().encode(),
+        REPORT_FILE: report(record).encode(),
         "recipe.yaml": (warning + recipe.dump()).encode(),
         "README.md": model_card(record, figures).encode(),
     }
 
 
-def votes_facts(votes: Votes) -> dict[str, Any]:
+def votes_facts(votes: Votes) -> facts.Votes:
     """Say of votes what a report shows.
 
     Args:
         votes: The votes.
 
     Returns:
-        JSON: mode, N, tie rate, and the expected stability of the signs where votes are counts.
+        Mode, N, tie rate, and the expected stability of the signs where votes are counts.
     """
-    facts: dict[str, Any] = {
-        "vote": votes.vote,
-        "samples": votes.samples,
-        "tie_rate": votes.tie_rate(),
-        "uncovered": list(votes.uncovered),
-        "counted_plainly": dict(votes.plain),
-    }
-    if votes.vote == "majority" and votes.samples > 1:
-        facts["stability"] = asdict(votes.stability())
-    return facts
+    counted = votes.vote == "majority" and votes.samples > 1
+    return facts.Votes(
+        vote=votes.vote,
+        samples=votes.samples,
+        tie_rate=votes.tie_rate(),
+        uncovered=list(votes.uncovered),
+        counted_plainly=dict(votes.plain),
+        stability=facts.Stability.model_validate(votes.stability()) if counted else None,
+    )
 
 
 def versions() -> dict[str, str]:

@@ -11,7 +11,7 @@ high accuracy at once, and it is the score that people want (see :mod:`gradfix.e
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from gradfix.evaluation.calibration import calibrated
 from gradfix.evaluation.evaluate import EncodedRows, Evaluation
-from gradfix.evaluation.intervals import paired_samples
+from gradfix.evaluation.intervals import Interval, paired_samples
 from gradfix.progress import Progress, silent
 from gradfix.recipes.settings import SelectionSettings
 from gradfix.transport.folds import AlphaChoice, AlphaPoint
@@ -106,21 +106,15 @@ class Candidate:
         """Mean score at the best setting."""
         return float(self.scores.mean())
 
-    def to_json(self) -> dict[str, Any]:
-        """Give what a report shows.
+    @property
+    def calibrated_loss(self) -> float:
+        """Mean calibrated loss at the best setting."""
+        return float(self.judged.mean())
 
-        Returns:
-            Name, setting, loss, calibrated loss and score.
-        """
-        return {
-            "name": self.name,
-            "label": self.label,
-            "alpha": self.setting.get("alpha", 1.0),
-            "setting": dict(self.setting),
-            "loss": self.loss,
-            "calibrated_loss": float(self.judged.mean()),
-            "score": self.score,
-        }
+    @property
+    def alpha(self) -> float:
+        """α of the best setting; 1 where it has none."""
+        return self.setting.get("alpha", 1.0)
 
 
 @dataclass(frozen=True)
@@ -147,28 +141,15 @@ class Choice:
     def runner_up(self) -> Candidate | None:
         """The best of the other candidates, by calibrated loss; None where there is no other."""
         others = [one for one in self.candidates if one is not self.candidate]
-        return min(others, key=lambda one: float(one.judged.mean()), default=None)
+        return min(others, key=lambda one: one.calibrated_loss, default=None)
 
-    def to_json(self) -> dict[str, Any]:
-        """Give what a report shows.
-
-        Returns:
-            Name, reason, candidates, and the runner-up with the difference of scores to it.
-        """
+    @property
+    def over_runner_up(self) -> Interval | None:
+        """The difference of scores to the runner-up, paired by sample."""
         second = self.runner_up
-        return {
-            "name": self.candidate.name,
-            "why": self.why,
-            "chosen_on": self.chosen_on,
-            "candidates": [candidate.to_json() for candidate in self.candidates],
-            "runner_up": None
-            if second is None
-            else {
-                "name": second.name,
-                "label": second.label,
-                "over": asdict(paired_samples(self.candidate.scores.tolist(), second.scores.tolist())),
-            },
-        }
+        return (
+            None if second is None else paired_samples(self.candidate.scores.tolist(), second.scores.tolist())
+        )
 
     def alpha(self, alpha: float) -> AlphaChoice:
         """Give the curve of the chosen way as a choice of α.

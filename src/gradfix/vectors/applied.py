@@ -1,8 +1,7 @@
 """What an application of a task vector did, tensor by tensor."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 from gradfix.errors import listed
 
@@ -34,18 +33,6 @@ class TensorFacts:
     voted: int | None = None
     tied: int | None = None
     net: int | None = None
-
-    @classmethod
-    def from_json(cls, facts: Any) -> "TensorFacts":
-        """Read back what ``asdict`` gave, as the writer's manifest keeps it over an interruption.
-
-        Args:
-            facts: A JSON object.
-
-        Returns:
-            The facts.
-        """
-        return cls(**facts)
 
 
 @dataclass(frozen=True)
@@ -86,17 +73,32 @@ class Applied:
         wanted = sum(facts.wanted for facts in self.tensors.values())
         return sum(facts.lost for facts in self.tensors.values()) / wanted if wanted else 0.0
 
-    def notes(self) -> list[str]:
+    def notes(self, *, told: bool = False) -> list[str]:
         """Say in plain words what was written, and what a reader should know of it.
+
+        Args:
+            told: Whether the check has said already what goes where.
 
         Returns:
             Sentences, the main one first.
         """
         kept = "" if self.kept_share is None else f", {self.kept_share:.1%} of the task vector kept"
-        changed = f"{len(self.tensors)} tensors changed, α = {self.alpha:g}{kept}"
+        count = sum(facts.wanted > 0 for facts in self.tensors.values())
+        changed = f"{count} tensors changed, α = {self.alpha:g}{kept}"
         notes = [f"wrote {self.output}: {changed if self.alpha else 'the new base as it is (α = 0)'}"]
+        if not told:
+            notes += self._placed()
+        if self.lost_share > 0.01:
+            notes.append(
+                f"{self.lost_share:.1%} of the changed weights were rounded back by the output's number format; "
+                "--dtype float32 or --rounding stochastic keeps them"
+            )
+        return notes
+
+    def _placed(self) -> list[str]:
+        notes = []
         if self.rule:
-            notes.append(f"names matched by a known prefix: {self.rule}")
+            notes.append(f"names matched: {self.rule}")
         if self.matched_tokens:
             counts = ", ".join(
                 f"{name} {matched} of {rows}" for name, (matched, rows) in self.matched_tokens.items()
@@ -108,17 +110,4 @@ class Applied:
             notes.append(f"left out of the new base: {listed(self.dropped)}")
         if self.untouched:
             notes.append(f"kept as in the new base, nothing to add: {listed(self.untouched)}")
-        if self.lost_share > 0.01:
-            notes.append(
-                f"{self.lost_share:.1%} of the changed weights were rounded back by the output's number format; "
-                "--dtype float32 or --rounding stochastic keeps them"
-            )
         return notes
-
-    def to_json(self) -> dict[str, Any]:
-        """Give the facts as JSON.
-
-        Returns:
-            The attributes, with the shares over all tensors.
-        """
-        return {**asdict(self), "kept_share": self.kept_share, "lost_share": self.lost_share}

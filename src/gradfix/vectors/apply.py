@@ -1,7 +1,6 @@
 """θ_B + α (m ⊙ τ), streamed from checkpoints to a new model directory, a block of rows at a time."""
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -20,6 +19,8 @@ from gradfix.checkpoints.expressions import count_different, count_nonzero, is_f
 from gradfix.checkpoints.fingerprint import combined_fingerprint, fingerprints, tensor_fingerprint
 from gradfix.errors import GradfixError
 from gradfix.progress import Progress, silent
+from gradfix.report.facts import Applied as RecordedApplied
+from gradfix.report.record import RECORD_FILE, AppliedRecord
 from gradfix.vectors.applied import Applied, TensorFacts
 from gradfix.vectors.model_files import companion_files
 from gradfix.vectors.parallel import in_order, workers
@@ -155,7 +156,9 @@ def apply(
         applied = Applied(
             output=str(output),
             alpha=alpha,
-            tensors={name: TensorFacts.from_json(facts) for name, facts in writer.facts.items()},
+            tensors={
+                name: TensorFacts(**facts) for name, facts in cast(Mapping[str, Any], writer.facts).items()
+            },
             untouched=list(placement.untouched),
             added=list(placement.vector.additions.specs),
             dropped=list(placement.dropped),
@@ -163,8 +166,10 @@ def apply(
             matched_tokens=placement.matched_tokens,
             seconds=time.perf_counter() - started,
         )
-        record = {"gradfix": __version__, "identity": identity, "applied": applied.to_json()}
-        ours = companions(applied) if companions else {"gradfix.json": json.dumps(record, indent=1).encode()}
+        record = AppliedRecord(
+            gradfix=__version__, identity=identity, applied=RecordedApplied.model_validate(applied)
+        )
+        ours = companions(applied) if companions else {RECORD_FILE: record.written().encode()}
         for relative, content in {**companion_files(placement, target, dtype), **ours}.items():
             writer.add_file(relative, content)
     return applied
@@ -185,7 +190,7 @@ def output_specs(
     """
     specs = {}
     for name, theirs in placement.outputs.items():
-        spec = placement.vector.additions.specs[name] if theirs is None else target.specs[theirs]
+        spec = placement.vector.additions.specs[name] if theirs is None else placement.base.specs[theirs]
         specs[name] = TensorSpec(dtype, spec.shape) if dtype and spec.dtype.is_floating_point else spec
     return specs
 
@@ -209,7 +214,7 @@ class _Stream:
             yield self.heads[name]
             return
         theirs = self.placement.outputs[name]
-        source: TensorSource = self.placement.vector.additions if theirs is None else self.target
+        source: TensorSource = self.placement.vector.additions if theirs is None else self.placement.base
         key = name if theirs is None else theirs
         if theirs is not None and theirs in self.placement.vector.specs:
             yield from self._changed(name, theirs)
@@ -222,7 +227,7 @@ class _Stream:
             yield block
 
     def _changed(self, name: str, theirs: str) -> Iterator[Tensor]:
-        spec, vector = self.target.specs[theirs], self.placement.vector
+        spec, vector = self.placement.base.specs[theirs], self.placement.vector
         facts = self.facts[name] = TensorFacts(spec.numel)
         for block, wanted, lost in in_order(self.pool, partial(self._block, theirs), spec.row_blocks()):
             facts.wanted += wanted
@@ -236,7 +241,7 @@ class _Stream:
 
     def _block(self, name: str, rows: slice | None) -> tuple[Tensor, int, int]:
         """Compute one block of the output, how many of its weights should change, and how many don't."""
-        base, delta = self.target.read(name, rows), self.placement.vector.read(name, rows)
+        base, delta = self.placement.base.read(name, rows), self.placement.vector.read(name, rows)
         dtype = self.dtype or base.dtype
         exact = add_scaled(base, delta, self.alpha)
         if self.rounding == "stochastic":

@@ -34,6 +34,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from gradfix.checkpoints import TensorSource, TensorSpec, match_names
 from gradfix.checkpoints.expressions import Expression, Tally
@@ -188,8 +189,8 @@ class Masked(Expression):
     def _tallies(self) -> dict[str, Tally]:
         return {}
 
+    @override
     def tally(self, name: str) -> Tally | None:
-        """Tell what was kept of a tensor, over the blocks read so far."""
         return self._tallies.get(name)
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:

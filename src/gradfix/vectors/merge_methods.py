@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from gradfix.checkpoints import TensorSource, TensorSpec
 from gradfix.checkpoints.expressions import Expression, Tally, require_finite, tally_of
@@ -93,8 +94,8 @@ class Finite(Expression):
         require_finite(block, self.owner, name)
         return block
 
+    @override
     def tally(self, name: str) -> Tally | None:
-        """Tell what the mask below kept."""
         return tally_of(self.of, name)
 
 
@@ -144,8 +145,8 @@ class Trimmed(Expression):
         block = self.of.read(name, rows)
         return block.where(block.abs() >= threshold, 0.0)
 
+    @override
     def tally(self, name: str) -> Tally | None:
-        """Tell what the mask below kept, over the blocks read since the ranking."""
         total, before = tally_of(self.of, name), self._ranked.get(name)
         return total if total is None or before is None else _tally_of_pairs([(1, total), (-1, before)])
 
@@ -166,8 +167,8 @@ class Merged(Expression):
         """Merge one range of rows of every term."""
         return self.function([term.read(name, rows) for term in self.terms])
 
+    @override
     def tally(self, name: str) -> Tally | None:
-        """Tell what the masks below kept, all task vectors together."""
         tallies = [tally for term in self.terms if (tally := tally_of(term, name))]
         return _tally_of_pairs([(1, tally) for tally in tallies]) if tallies else None
 

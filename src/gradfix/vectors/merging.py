@@ -126,6 +126,7 @@ def _finite(vector: TaskVector, owner: str) -> TaskVector:
         config=vector.config,
         directory=vector.directory,
         placement=vector.placement,
+        ties=vector.ties,
         origin=lambda: vector.origin,
     )
 
@@ -146,6 +147,7 @@ def _merged(vectors: Sequence[TaskVector], method: str, density: float, progress
         additions=total.additions,
         config=headed.config,
         directory=headed.directory,
+        ties=headed.ties,
         origin=lambda: {
             "operation": "merge",
             "method": method,

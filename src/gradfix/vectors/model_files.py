@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from gradfix.checkpoints import Checkpoint
+from gradfix.checkpoints.architecture import untied_config
 from gradfix.vectors.task_vector import Placement, TaskVector
 
 _COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
@@ -60,6 +61,8 @@ def merged_config(task_vector: TaskVector, target_config: Mapping[str, Any]) -> 
         The output's configuration.
     """
     config = dict(target_config)
+    if config and task_vector.placement is not None and task_vector.placement.untied:
+        config = untied_config(config)
     if task_vector.additions.specs and config:
         for key in (
             "architectures",

@@ -4,21 +4,25 @@ from dataclasses import replace
 
 import torch
 
-from gradfix.checkpoints import Checkpoint, TensorSource, match_names
-from gradfix.checkpoints.expressions import MappedRows, Selection
+from gradfix.checkpoints import Checkpoint, TensorSource
+from gradfix.checkpoints.architecture import architecture_of, skeleton, untied_config
+from gradfix.checkpoints.backbone import refuse_other_backbone, weights_among
+from gradfix.checkpoints.expressions import Aliased, MappedRows, Selection, respelled
+from gradfix.checkpoints.layouts import layout_of
+from gradfix.checkpoints.respelling import Respelling, Spelled, layer, respell
 from gradfix.checkpoints.vocabulary import vocabulary_rows
 from gradfix.errors import GradfixError, listed
-from gradfix.vectors.task_vector import Placement, TaskVector
+from gradfix.vectors.task_vector import Described, Placement, TaskVector, same_tensor
 
 
 def place(tau: TaskVector, target: Checkpoint) -> Placement:
-    """Lay a task vector onto a target: match names by known prefixes and vocabulary rows by token text.
+    """Lay a task vector onto a target: match names, by transformers' tables if need be, and vocabulary rows by token.
 
     Nothing is read but headers, configurations and tokenizers.
 
-    Where the tuned model has parameters of its own (a head), the output has the tuned model's architecture: its
-    names, its head, and none of the target's parameters that the tuned model lacks. Otherwise the output has
-    exactly the target's tensors.
+    The output is spelled as the target is. Where the tuned model has parameters of its own (a head), the output has the
+    tuned model's architecture: its prefix, its head, and all of the target's tensors that this architecture has a place
+    for. Otherwise the output has exactly the target's tensors, and what it ties apart if τ changes that apart.
 
     Args:
         tau: The task vector, with the tuned model's names.
@@ -28,57 +32,129 @@ def place(tau: TaskVector, target: Checkpoint) -> Placement:
         The placement.
 
     Raises:
-        GradfixError: if nothing matches, or shapes differ other than by the vocabulary.
+        GradfixError: if nothing matches, weights inside the network have no counterpart (another depth or kind), or
+            shapes differ other than by the vocabulary.
     """
     if tau.placement is not None and tau.placement.target == target.location:
         return replace(tau.placement, vector=tau)
-    match = match_names(tau.specs, target.specs)
-    if not match.names:
+    ours, theirs = Aliased(tau, tau.ties), Aliased(target, target.ties)
+    match = respell(Spelled(ours.specs, tau.config), Spelled(theirs.specs, target.config))
+    paired = {*match.names, *match.converted}
+    if not paired:
         raise GradfixError(
             f"{target.location}: no tensor has a counterpart in the task vector; "
             f"found {listed(target.specs, 3)} against {listed(tau, 3)}; both must be of one architecture"
         )
-    maps = vocabulary_rows(tau, target, match.names)
+    unplaced = _unplaced(tau, match)
+    untouched = [name for name in target.specs if name not in paired]
+    _refuse(tau, target, match, unplaced, untouched)
+    untied = _untied(tau, target, match)
+    base: TensorSource = Aliased(target, {alias: target.ties[alias] for alias in untied})
+    changed = [name for name in base.specs if name in paired and base.specs[name].dtype.is_floating_point]
+    maps = _rows(tau, target, match, changed)
+    source = respelled(ours, match, changed)
     differing = [
-        f"{name} {list(tau.specs[name].shape)} against {list(target.specs[theirs].shape)}"
-        for name, theirs in match.names.items()
-        if name not in maps and tau.specs[name].shape != target.specs[theirs].shape
+        f"{match.names.get(name, name)} {list(source.specs[name].shape)} against {list(base.specs[name].shape)}"
+        for name in changed
+        if name not in maps and source.specs[name].shape != base.specs[name].shape
     ]
     if differing:
         raise GradfixError(
             f"{target.location}: shapes differ from the task vector's: {listed(differing)}; "
             "the new base must have the old one's architecture and size"
         )
-    theirs = {target_name: name for name, target_name in match.names.items()}
-    source: TensorSource = Selection(tau, theirs)
     if maps:
-        source = MappedRows(source, {match.names[name]: rows for name, rows in maps.items()})
-    additions = list(tau.additions.specs)
-    outputs: dict[str, str | None] = {}
-    dropped: list[str] = []
-    for name, spec in target.specs.items():
-        if additions and name not in theirs and spec.dtype.is_floating_point:
-            dropped.append(name)
-        else:
-            outputs[theirs.get(name, name) if additions else name] = name
-    outputs.update(dict.fromkeys(additions))
-    vector = tau.derive(
-        source,
-        operation="place",
-        rule=match.rule if match.add or match.remove else None,
-        rows_by_token=sorted(maps),
-    )
+        source = MappedRows(source, maps)
+    outputs, dropped = _outputs(tau, target, match, list(base.specs), untouched)
+    vector = tau.derive(source, operation="place", rule=match.rule, rows_by_token=sorted(maps))
+    vector.ties = {}
     vector.placement = Placement(
         target=target.location,
         vector=vector,
-        rule=match.rule if match.add or match.remove else None,
+        base=base,
+        rule=match.rule,
         outputs=outputs,
-        untouched=[name for name in target.specs if name not in theirs and name not in dropped],
+        untouched=[name for name in untouched if name not in dropped],
         dropped=dropped,
-        unplaced=list(match.unmatched_source),
+        unplaced=unplaced,
         matched_tokens={name: (int((rows >= 0).sum()), len(rows)) for name, rows in maps.items()},
+        untied=untied,
     )
     return vector.placement
+
+
+def _unplaced(tau: TaskVector, match: Respelling) -> list[str]:
+    """The tensors of τ that the target has under none of their names."""
+    used = {tau.ties.get(name, name) for name in match.names.values()}
+    return [name for name in tau.specs if name in match.unmatched_source and name not in used]
+
+
+def _refuse(
+    tau: TaskVector, target: Checkpoint, match: Respelling, unplaced: list[str], untouched: list[str]
+) -> None:
+    """Refuse a target of another depth or kind. What it has beside τ's tensors in the same layers keeps its values."""
+    mine = weights_among(unplaced, tau.specs, tau.config)
+    other = weights_among(untouched, target.specs, target.config)
+    there = [name for name in target.specs if name in match.names or name in match.converted]
+    layers = {layer(name) for name in there}
+    beside = [name for name in other if layer(name) in layers] if not mine else []
+    refuse_other_backbone(
+        "the task vector",
+        target.location,
+        mine,
+        [name for name in other if name not in beside],
+        [name for name in tau.specs if name not in unplaced],
+        there,
+    )
+
+
+def _untied(tau: TaskVector, target: Checkpoint, match: Respelling) -> list[str]:
+    """Names that the target ties and τ changes apart, which the output must hold as tensors of their own."""
+    apart = [alias for alias, name in target.ties.items() if not same_tensor(match, tau.ties, alias, name)]
+    if not apart:
+        return []
+    freed = architecture_of(untied_config(target.config))
+    if freed is None or any(alias in freed.ties for alias in apart):
+        raise GradfixError(
+            f"{target.location}: ties {listed(apart)}, which the tuned model changes apart, and its configuration "
+            "can't say otherwise; tie them in the tuned model, or give a target that stores both"
+        )
+    # One switch unties all that it ties: what is not stored then would be drawn at random.
+    return [alias for alias in target.ties if alias in apart or alias not in freed.ties]
+
+
+def _rows(
+    tau: TaskVector, target: Checkpoint, match: Respelling, changed: list[str]
+) -> dict[str, torch.Tensor]:
+    named = {match.names[name]: name for name in changed if name in match.names}
+    found = vocabulary_rows(Described.of(tau), Described.of(target), named)
+    return {named[name]: rows for name, rows in found.items()}
+
+
+def _outputs(
+    tau: TaskVector, target: Checkpoint, match: Respelling, names: list[str], untouched: list[str]
+) -> tuple[dict[str, str | None], list[str]]:
+    """Name the output's tensors as the target does; with the tuned model's prefix where it brings a head."""
+    additions = dict.fromkeys(tau.additions.specs)
+    if not additions:
+        return {name: name for name in names}, []
+    model = None
+    if tau.config.get("architectures") != target.config.get("architectures"):
+        model = skeleton(tau.config)
+    spelled = {name: match.of_source(name) if name not in untouched else name for name in names}
+    known = {**{spelled[name]: target.specs[target.ties.get(name, name)] for name in names}}
+    unknown = set(layout_of(model, known).unknown) if model is not None else set()
+    dropped = [
+        name for name in untouched if spelled[name] in unknown and target.specs[name].dtype.is_floating_point
+    ]
+    kept = {spelled[name]: name for name in names if name not in dropped}
+    twice = [name for name in additions if name in kept]
+    if twice or len(kept) < len(names) - len(dropped):
+        raise GradfixError(
+            f"{target.location}: has tensors of its own under the names of the tuned model's head: "
+            f"{listed(twice or kept)}; give a base without that head"
+        )
+    return {**kept, **additions}, dropped
 
 
 def own_weights(checkpoint: Checkpoint) -> TaskVector:
@@ -95,5 +171,6 @@ def own_weights(checkpoint: Checkpoint) -> TaskVector:
         Selection(checkpoint, names, dtype=torch.float32),
         config=checkpoint.config,
         directory=checkpoint.directory,
+        ties=checkpoint.ties,
         origin=lambda: {"operation": "weights", "of": checkpoint.location},
     )

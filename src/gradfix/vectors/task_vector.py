@@ -11,21 +11,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from gradfix._version import __version__
-from gradfix.checkpoints import (
-    Checkpoint,
-    SafetensorsFile,
-    TensorSource,
-    TensorSpec,
-    match_names,
-    write_safetensors,
-)
+from gradfix.checkpoints import Checkpoint, SafetensorsFile, TensorSource, TensorSpec, write_safetensors
+from gradfix.checkpoints.backbone import refuse_other_backbone, refuse_strange_additions, weights_among
 from gradfix.checkpoints.expressions import (
+    Aliased,
     Checked,
     Difference,
     Elementwise,
@@ -35,9 +32,12 @@ from gradfix.checkpoints.expressions import (
     Selection,
     Sum,
     Tally,
+    count_nonzero,
+    respelled,
     tally_of,
 )
 from gradfix.checkpoints.fingerprint import combined_fingerprint, fingerprints
+from gradfix.checkpoints.respelling import Respelling, Spelled, respell
 from gradfix.checkpoints.vocabulary import vocabulary_rows
 from gradfix.errors import GradfixError, listed
 from gradfix.progress import Progress, silent
@@ -60,6 +60,7 @@ class TaskVector(Expression, Mapping[str, Tensor]):
         config: The tuned model's configuration; ``{}`` where there was none.
         directory: The tuned model's folder, where its tokenizer is; None where there is none.
         placement: How it was laid onto a target, once it was (see :mod:`gradfix.vectors.placement`).
+        ties: Other names of its tensors, where both models tie them.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class TaskVector(Expression, Mapping[str, Tensor]):
         config: Mapping[str, Any] | None = None,
         directory: Path | None = None,
         placement: "Placement | None" = None,
+        ties: Mapping[str, str] = MappingProxyType({}),
         origin: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         self.source = source
@@ -77,6 +79,7 @@ class TaskVector(Expression, Mapping[str, Tensor]):
         self.config = dict(config or {})
         self.directory = directory
         self.placement = placement
+        self.ties = ties
         self._origin = origin
 
     @classmethod
@@ -98,37 +101,46 @@ class TaskVector(Expression, Mapping[str, Tensor]):
         """
         base = base if isinstance(base, Checkpoint) else Checkpoint.open(base)
         tuned = tuned if isinstance(tuned, Checkpoint) else Checkpoint.open(tuned, base=base.location)
-        match = match_names(tuned.specs, base.specs)
-        floating = {ours: theirs for ours, theirs in match.names.items() if _is_parameter(tuned, ours)}
+        ours, theirs = Aliased(tuned, tuned.ties), Aliased(base, base.ties)
+        match = respell(Spelled(theirs.specs, base.config), Spelled(ours.specs, tuned.config))
+        found = {*match.names, *match.converted}
+        floating = [name for name in tuned.specs if name in found and _is_parameter(tuned, name)]
         if not floating:
             raise GradfixError(
                 f"{tuned.location}: no tensor has a counterpart in {base.location}; "
                 f"found {listed(tuned.specs, 3)} against {listed(base.specs, 3)}; "
                 "the tuned model must come from this base"
             )
+        new, base_only = _judged(base, tuned, match)
+        # A name that the tuned model ties and the base does not is a tensor of τ: both its sides are known.
+        ties = {
+            alias: name for alias, name in tuned.ties.items() if same_tensor(match, base.ties, alias, name)
+        }
+        floating += [alias for alias in tuned.ties if alias not in ties and alias in found]
         # Tokens added for the fine-tune have no row in the base: nothing to subtract there, so τ is 0.
-        maps = vocabulary_rows(base, tuned, {theirs: ours for ours, theirs in floating.items()})
+        named = {match.names[name]: name for name in floating if name in match.names}
+        described = Described.of(base), Described.of(tuned)
+        maps = {named[name]: rows for name, rows in vocabulary_rows(*described, named).items()}
+        counterpart = respelled(theirs, match, floating)
         differing = [
-            f"{ours} {list(tuned.specs[ours].shape)} against {list(base.specs[theirs].shape)}"
-            for ours, theirs in floating.items()
-            if theirs not in maps and tuned.specs[ours].shape != base.specs[theirs].shape
+            f"{name} {list(ours.specs[name].shape)} against {list(counterpart.specs[name].shape)}"
+            for name in floating
+            if name not in maps and ours.specs[name].shape != counterpart.specs[name].shape
         ]
         if differing:
             raise GradfixError(
                 f"{tuned.location}: shapes differ from {base.location}: {listed(differing)}; "
                 "the tuned model must come from this base, without resized layers"
             )
-        shared = {name: name for name in floating}
-        new = {name: name for name in match.unmatched_source if _is_parameter(tuned, name)}
-        counterpart: TensorSource = Selection(base, floating)
+        shared = Selection(ours, {name: name for name in floating})
         if maps:
-            ours_to_rows = {ours: maps[theirs] for ours, theirs in floating.items() if theirs in maps}
-            counterpart = MappedRows(counterpart, ours_to_rows, fill=Selection(tuned, shared))
+            counterpart = MappedRows(counterpart, maps, fill=shared)
         return cls(
-            Difference(Selection(tuned, shared), counterpart, (tuned.location, base.location)),
-            additions=Selection(tuned, new),
+            Difference(shared, counterpart, (tuned.location, base.location)),
+            additions=Selection(tuned, {name: name for name in new}),
             config=tuned.config,
             directory=tuned.directory,
+            ties=ties,
             origin=lambda: {
                 "operation": "difference",
                 "base": {"location": base.location, "fingerprint": combined_fingerprint(fingerprints(base))},
@@ -136,8 +148,8 @@ class TaskVector(Expression, Mapping[str, Tensor]):
                     "location": tuned.location,
                     "fingerprint": combined_fingerprint(fingerprints(tuned)),
                 },
-                "names": match.rule,
-                "base_only": list(match.unmatched_target),
+                "names": match.rule or "equal names",
+                "base_only": list(base_only),
             },
         )
 
@@ -169,6 +181,7 @@ class TaskVector(Expression, Mapping[str, Tensor]):
             Checked(Selection(file, changed, dtype=torch.float32), str(path)),
             additions=Selection(file, new),
             config=json.loads(file.metadata["config"]),
+            ties=json.loads(file.metadata.get("ties", "{}")),
             origin=lambda: json.loads(file.metadata["origin"]),
         )
 
@@ -210,6 +223,7 @@ class TaskVector(Expression, Mapping[str, Tensor]):
             "gradfix": __version__,
             "origin": json.dumps(self.origin, sort_keys=True),
             "config": json.dumps(self.config, sort_keys=True),
+            "ties": json.dumps(dict(self.ties), sort_keys=True),
         }
         write_safetensors(Path(path), {**specs, **added}, blocks, metadata, overwrite=overwrite)
 
@@ -250,15 +264,19 @@ class TaskVector(Expression, Mapping[str, Tensor]):
         for rows in self.specs[name].row_blocks():
             yield self.read(name, rows)
 
-    def tally(self, name: str) -> Tally | None:
-        """Tell what a mask kept of a tensor, over the blocks read so far.
+    def is_zero(self, name: str) -> bool:
+        """Whether a tensor is 0 everywhere; it is read up to its first number that is not.
 
         Args:
             name: A key.
 
         Returns:
-            The counts; None where no mask is involved.
+            True for what the fine-tune left as it was.
         """
+        return not any(count_nonzero(block) for block in self.blocks(name))
+
+    @override
+    def tally(self, name: str) -> Tally | None:
         return tally_of(self.source, name)
 
     def derive(self, source: TensorSource, **origin: Any) -> "TaskVector":
@@ -277,6 +295,7 @@ class TaskVector(Expression, Mapping[str, Tensor]):
             config=self.config,
             directory=self.directory,
             placement=self.placement,
+            ties=self.ties,
             origin=lambda: {**origin, "of": self.origin},
         )
 
@@ -397,6 +416,7 @@ def combine(terms: Sequence[tuple[float, TaskVector]]) -> TaskVector:
         config=vectors[0].config,
         directory=vectors[0].directory,
         placement=vectors[0].placement,
+        ties=vectors[0].ties,
         origin=lambda: {
             "operation": "sum",
             "terms": [{"coefficient": c, "vector": vector.origin} for c, vector in terms],
@@ -423,26 +443,85 @@ def _is_parameter(checkpoint: Checkpoint, name: str) -> bool:
 
 
 @dataclass(frozen=True)
+class Described:
+    """What is known of a model beside its numbers; tied tensors under each of their names."""
+
+    specs: Mapping[str, TensorSpec]
+    config: Mapping[str, Any]
+    directory: Path | None
+
+    @classmethod
+    def of(cls, model: "Checkpoint | TaskVector") -> "Described":
+        """Describe a model.
+
+        Args:
+            model: A checkpoint or a task vector.
+
+        Returns:
+            Its names and shapes, configuration and folder.
+        """
+        return cls(Aliased(model, model.ties).specs, model.config, model.directory)
+
+
+def _judged(base: Checkpoint, tuned: Checkpoint, match: Respelling) -> tuple[list[str], list[str]]:
+    """Refuse a tuned model that is no fine-tune of the base by its names; give its new weights, and the base's own."""
+    paired = {*match.names, *match.converted}
+    lost = {base.ties.get(name, name) for name in match.unmatched_source} - {
+        base.ties.get(name, name) for name in match.names.values()
+    }
+    unmatched = [name for name in match.unmatched_target if name in tuned.specs]
+    new = weights_among(unmatched, tuned.specs, tuned.config)
+    base_only = [name for name in base.specs if name in lost]
+    gone = weights_among(base_only, base.specs, base.config)
+    there = [name for name in base.specs if name not in lost]
+    refuse_other_backbone(tuned.location, base.location, new, gone, paired, there)
+    refuse_strange_additions(tuned.location, base.location, new, tuned.specs, tuned.config)
+    return list(new), base_only
+
+
+def same_tensor(match: Respelling, ties: Mapping[str, str], alias: str, name: str) -> bool:
+    """Tell whether two names that a target ties are one tensor of a source, too.
+
+    Args:
+        match: Where the source has each tensor of the target.
+        ties: The source's own.
+        alias: A name of the target.
+        name: The one that it is tied to.
+
+    Returns:
+        True also where the source lacks the alias.
+    """
+    if alias not in match.names or name not in match.names:
+        return alias not in match.names and alias not in match.converted
+    one, other = match.names[alias], match.names[name]
+    return ties.get(one, one) == ties.get(other, other)
+
+
+@dataclass(frozen=True)
 class Placement:
     """A task vector in a target's names and rows.
 
     Attributes:
         target: Location of the target.
         vector: τ, keyed by the target's names, of the target's shapes.
+        base: θ_B under these names; tensors that the output holds apart are there under each of their names.
         rule: How names were matched, for people; None where they are the same.
         outputs: The output's tensors in order: name to the target's name, or None for an addition.
         untouched: The target's parameters that τ has nothing for: they keep θ_B's value.
         dropped: The target's tensors that the output leaves out: its pre-training head, where the tuned model
-            brings a head of its own.
+            brings another one and its architecture has no place for this.
         unplaced: τ's tensors that the target has no place for.
         matched_tokens: Tokens whose rows were matched by text, out of the target's, a vocabulary tensor each.
+        untied: Names that the target ties and the output holds as tensors of their own.
     """
 
     target: str
     vector: TaskVector
+    base: TensorSource
     rule: str | None
     outputs: Mapping[str, str | None]
     untouched: Sequence[str]
     dropped: Sequence[str]
     unplaced: Sequence[str]
     matched_tokens: Mapping[str, tuple[int, int]]
+    untied: Sequence[str] = ()

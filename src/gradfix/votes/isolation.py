@@ -48,8 +48,7 @@ def counted_parameters(
     unknown = [name for name in wanted if name not in everything and name not in buffers]
     if unknown:
         raise GradfixError(
-            f"{type(model).__name__} has no parameter {', '.join(unknown[:3])} ({len(unknown)} unknown "
-            f"names of "
+            f"{type(model).__name__} has no parameter {', '.join(unknown[:3])} ({len(unknown)} unknown names of "
             f"{len(wanted)}); expected names as in model.named_parameters(), such as "
             f"{next(iter(everything), 'none')}"
         )
@@ -62,8 +61,7 @@ def counted_parameters(
             found[name] = parameter
     if not found:
         raise GradfixError(
-            f"no parameter of {type(model).__name__} is to be counted: none requires a gradient or is "
-            f"named; pass "
+            f"no parameter of {type(model).__name__} is to be counted: none requires a gradient or is named; pass "
             "parameters=[names]"
         )
     return found, [name for name in wanted if name not in everything]
@@ -81,14 +79,11 @@ def refuse_mixing(model: nn.Module) -> None:
     mixing = [
         name or type(module).__name__
         for name, module in model.named_modules()
-        if isinstance(module, (_BatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d))
-        and isinstance(module, _BatchNorm)
-        and (module.training or module.running_mean is None)
+        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
     ]
     if mixing:
         raise GradfixError(
-            f"{len(mixing)} layers normalise over the batch and so mix samples: {', '.join(mixing[:5])}; a "
-            f"sample "
+            f"{len(mixing)} layers normalise over the batch and so mix samples: {', '.join(mixing[:5])}; a sample "
             "has no gradient of its own there: give them running statistics (track_running_stats=True)"
         )
 
@@ -208,18 +203,15 @@ def checked_losses(losses: object, samples: int) -> Tensor:
     if losses.shape != (samples,):
         what = "a scalar" if losses.ndim == 0 else f"shape {tuple(losses.shape)}"
         raise GradfixError(
-            f"the loss returned {what} for a batch of {samples} samples; expected shape ({samples},), one "
-            f"value a "
-            "sample: a reduced loss would turn majority voting into one vote a batch (use reduction='none', "
-            "and "
-            "a mean over tokens for each sample)"
+            f"the loss returned {what} for a batch of {samples} samples; expected shape ({samples},), one value a "
+            "sample: a reduced loss would turn majority voting into one vote a batch (use reduction='none', and a "
+            "mean over tokens for each sample)"
         )
     if not losses.is_floating_point():
         raise GradfixError(f"the loss returned {losses.dtype}; expected floating-point values, one a sample")
     if not losses.requires_grad:
         raise GradfixError(
-            "the loss does not depend on any parameter to be counted: no gradient reaches it; check for "
-            "detach(), "
+            "the loss does not depend on any parameter to be counted: no gradient reaches it; check for detach(), "
             "no_grad(), and the names in parameters="
         )
     return losses

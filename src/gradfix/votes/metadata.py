@@ -80,9 +80,8 @@ class VoteRecord:
             )
         if found.get("format_version") != str(FORMAT_VERSION):
             raise GradfixError(
-                f"{path} has votes format {found.get('format_version')}, this gradfix reads "
-                f"{FORMAT_VERSION}; "
-                "count the votes again, or use the version of gradfix that wrote them"
+                f"{path} has votes format {found.get('format_version')}, this gradfix reads {FORMAT_VERSION}; count "
+                "the votes again, or use the version of gradfix that wrote them"
             )
         try:
             return cls(

@@ -115,8 +115,7 @@ def refuse_not_finite(values: Tensor, sample: int, what: str) -> None:
     wrong = int(values.numel() - torch.isfinite(values).sum())
     if wrong:
         raise GradfixError(
-            f"sample {sample}: {what} is not finite in {wrong} of {values.numel()} values; look at this "
-            f"sample's "
+            f"sample {sample}: {what} is not finite in {wrong} of {values.numel()} values; look at this sample's "
             "data, or count in float32 if dtype is lower"
         )
 

@@ -10,6 +10,7 @@ needs no second set of counts, and no split is singled out by chance.
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 SETTLING = (1, 3, 5, 9, 13, 19, 27, 39, 57)
 """Sizes of draws at which the settling of the majorities is computed: odd ones, since even draws can tie."""
@@ -45,8 +46,8 @@ class Stability:
         return low, high
 
 
-def agreement_of_count(net: int, samples: int) -> tuple[float, float]:
-    """Compute both estimates for a coordinate.
+def agreement_of_halves(net: int, samples: int) -> float:
+    """Compute the expected agreement between the two halves of a random split on a coordinate.
 
     A sample without a vote on a coordinate (gradient exactly zero) is not told apart in v. One is assumed
     where N and v have different parity, none elsewhere.
@@ -56,82 +57,92 @@ def agreement_of_count(net: int, samples: int) -> tuple[float, float]:
         samples: N, at least 2.
 
     Returns:
-        The expected agreement between split halves, and the agreement with a redraw.
+        The probability that both halves have the same majority; a tie in either is a disagreement.
     """
-    log_factorials = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, samples + 1)))])
-
-    def log_choose(n: int, k: np.ndarray) -> np.ndarray:
-        """Logarithm of n over k, −∞ where k lies outside [0, n]."""
-        inside = (k >= 0) & (k <= n)
-        k = np.where(inside, k, 0)
-        return np.where(inside, log_factorials[n] - log_factorials[k] - log_factorials[n - k], -np.inf)
-
-    silent = (samples - net) % 2
-    voters = samples - silent
-    plus = (voters + net) // 2
-    half = samples // 2
-    split = 0.0
-    # a silent sample, if there is one, is in the first half with probability h/N
-    for silent_first in range(silent + 1):
-        weight = 1.0 if not silent else (half if silent_first else samples - half) / samples
-        first, second = half - silent_first, samples - half - (silent - silent_first)
+    voters, plus = _voters(net, samples)
+    agreement = 0.0
+    # In odd numbers the second half has one sample more; a silent one is in either half by its size.
+    for first, second, weight in _silent_places(
+        samples - voters, samples // 2, samples - samples // 2, samples
+    ):
         k = np.arange(first + 1)
-        chance = np.exp(
-            log_choose(plus, k) + log_choose(voters - plus, first - k) - log_choose(voters, np.array([first]))
-        )
         agree = np.sign(2 * k - first) * np.sign(2 * (plus - k) - second) > 0
-        split += weight * float(chance[agree].sum())
-    share, k = plus / voters, np.arange(voters // 2 + 1, voters + 1)
-    if share == 1.0:
-        return split, 1.0
-    logs = log_choose(voters, k) + k * np.log(share) + (voters - k) * np.log1p(-share)
-    return split, float(np.exp(logs).sum())
+        agreement += weight * float(_chance(k[agree], first, plus, voters - plus).sum())
+    return agreement
+
+
+def agreement_of_redraw(net: int, samples: int) -> float:
+    """Compute the probability that N new samples, each voting plus with the share seen, give the sign seen.
+
+    Args:
+        net: abs(v), from 1 to N; a sample without a vote is assumed as in :func:`agreement_of_halves`.
+        samples: N, at least 2.
+
+    Returns:
+        The probability; a tie is a disagreement.
+    """
+    from scipy.stats import binom  # type: ignore[import-untyped]  # half a second that few commands need
+
+    voters, plus = _voters(net, samples)
+    return float(binom.sf(voters // 2, voters, plus / voters))
 
 
 def agreement_of_draws(net: int, samples: int, size: int) -> float:
     """Compute the probability that the majorities of two separate draws agree on a coordinate.
 
     Args:
-        net: abs(v), from 0 to N; a sample without a vote is assumed as in :func:`agreement_of_count`.
+        net: abs(v), from 0 to N; a sample without a vote is assumed as in :func:`agreement_of_halves`.
         samples: N.
         size: n, samples in each draw; 2 n ≤ N.
 
     Returns:
         The probability over all ways to draw n and n of the N samples; a tie in either draw is a disagreement.
     """
-    silent = (samples - net) % 2
-    plus = (samples - silent + net) // 2
-    minus = samples - silent - plus
-    logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, samples + 1)))])
+    voters, plus = _voters(net, samples)
+    agreement = 0.0
+    for first, second, weight in _silent_places(samples - voters, size, size, samples):
+        minus = voters - plus
+        k, other = np.arange(max(0, first - minus), min(first, plus) + 1), np.arange(second + 1)
+        of_first = _chance(k, first, plus, minus)
+        of_second = _chance(other, second, plus - k[:, None], minus - (first - k)[:, None])
+        agree = np.sign(2 * k - first)[:, None] * np.sign(2 * other - second) > 0
+        agreement += weight * float((of_first * (of_second * agree).sum(axis=1)).sum())
+    return agreement
 
-    def chance(plus: np.ndarray, minus: np.ndarray, drawn: int) -> np.ndarray:
-        """Probability of k votes for plus among those drawn, for k = 0 … drawn along the last axis."""
-        plus, minus, k = plus[..., None], minus[..., None], np.arange(drawn + 1)
-        inside = (k <= plus) & (drawn - k <= minus)
-        of_plus, of_minus = np.where(inside, k, 0), np.where(inside, drawn - k, 0)
-        whole = plus + minus
-        log = logs[plus] - logs[of_plus] - logs[np.maximum(plus - of_plus, 0)]
-        log = log + logs[minus] - logs[of_minus] - logs[np.maximum(minus - of_minus, 0)]
-        log = log - logs[whole] + logs[drawn] + logs[np.maximum(whole - drawn, 0)]
-        return np.where(inside, np.exp(log), 0.0)
 
-    total = 0.0
-    # A silent sample is in the first draw or in the second with n/N each, else in neither.
-    for first, second, weight in (
-        (size - silent, size, size / samples if silent else 0.0),
-        (size, size - silent, size / samples if silent else 0.0),
-        (size, size, 1 - 2 * size / samples if silent else 1.0),
-    ):
-        if not weight:
-            continue
-        k = np.arange(first + 1)
-        of_first = chance(np.array(plus), np.array(minus), first)
-        possible = (k <= plus) & (first - k <= minus)
-        of_second = chance(np.maximum(plus - k, 0), np.maximum(minus - (first - k), 0), second)
-        side, other = np.sign(2 * k - first), np.sign(2 * np.arange(second + 1) - second)
-        agree = (side[:, None] * other[None, :]) > 0
-        total += weight * float((of_first * possible * (of_second * agree).sum(axis=1)).sum())
-    return total
+def _chance(
+    k: npt.NDArray[np.int_], drawn: int, plus: int | npt.NDArray[np.int_], minus: int | npt.NDArray[np.int_]
+) -> npt.NDArray[np.float64]:
+    """Probability of k votes for plus among those drawn; scipy's own hypergeom takes sixty times as long."""
+    logs = _log_choose(plus, k) + _log_choose(minus, drawn - k) - _log_choose(plus + minus, np.asarray(drawn))
+    return np.exp(logs)
+
+
+def _log_choose(n: int | npt.NDArray[np.int_], k: npt.NDArray[np.int_]) -> npt.NDArray[np.float64]:
+    """Logarithm of n over k, −∞ where k lies outside [0, n]."""
+    from scipy.special import gammaln  # type: ignore[import-untyped]
+
+    inside = (k >= 0) & (k <= n)
+    k = np.where(inside, k, 0)
+    return np.where(inside, gammaln(np.add(n, 1)) - gammaln(k + 1) - gammaln(n - k + 1), -np.inf)
+
+
+def _voters(net: int, samples: int) -> tuple[int, int]:
+    """How many samples voted, and how many of them for the majority."""
+    voters = samples - (samples - net) % 2
+    return voters, (voters + net) // 2
+
+
+def _silent_places(silent: int, first: int, second: int, samples: int) -> list[tuple[int, int, float]]:
+    """Where the silent sample may be: the voters in each of two draws, and how likely that is."""
+    if not silent:
+        return [(first, second, 1.0)]
+    places = [
+        (first - 1, second, first),
+        (first, second - 1, second),
+        (first, second, samples - first - second),
+    ]
+    return [(one, other, ways / samples) for one, other, ways in places if ways]
 
 
 def stability_from_histogram(histogram: np.ndarray, samples: int) -> Stability:
@@ -154,9 +165,8 @@ def stability_from_histogram(histogram: np.ndarray, samples: int) -> Stability:
     agreeing = dict.fromkeys(drawn, 0.0)
     split = redraw = 0.0
     for net, count in decided.items():
-        of_split, of_redraw = agreement_of_count(net, samples)
-        split += count / total * of_split
-        redraw += count / total * of_redraw
+        split += count / total * agreement_of_halves(net, samples)
+        redraw += count / total * agreement_of_redraw(net, samples)
     # Between neighbours the agreement hardly differs: with thousands of samples, a hundred of them stand for all.
     merged: dict[int, int] = {}
     step = -(-(samples + 1) // NETS)

@@ -1,6 +1,6 @@
 """The counted votes: integers a coordinate, and what is needed to trust them later."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradfix.checkpoints.expressions import DerivedTensors, TensorsInMemory
-from gradfix.checkpoints.fingerprint import StoredTensors, fingerprints
+from gradfix.checkpoints.expressions import Elementwise, Given
+from gradfix.checkpoints.fingerprint import fingerprints
 from gradfix.checkpoints.reading.safetensors_file import SafetensorsFile
-from gradfix.checkpoints.tensors import TensorSpec
+from gradfix.checkpoints.tensors import TensorSource, TensorSpec
 from gradfix.checkpoints.writing.single import write_safetensors
-from gradfix.errors import GradfixError
+from gradfix.errors import GradfixError, listed
 from gradfix.votes.metadata import VoteRecord, counts_dtype
 from gradfix.votes.stability import Stability, stability_from_histogram
 
@@ -31,7 +31,7 @@ class Votes(Mapping[str, Tensor]):
 
     def __init__(self, counts: Mapping[str, Tensor] | SafetensorsFile, record: VoteRecord) -> None:
         self.record = record
-        self._source = counts if isinstance(counts, SafetensorsFile) else TensorsInMemory(counts)
+        self._source = counts if isinstance(counts, SafetensorsFile) else Given(dict(counts))
 
     @property
     def vote(self) -> str:
@@ -105,11 +105,11 @@ class Votes(Mapping[str, Tensor]):
     def __repr__(self) -> str:
         return f"Votes({self.vote}, {self.samples} samples, {len(self)} tensors, {self.dtype})"
 
-    def sign(self) -> DerivedTensors:
+    def sign(self) -> Elementwise:
         """Give ŝ, the sign of v, int8 in {−1, 0, 1}, tensor by tensor; a tie is 0 and agrees with nothing."""
-        return DerivedTensors(self, lambda counts: counts.sign().to(torch.int8), torch.int8)
+        return Elementwise(self, lambda counts: counts.sign().to(torch.int8), torch.int8)
 
-    def margin(self) -> DerivedTensors:
+    def margin(self) -> Elementwise:
         """Give abs(v)/N, float32 in [0, 1], a tensor at a time.
 
         Returns:
@@ -117,7 +117,7 @@ class Votes(Mapping[str, Tensor]):
             wherever there is a sign.
         """
         ballots = float(max(self.samples, 1)) if self.vote == "majority" else 1.0
-        return DerivedTensors(self, lambda counts: counts.abs().to(torch.float32) / ballots, torch.float32)
+        return Elementwise(self, lambda counts: counts.abs().to(torch.float32) / ballots, torch.float32)
 
     def tie_rate(self, name: str | None = None) -> float:
         """Share of coordinates with v = 0.
@@ -163,30 +163,12 @@ class Votes(Mapping[str, Tensor]):
         """
         if self.vote != "majority" or self.samples < 2:
             raise GradfixError(
-                f"{self!r} can't be split in halves; expected vote='majority' and at least 2 samples: count "
-                f"again "
+                f"{self!r} can't be split in halves; expected vote='majority' and at least 2 samples: count again "
                 "with vote='majority' or more samples"
             )
         return stability_from_histogram(self.histogram(), self.samples)
 
-    def agreement_between(self, other: "Votes") -> float:
-        """Share of coordinates on which two sets of votes have one sign, of those where either has one.
-
-        Args:
-            other: Votes of other samples for the same parameters, as those of the other half of a split.
-
-        Returns:
-            A number in [0, 1]; 1 where neither has any sign.
-        """
-        agreeing = decided = 0
-        for name in self.specs.keys() & other.specs.keys():
-            mine, theirs = self.read(name).sign(), other.read(name).sign()
-            either = (mine != 0) | (theirs != 0)
-            decided += int(either.sum())
-            agreeing += int(((mine == theirs) & either).sum())
-        return agreeing / decided if decided else 1.0
-
-    def check_target(self, target: nn.Module | StoredTensors, names: Mapping[str, str] | None = None) -> None:
+    def check_target(self, target: nn.Module | TensorSource, names: Mapping[str, str] | None = None) -> None:
         """Refuse a target that these votes were not counted at.
 
         Args:
@@ -201,14 +183,13 @@ class Votes(Mapping[str, Tensor]):
         missing = [name for name in self if names.get(name, name) not in there]
         if missing:
             raise GradfixError(
-                f"the target lacks {_listed(missing)} of the {len(self)} tensors that got votes; "
+                f"the target lacks {listed(missing)} of the {len(self)} tensors that got votes; "
                 "apply the votes to the model they were counted at"
             )
         other = [name for name in self if there[names.get(name, name)] != self.fingerprints.get(name)]
         if other:
             raise GradfixError(
-                f"the target's weights are not those the votes were counted at: {_listed(other)} of "
-                f"{len(self)} "
+                f"the target's weights are not those the votes were counted at: {listed(other)} of {len(self)} "
                 "tensors differ; count votes at this target, or apply them to their own"
             )
 
@@ -232,6 +213,19 @@ class Votes(Mapping[str, Tensor]):
         )
         return Votes({new: self.read(old) for old, new in kept.items()}, record)
 
+    def joined(self, counts: Mapping[str, Tensor], fingerprints: Mapping[str, str]) -> "Votes":
+        """Take in what the same samples voted on other tensors.
+
+        Args:
+            counts: By name; none of them is here already.
+            fingerprints: Of the weights at which they were counted.
+
+        Returns:
+            All of them.
+        """
+        record = replace(self.record, fingerprints={**self.fingerprints, **fingerprints})
+        return Votes({**{name: self.read(name) for name in self}, **counts}, record)
+
     def __add__(self, other: "Votes") -> "Votes":
         """Add the votes of other samples for the same target."""
         if not isinstance(other, Votes):
@@ -247,7 +241,7 @@ class Votes(Mapping[str, Tensor]):
         differ = sorted(name for name in common if self.fingerprints[name] != other.fingerprints[name])
         if differ or (self and other and not common):
             raise GradfixError(
-                f"can't add votes of different targets: {_listed(differ or list(self))} differ; count both "
+                f"can't add votes of different targets: {listed(differ or list(self))} differ; count both "
                 f"at one"
             )
         overlap = sorted(set(self.sample_ids) & set(other.sample_ids))
@@ -309,10 +303,3 @@ class Votes(Mapping[str, Tensor]):
         """
         source = SafetensorsFile(path)
         return cls(source, VoteRecord.from_metadata(source.metadata, path))
-
-
-def _listed(names: Iterable[str], shown: int = 3) -> str:
-    """Name a few of many."""
-    listed = list(names)
-    more = f" and {len(listed) - shown} more" if len(listed) > shown else ""
-    return ", ".join(listed[:shown]) + more

@@ -115,16 +115,13 @@ class RotationAlignment:
     residuals: Mapping[str, Mapping[str, float]]
 
 
-def rotation_points(
-    model: nn.Module, parameters: Iterable[str] | None = None, *, consistent: bool = True
-) -> list[Point]:
+def rotation_points(model: nn.Module, parameters: Iterable[str] | None = None) -> list[Point]:
     """List where activations must be recorded for :func:`rotation`.
 
     Args:
         model: Either model.
         parameters: Names of the parameters, as the module has them, that will be rotated; all by default. Those of a
             tower that the task does not run must be left out.
-        consistent: See :func:`rotation`.
 
     Returns:
         The points, each once.
@@ -132,7 +129,7 @@ def rotation_points(
     Raises:
         GradfixError: if the architecture is not known.
     """
-    return _spaces(model, parameters, consistent=consistent).points()
+    return _spaces(model, parameters).points()
 
 
 def rotation(
@@ -144,7 +141,6 @@ def rotation(
     source: str,
     target: str,
     method: Literal["procrustes", "permutation"],
-    consistent: bool = True,
 ) -> RotationAlignment:
     """Rotate a task vector into the target's coordinates.
 
@@ -156,8 +152,6 @@ def rotation(
         source: Key of A's.
         target: Key of B's.
         method: Streams and heads may be rotated, or only reordered. Units are reordered in any case.
-        consistent: One map for all of a tower's stream, which keeps the network's function; otherwise every linear
-            map has maps of its own for what it reads from a stream and writes to it.
 
     Returns:
         The rotated vector; the maps are found now, the tensors rotated when read.
@@ -166,23 +160,20 @@ def rotation(
         GradfixError: if the architecture is not known.
     """
     present = [name for name, stored in names.items() if stored in vector.specs]
-    spaces = _spaces(model, present, consistent=consistent)
+    spaces = _spaces(model, present)
     places = {names[name]: place for name, place in spaces.places.items()}
     finder = FINDERS[method]
     trained = find_maps(spaces, Pair(activations, source, target, (0.0, 1.0 - HELD_OUT)), finder)
     residuals = _residuals(places, trained, Pair(activations, source, target, (1.0 - HELD_OUT, 1.0)))
     del trained
     maps = find_maps(spaces, Pair(activations, source, target), finder)
-    rotated = vector.derive(
-        Rotated(vector, places, maps), operation="align", method=method, consistent=consistent
-    )
+    rotated = vector.derive(Rotated(vector, places, maps), operation="align", method=method)
     return RotationAlignment(rotated, maps, places, residuals)
 
 
-def _spaces(model: nn.Module, parameters: Iterable[str] | None, *, consistent: bool) -> Spaces:
+def _spaces(model: nn.Module, parameters: Iterable[str] | None) -> Spaces:
     spaces = spaces_of(model)
-    spaces = spaces.needed(spaces.places if parameters is None else parameters)
-    return spaces if consistent else spaces.local()
+    return spaces.needed(spaces.places if parameters is None else parameters)
 
 
 def _residuals(

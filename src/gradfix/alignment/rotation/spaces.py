@@ -11,7 +11,7 @@
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from gradfix.alignment.activations import Point
@@ -133,27 +133,3 @@ class Spaces:
         for place in self.places.values():
             seen.update(dict.fromkeys(point for point in (place.reads, place.writes) if point is not None))
         return list(seen)
-
-    def local(self) -> "Spaces":
-        """Give every linear map and norm spaces of its own in place of its tower's stream.
-
-        Returns:
-            Spaces in which streams are as many as points; units and attentions are the same.
-        """
-        streams = dict(self.streams)
-        places = {}
-        first = {name: (readings[0],) for name, readings in self.streams.items() if readings}
-        for name, place in self.places.items():
-            axes = []
-            for number, axis in enumerate(place.axes):
-                if len(axis) != 1 or axis[0] not in self.streams:
-                    axes.append(axis)
-                    continue
-                point = place.reads if number == place.inward else place.writes
-                own = axis[0] if point is None else f"{point.module} {point.side}"
-                streams[own] = first.get(own, ()) if point is None else (Reading(point),)
-                axes.append((own,))
-            places[name] = replace(place, axes=tuple(axes))
-        used = {space for place in places.values() for axis in place.axes for space in axis}
-        kept = {name: readings for name, readings in streams.items() if name in used}
-        return Spaces(places, kept, self.units, self.attentions)

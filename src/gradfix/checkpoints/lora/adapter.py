@@ -124,8 +124,7 @@ class AdaptedWeights:
     def _spec(self, name: str, module: str) -> TensorSpec:
         if name not in self._whole and name not in self._base.specs:
             raise GradfixError(
-                f"{self._path}: adapts {name!r} (module {module!r}), which the base {self._base.location} "
-                "doesn't "
+                f"{self._path}: adapts {name!r} (module {module!r}), which the base {self._base.location} doesn't "
                 "have: give the base it was trained on"
             )
         spec = self._stored_spec(name)
@@ -162,8 +161,7 @@ class AdaptedWeights:
                 continue
             raise GradfixError(
                 f"{self._path}: changes {name!r}, which the base {self._base.location} ties to "
-                f"{next(other for other in group if other != name)!r}: expected both to stay one tensor: "
-                "train with "
+                f"{next(other for other in group if other != name)!r}: expected both to stay one tensor: train with "
                 "ensure_weight_tying, or leave the tied layers out"
             )
 
@@ -176,11 +174,9 @@ class AdaptedWeights:
         rank = self._config.rank_of(module)
         if down[:1] != (rank,) or up[1:2] != (rank,):
             raise GradfixError(
-                f"{self._path}: module {module!r}: expected rank {rank} by {self._config.path.name}, found "
-                "lora_A "
-                f"{list(down)} and lora_B {list(up)}: config and weights are of different adapters, or the "
-                "layer "
-                "is a grouped convolution, which is not supported"
+                f"{self._path}: module {module!r}: expected rank {rank} by {self._config.path.name}, found lora_A "
+                f"{list(down)} and lora_B {list(up)}: config and weights are of different adapters, or the layer is "
+                "a grouped convolution, which is not supported"
             )
         fits = {
             False: (up[0], *down[1:]) == spec.shape and set(up[2:]) <= {1},
@@ -188,8 +184,7 @@ class AdaptedWeights:
         }
         if not any(fits.values()):
             raise GradfixError(
-                f"{self._path}: module {module!r}: expected factors of {name} {list(spec.shape)}, found "
-                "lora_A "
+                f"{self._path}: module {module!r}: expected factors of {name} {list(spec.shape)}, found lora_A "
                 f"{list(down)} and lora_B {list(up)}: give the base it was trained on"
             )
         if self._config.dora and factors.magnitude is None:

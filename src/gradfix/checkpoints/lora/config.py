@@ -149,8 +149,7 @@ def read_lora_config(path: Path) -> LoraConfig:
     initial = config.get("init_lora_weights", True)
     if isinstance(initial, str) and initial.lower() not in (*_PLAIN_INITS, "true", "false"):
         raise GradfixError(
-            f"{path}: init_lora_weights: {initial!r} changes the base's own weights, which is not "
-            "supported: save "
+            f"{path}: init_lora_weights: {initial!r} changes the base's own weights, which is not supported: save "
             "the adapter with path_initial_model_for_weight_conversion, or merge it with peft"
         )
     base, revision = config.get("base_model_name_or_path"), config.get("revision")

@@ -70,9 +70,8 @@ def sort_keys(path: Path, keys: Iterable[str]) -> AdapterKeys:
             continue  # the frozen copy that peft keeps of a module it saves whole
         elif "lora_" in name or "token_adapter" in name or "trainable_tokens" in name:
             raise GradfixError(
-                f"{path}: tensor {key!r} is of no kind that is supported: merge the adapter with peft and "
-                "give "
-                "the result"
+                f"{path}: tensor {key!r} is of no kind that is supported: merge the adapter with peft and give the "
+                "result"
             )
         elif ".modules_to_save." in name:
             sorted_keys.whole[name.replace(".modules_to_save.", ".")] = key

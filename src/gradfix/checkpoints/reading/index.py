@@ -89,8 +89,7 @@ class ShardedWeights:
         missing = [tensor for tensor, shard in self._shard_of.items() if tensor not in shard.specs]
         if missing:
             raise GradfixError(
-                f"{path}: tensor {missing[0]!r} is not in the shard {placement[missing[0]]!r} that the "
-                "index names "
+                f"{path}: tensor {missing[0]!r} is not in the shard {placement[missing[0]]!r} that the index names "
                 f"({len(missing)} such): index and shards are of different versions; download them again"
             )
         self.specs: Mapping[str, TensorSpec] = MappingProxyType(
@@ -169,8 +168,7 @@ def read_weight_map(path: Path) -> dict[str, str]:
         parts = PurePosixPath(name).parts
         if name.startswith("/") or ".." in parts or "\0" in name or "\\" in name or os.path.isabs(name):
             raise GradfixError(
-                f"{path}: tensor {tensor!r}: names the file {name!r:.200} outside its directory: expected a "
-                "file "
+                f"{path}: tensor {tensor!r}: names the file {name!r:.200} outside its directory: expected a file "
                 "beside the index; don't use an index from a source you don't trust"
             )
     return weight_map

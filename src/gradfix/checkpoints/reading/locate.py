@@ -102,8 +102,7 @@ def model_weights(directory: Path, exists: Callable[[Path], bool] = Path.exists)
             # transformers takes the single file, most other readers the index: whichever is stale, someone
             # would transport a model that was not meant
             raise GradfixError(
-                f"{directory}: holds both {single.name} and {index.name}, and readers disagree on which "
-                "counts: "
+                f"{directory}: holds both {single.name} and {index.name}, and readers disagree on which counts: "
                 "remove the stale one, or give the path of the file that is meant"
             )
         if exists(index):

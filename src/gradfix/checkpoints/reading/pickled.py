@@ -72,8 +72,7 @@ class PickledFile:
             raise GradfixError(f"{self.path}: {meaning}")
         if not is_pytorch(start):
             raise GradfixError(
-                f"{self.path}: is no PyTorch file: expected a zip archive or a pickle, found it to begin "
-                "with "
+                f"{self.path}: is no PyTorch file: expected a zip archive or a pickle, found it to begin with "
                 f"{start[:8]!r}: download or write it again"
             )
         notes = []
@@ -129,13 +128,11 @@ def _load(path: Path, *, mapped: bool) -> Any:
     except _LOAD_ERRORS as error:
         if (needed := re.search(r"GLOBAL ([\w.]+)", str(error))) is not None:
             raise GradfixError(
-                f"{path}: its pickle needs code to be read ({needed[1]}), expected plain tensors: where you "
-                "trust "
+                f"{path}: its pickle needs code to be read ({needed[1]}), expected plain tensors: where you trust "
                 "the file, load it and save the state_dict as safetensors"
             ) from None
         raise GradfixError(
-            f"{path}: cannot be read as a PyTorch file ({_reason(error)}): it is truncated, corrupt or no "
-            "file of "
+            f"{path}: cannot be read as a PyTorch file ({_reason(error)}): it is truncated, corrupt or no file of "
             "plain tensors: download it again, or convert it to safetensors where you trust it"
         ) from None
 
@@ -167,8 +164,7 @@ def _state_dict(path: Path, value: Any) -> tuple[dict[str, Tensor], list[str]]:
     if not tensors:
         keys = ", ".join(repr(key) for key in list(value)[:5])
         raise GradfixError(
-            f"{path}: holds no tensors at its top level (keys: {keys or 'none'}), nor in "
-            f"{' or '.join(WRAPPERS)}: "
+            f"{path}: holds no tensors at its top level (keys: {keys or 'none'}), nor in {' or '.join(WRAPPERS)}: "
             "save the state_dict"
         )
     for name, tensor in tensors.items():

@@ -192,31 +192,3 @@ def checked_blocks(
         yield tensor_bytes(block)
     if rows < expected and spec.nbytes:
         raise GradfixError(f"{where}: {name}: expected {expected} rows, got {rows}")
-
-
-def checked_bytes(
-    where: str, name: str, spec: TensorSpec, chunks: Iterable[bytes | memoryview]
-) -> Iterator[memoryview]:
-    """Check that raw data are as long as the tensor.
-
-    Args:
-        where: File or directory that is written, for the messages.
-        name: The tensor's name.
-        spec: What its header says.
-        chunks: Its bytes, in order.
-
-    Yields:
-        The chunks.
-
-    Raises:
-        GradfixError: Too few or too many bytes.
-    """
-    done = 0
-    for chunk in chunks:
-        view = memoryview(chunk).cast("B")
-        done += len(view)
-        if done > spec.nbytes:
-            break
-        yield view
-    if done != spec.nbytes:
-        raise GradfixError(f"{where}: {name}: expected {spec.nbytes} bytes, got {done}")

@@ -1,7 +1,6 @@
 """One run at a time on an output, and a name for the one that has it."""
 
 import errno
-import fcntl
 import json
 import os
 import socket
@@ -9,15 +8,17 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from gradfix.checkpoints.files import UNSUPPORTED, explain_os_errors, write_at
+from filelock import FileLock, Timeout
+
+from gradfix.checkpoints.files import UNSUPPORTED, explain_os_errors
 from gradfix.errors import GradfixError
 
 
 class OutputLock:
     """Holds ``.<output>.gradfix-lock`` beside an output while the context is open.
 
-    The lock is the system's (flock), which ends with its process. Network file systems may grant it to
-    everyone, so the file also says who holds it; what a process of this machine held that has ended is taken.
+    The lock is the system's, which ends with its process. Network file systems may grant it to everyone or to
+    nobody, so the file also says who holds it; what a process of this machine held that has ended is taken.
     Safety doesn't rest on the lock: each run writes into its own directory and publishes without replacing.
 
     Args:
@@ -27,7 +28,7 @@ class OutputLock:
     def __init__(self, output: Path) -> None:
         self.output = output
         self.path = output.with_name(f".{output.name}.gradfix-lock")
-        self._descriptor = -1
+        self._lock = FileLock(self.path, blocking=False)
 
     def __enter__(self) -> "OutputLock":
         """Take the lock at once or refuse.
@@ -39,40 +40,36 @@ class OutputLock:
             GradfixError: Another run has it (the message says which), or the file can't be made.
         """
         with explain_os_errors(self.path, "choose an output in a directory you may write to"):
-            while self._descriptor < 0:
-                self._descriptor = self._try()
+            locked = self._acquire()
+            record = _read(self.path)
+            if not locked or _alive(record):
+                self._lock.release()
+                raise GradfixError(self._held_by(record))
+            try:
+                self.path.write_text(json.dumps(_own_record()), encoding="utf-8")
+            except BaseException:
+                self.path.unlink()
+                self._lock.release()
+                raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Remove the lock file, then let go of the lock."""
-        descriptor, self._descriptor = self._descriptor, -1
         self.path.unlink(missing_ok=True)
-        os.close(descriptor)
+        self._lock.release()
 
-    def _try(self) -> int:
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        descriptor = os.open(self.path, flags, 0o666)
+    def _acquire(self) -> bool:
+        """Take the system's lock; where the file system has none, what the file says decides alone."""
         try:
-            locked = _flock(descriptor)
-            record = _read(descriptor)
-            if not locked or _alive(record):
-                raise GradfixError(self._held_by(record))
-            # If its last holder removed the file between our open and flock, nobody else sees our lock.
-            if not _same_file(descriptor, self.path):
-                os.close(descriptor)
-                return -1
-            try:
-                os.ftruncate(descriptor, 0)
-                write_at(descriptor, memoryview(json.dumps(_own_record()).encode()), 0)
-            except BaseException:
-                self.path.unlink()
+            self._lock.acquire()
+        except Timeout:
+            return False
+        except OSError as error:
+            if error.errno not in UNSUPPORTED | {errno.ENOLCK}:
                 raise
-        except BaseException:
-            os.close(descriptor)
-            raise
-        return descriptor
+        return True
 
     def _held_by(self, record: dict[str, object]) -> str:
         holder = "another run"
@@ -84,22 +81,11 @@ class OutputLock:
         return text
 
 
-def _flock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in {errno.EWOULDBLOCK, errno.EACCES}:
-            return False
-        if error.errno not in UNSUPPORTED | {errno.ENOLCK}:
-            raise
-    return True
-
-
-def _read(descriptor: int) -> dict[str, object]:
+def _read(path: Path) -> dict[str, object]:
     """What the holder wrote; nothing when it was killed before it could."""
     try:
-        record = json.loads(os.pread(descriptor, 4096, 0))
-    except ValueError:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}
 
@@ -134,10 +120,3 @@ def _start_time(pid: int) -> str | None:
     except OSError:
         return None
     return "ended" if fields[0] in "ZX" else fields[19]
-
-
-def _same_file(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
-    except FileNotFoundError:
-        return False

@@ -7,14 +7,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
 
 import torch
 
 from gradfix.checkpoints.files import check_space, explain_os_errors, resolve_output
 from gradfix.checkpoints.tensors import TensorSpec
 from gradfix.checkpoints.writing.atomic import refuse_existing
-from gradfix.checkpoints.writing.background import Background, HashingFile, checked_blocks, checked_bytes
+from gradfix.checkpoints.writing.background import Background, HashingFile, checked_blocks
 from gradfix.checkpoints.writing.extras import add_extra_file
 from gradfix.checkpoints.writing.layout import INDEX_FILE, FileLayout, index_content, plan_shards
 from gradfix.checkpoints.writing.lock import OutputLock
@@ -24,7 +23,6 @@ from gradfix.errors import GradfixError
 from gradfix.progress import Progress, silent
 
 SHARD_SIZE = 5_000_000_000
-T = TypeVar("T")
 
 
 class CheckpointWriter:
@@ -136,19 +134,16 @@ class CheckpointWriter:
             GradfixError: Not the next name; blocks that don't make up the tensor; an error of the disk, which
                 may stem from an earlier tensor.
         """
-        self._stream(name, blocks, checked_blocks)
-
-    def copy(self, name: str, chunks: Iterable[bytes | memoryview]) -> None:
-        """Write a tensor's bytes as they are stored elsewhere, so that it stays identical.
-
-        Args:
-            name: As in `write`.
-            chunks: Consecutive little-endian bytes; not to be changed afterwards.
-
-        Raises:
-            GradfixError: As `write`.
-        """
-        self._stream(name, chunks, checked_bytes)
+        if name in self.done:
+            return
+        self._next(name)
+        file, offset = self._files[-1], self._shard_of[name].offsets[name]
+        self._submit(file, file.begin)
+        for part in checked_blocks(str(self.output), name, self.specs[name], blocks):
+            self._submit(file, partial(file.append, part, offset), len(part))
+            offset += len(part)
+        self._submit(file, partial(file.end, name))
+        self._remaining.popleft()
 
     def add_file(self, relative: str, content: bytes | Path) -> None:
         """Add a file that has no weights: config, tokenizer, model card.
@@ -192,23 +187,6 @@ class CheckpointWriter:
         with explain_os_errors(path, self._remedy):
             self._files.append(HashingFile(path, layout.header))
         self._open = layout
-
-    def _stream(
-        self,
-        name: str,
-        blocks: Iterable[T],
-        check: Callable[[str, str, TensorSpec, Iterable[T]], Iterable[memoryview]],
-    ) -> None:
-        if name in self.done:
-            return
-        self._next(name)
-        file, offset = self._files[-1], self._shard_of[name].offsets[name]
-        self._submit(file, file.begin)
-        for part in check(str(self.output), name, self.specs[name], blocks):
-            self._submit(file, partial(file.append, part, offset), len(part))
-            offset += len(part)
-        self._submit(file, partial(file.end, name))
-        self._remaining.popleft()
 
     def _submit(self, file: HashingFile, job: Callable[[], None], nbytes: int = 0) -> None:
         def explained() -> None:

@@ -1,14 +1,14 @@
 """What would help more, told from the record: each piece of advice names the option that follows it."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from gradfix.report.elements import Section
-from gradfix.report.markup import Html, tag
+from gradfix.report.facts import Judgement
+from gradfix.report.markup import render
 from gradfix.report.numbers import percent, points
-from gradfix.report.verdict import excludes_zero, share_from_source
+from gradfix.report.record import TransportRecord
+from gradfix.report.verdict import share_from_source
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Advice:
     option: str = ""
 
 
-def advice(record: Mapping[str, Any]) -> list[Advice]:
+def advice(record: TransportRecord) -> list[Advice]:
     """Tell what would help more.
 
     Args:
@@ -35,13 +35,14 @@ def advice(record: Mapping[str, Any]) -> list[Advice]:
     Returns:
         The most telling first; none where nothing stands out.
     """
-    judgement = record.get("judgement") or {}
-    found = [_measure(record), _naive(judgement), _fine_tune(judgement), _settle(judgement), _samples(record)]
-    found += [_further(record), _format(record)]
+    found = [_measure(record)]
+    if record.judgement is not None:
+        found += [check(record.judgement) for check in (_naive, _fine_tune, _settle)]
+    found += [_samples(record), _further(record), _format(record)]
     return [entry for entry in found if entry is not None]
 
 
-def advice_section(record: Mapping[str, Any]) -> Section | None:
+def advice_section(record: TransportRecord) -> Section | None:
     """Write the advice.
 
     Args:
@@ -53,66 +54,57 @@ def advice_section(record: Mapping[str, Any]) -> Section | None:
     found = advice(record)
     if not found:
         return None
-    return Section("advice", "What would help more", "", [tag("ol", *map(_item, found), class_="advice")])
+    return Section("advice", "What would help more", "", [render("advice.html", advice=found)])
 
 
-def _item(entry: Advice) -> Html:
-    option = tag("code", entry.option) if entry.option else None
-    return tag("li", tag("strong", entry.title), tag("p", entry.reason), option)
-
-
-def _measure(record: Mapping[str, Any]) -> Advice | None:
-    judgement = record.get("judgement")
-    if judgement and judgement.get("data") == "test":
+def _measure(record: TransportRecord) -> Advice | None:
+    if record.judgement is not None and record.judgement.data == "test":
         return None
     why = (
         "Here the same samples chose α and judged it, which flatters the result a little."
-        if judgement
+        if record.judgement is not None
         else "Without them nobody knows whether the new model is better, or by how much."
     )
     return Advice("Give labelled test samples that chose nothing", why, "--test test.jsonl")
 
 
-def _naive(judgement: Mapping[str, Any]) -> Advice | None:
-    naive, new = judgement.get("naive"), judgement.get("transported")
-    if not naive or not new or naive["score"] <= new["score"]:
-        return None
-    over = judgement.get("over_naive")
-    if over is not None and not excludes_zero(over):
+def _naive(judgement: Judgement) -> Advice | None:
+    naive, new, over = judgement.naive, judgement.transported, judgement.over_naive
+    if naive.score <= new.score or (over is not None and not over.excludes_zero):
         return None
     return Advice(
         "Try the whole task vector",
-        f"Added as it is, it scores {percent(naive['score'])} against {percent(new['score'])} here: the new base is "
+        f"Added as it is, it scores {percent(naive.score)} against {percent(new.score)} here: the new base is "
         "close enough to the old one for the fine-tune to carry over unmasked.",
         "--mask none --alpha 1",
     )
 
 
-def _fine_tune(judgement: Mapping[str, Any]) -> Advice | None:
-    over = judgement.get("over_control")
-    if share_from_source(judgement) is None or not over or (excludes_zero(over) and over["value"] > 0):
+def _fine_tune(judgement: Judgement) -> Advice | None:
+    over = judgement.over_control
+    if share_from_source(judgement) is None or (over.excludes_zero and over.value > 0):
         return None
     return Advice(
         "Compare with few-shot fine-tuning",
-        f"The shuffled control does as well ({points(over['value'])} points), so the labelled samples do the work, and "
+        f"The shuffled control does as well ({points(over.value)} points), so the labelled samples do the work, and "
         "fine-tuning on them may use them better. One command measures it beside all baselines.",
         "gradfix compare",
     )
 
 
-def _settle(judgement: Mapping[str, Any]) -> Advice | None:
-    gain = judgement.get("gain")
-    if not gain or excludes_zero(gain) or gain.get("low") is None or not gain["value"]:
+def _settle(judgement: Judgement) -> Advice | None:
+    gain = judgement.gain
+    if gain.low is None or gain.high is None or gain.excludes_zero or not gain.value:
         return None
-    half = (gain["high"] - gain["low"]) / 2
+    half = (gain.high - gain.low) / 2
     # The interval narrows with the root of the number of samples.
-    needed = math.ceil(gain["n"] * (half / abs(gain["value"])) ** 2 * 1.1)
+    needed = math.ceil(gain.n * (half / abs(gain.value)) ** 2 * 1.1)
     if needed > 1_000_000:
         return None
     return Advice(
         "Judge on more test samples",
-        f"A difference of {points(gain['value'])} points would be beyond chance on about {_round(needed):,} samples; "
-        f"{gain['n']:,} were given.",
+        f"A difference of {points(gain.value)} points would be beyond chance on about {_round(needed):,} samples; "
+        f"{gain.n:,} were given.",
         "--test",
     )
 
@@ -122,26 +114,24 @@ def _round(count: int) -> int:
     return -(-count // step) * step
 
 
-def _samples(record: Mapping[str, Any]) -> Advice | None:
-    votes = record.get("votes") or {}
-    stability = votes.get("stability")
-    if not stability or 1 - stability["split_half"] < 0.15:
+def _samples(record: TransportRecord) -> Advice | None:
+    votes = record.votes
+    if votes is None or votes.stability is None or 1 - votes.stability.split_half < 0.15:
         return None
-    low, high = sorted((1 - stability["redraw"], 1 - stability["split_half"]))
+    low, high = votes.stability.mask_change
     return Advice(
         "Label more samples",
-        f"With another {votes['samples']} samples between {percent(low, 0)} and {percent(high, 0)} of the signs would "
+        f"With another {votes.samples} samples between {percent(low, 0)} and {percent(high, 0)} of the signs would "
         "be different, so the mask is not settled yet. Each sample costs one backward pass.",
         "--support",
     )
 
 
-def _further(record: Mapping[str, Any]) -> Advice | None:
-    choice = record.get("alpha") or {}
-    curve = choice.get("curve") or []
-    if len(curve) < 2 or choice.get("alpha") != curve[-1]["alpha"] or not choice.get("alpha"):
+def _further(record: TransportRecord) -> Advice | None:
+    choice = record.alpha
+    if len(choice.curve) < 2 or not choice.alpha or choice.alpha != choice.curve[-1].alpha:
         return None
-    largest = curve[-1]["alpha"]
+    largest = choice.alpha
     return Advice(
         "Go further along α",
         f"The loss was still falling at the largest candidate, α = {largest:g}.",
@@ -149,8 +139,8 @@ def _further(record: Mapping[str, Any]) -> Advice | None:
     )
 
 
-def _format(record: Mapping[str, Any]) -> Advice | None:
-    lost = (record.get("applied") or {}).get("lost_share") or 0.0
+def _format(record: TransportRecord) -> Advice | None:
+    lost = 0.0 if record.applied is None else record.applied.lost_share
     if lost < 0.01:
         return None
     return Advice(

@@ -2,12 +2,17 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
+
+from markupsafe import Markup
 
 from gradfix.recipes import only_in_python
 from gradfix.report.elements import Part, Section
-from gradfix.report.markup import Content, Html, tag
+from gradfix.report.facts import Input, Sample
+from gradfix.report.markup import render
 from gradfix.report.numbers import duration, size
+from gradfix.report.record import TransportRecord
 
 STAGES = {
     "check": "check the inputs",
@@ -24,7 +29,7 @@ STAGES = {
 }
 
 
-def cost_section(record: Mapping[str, Any]) -> Section | None:
+def cost_section(record: TransportRecord) -> Section | None:
     """Show time by stage, and memory.
 
     Args:
@@ -36,30 +41,28 @@ def cost_section(record: Mapping[str, Any]) -> Section | None:
     seconds = seconds_of(record)
     if not seconds:
         return None
-    total, longest = sum(seconds.values()), max(seconds.values()) or 1.0
     slowest = max(seconds, key=lambda name: seconds[name])
-    lead = f"{duration(total)} in all, most of it to {STAGES.get(slowest, slowest)} ({duration(seconds[slowest])})"
-    peak = record.get("peak_memory_bytes")
+    lead = f"{duration(sum(seconds.values()))} in all, most of it to {STAGES.get(slowest, slowest)} "
+    lead += f"({duration(seconds[slowest])})"
+    peak, device = record.peak_memory_bytes, record.options.device
     lead += f"; the process held {size(peak)} of memory at most." if peak else "."
-    device = (record.get("recipe") or {}).get("device")
-    bars = tag(
-        "div",
-        *(
-            tag(
-                "div",
-                tag("span", STAGES.get(name, name), class_="name"),
-                tag("div", tag("span", style=f"width:{value / longest * 100:.2f}%"), class_="track"),
-                tag("span", duration(value), class_="value"),
-                class_="bar",
-            )
-            for name, value in seconds.items()
-        ),
-        class_="bars",
-    )
-    return Section("cost", "What it cost", lead + (f" Device: {device}." if device else ""), [bars])
+    return Section("cost", "What it cost", lead + (f" Device: {device}." if device else ""), [bars(seconds)])
 
 
-def seconds_of(record: Mapping[str, Any]) -> dict[str, float]:
+def bars(seconds: Mapping[str, float]) -> Markup:
+    """Draw times as bars, the longest over the whole width.
+
+    Args:
+        seconds: By stage; at least one.
+
+    Returns:
+        Markup.
+    """
+    bars = [(STAGES.get(name, name), value, duration(value)) for name, value in seconds.items()]
+    return render("bars.html", bars=bars, longest=max(seconds.values()) or 1.0)
+
+
+def seconds_of(record: TransportRecord) -> dict[str, float]:
     """Give the wall time of each stage; that of writing is not over when the record is made, so its own is taken.
 
     Args:
@@ -68,71 +71,58 @@ def seconds_of(record: Mapping[str, Any]) -> dict[str, float]:
     Returns:
         Seconds by stage.
     """
-    found = record.get("seconds") or {}
-    seconds = {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
-    writing = (record.get("applied") or {}).get("seconds")
-    if "write" not in seconds and isinstance(writing, int | float):
-        seconds["write"] = float(writing)
-    return seconds
+    writing = {} if record.applied is None else {"write": record.applied.seconds}
+    return {
+        **record.seconds,
+        **{name: value for name, value in writing.items() if name not in record.seconds},
+    }
 
 
-def inputs_section(record: Mapping[str, Any]) -> Section | None:
+def transport_inputs(record: TransportRecord) -> Section | None:
+    """Name what a transport is made from.
+
+    Args:
+        record: What ``gradfix.json`` holds.
+
+    Returns:
+        The section; None where nothing of it is known.
+    """
+    return inputs_section(
+        "transport", record.recipe, inputs=record.inputs, support=record.support, versions=record.versions
+    )
+
+
+def inputs_section(
+    command: str,
+    recipe: Mapping[str, Any],
+    *,
+    inputs: Mapping[str, Input] = MappingProxyType({}),
+    support: Sequence[Sample] = (),
+    versions: Mapping[str, str] = MappingProxyType({}),
+) -> Section | None:
     """Name the inputs with their hashes, the versions, and the recipe to copy.
 
     Args:
-        record: What ``gradfix.json`` or ``comparison.json`` holds.
+        command: As ``transport``.
+        recipe: Its options.
+        inputs: Models by role.
+        support: The samples that voted.
+        versions: Of packages.
 
     Returns:
         The section; None where nothing of it is known.
     """
     parts: list[Part] = []
-    inputs = record.get("inputs") or {}
     if inputs:
-        rows = (
-            tag(
-                "tr",
-                tag("th", name.replace("_", " "), scope="row"),
-                tag("td", tag("code", str(entry.get("location", "")))),
-                tag("td", tag("code", str(entry.get("sha256", "")), class_="hash")),
-            )
-            for name, entry in inputs.items()
-        )
-        head = tag(
-            "tr",
-            tag("th", "input", scope="col"),
-            tag("th", "where", scope="col"),
-            tag("th", "SHA-256", scope="col"),
-        )
-        parts.append(tag("div", tag("table", tag("thead", head), tag("tbody", *rows)), class_="table facts"))
-    support = record.get("support") or []
+        parts.append(render("inputs.html", inputs=inputs))
     if support:
-        listing = tag(
-            "ol",
-            *(
-                tag(
-                    "li",
-                    str(entry.get("row", "")),
-                    " ",
-                    tag("code", str(entry.get("sha256", ""))[:16], class_="hash"),
-                )
-                for entry in support
-            ),
-        )
-        parts.append(tag("details", tag("summary", f"The {len(support):,} samples that voted"), listing))
-    versions = record.get("versions") or {}
+        parts.append(render("samples.html", support=support))
     if versions:
-        parts.append(
-            tag(
-                "p",
-                "Versions: ",
-                ", ".join(f"{name} {version}" for name, version in versions.items()),
-                ".",
-                class_="note",
-            )
-        )
-    recipe = record.get("recipe")
+        listed = ", ".join(f"{name} {version}" for name, version in versions.items())
+        parts.append(Markup('<p class="note">Versions: {}.</p>').format(listed))
     if recipe:
-        parts.append(_recipe(str(record.get("command") or "transport"), recipe))
+        missing = only_in_python(recipe) if command == "transport" else []
+        parts.append(render("recipe.html", recipe=recipe_text(command, recipe), missing=missing))
     return Section("inputs", "Made from", "", parts) if parts else None
 
 
@@ -149,30 +139,6 @@ def recipe_text(command: str, recipe: Mapping[str, Any]) -> str:
     import yaml
 
     return str(yaml.safe_dump({"command": command, **recipe}, sort_keys=False, allow_unicode=True))
-
-
-def _recipe(command: str, recipe: Mapping[str, Any]) -> Html:
-    return tag(
-        "div",
-        tag(
-            "div",
-            tag("span", "recipe.yaml"),
-            tag("button", "Copy", type="button", class_="copy", data_copies="recipe"),
-            class_="code-head",
-        ),
-        tag("pre", tag("code", recipe_text(command, recipe), id="recipe")),
-        tag("p", *_again(only_in_python(recipe) if command == "transport" else []), class_="note"),
-        class_="code",
-    )
-
-
-def _again(missing: Sequence[str]) -> Sequence[Content]:
-    """Tell how to make the result again."""
-    if missing:
-        return [
-            f"Not the whole recipe: {', '.join(missing)} came from Python, so that script makes it again."
-        ]
-    return ["Made again by ", tag("code", "gradfix run recipe.yaml --output AGAIN"), "."]
 
 
 def short(location: str) -> str:

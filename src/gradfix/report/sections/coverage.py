@@ -7,8 +7,10 @@ from typing import Any
 
 from gradfix.checkpoints.layers import KINDS, layer_of
 from gradfix.report.elements import Figure, Section, label
-from gradfix.report.markup import Html, tag
+from gradfix.report.facts import TensorFacts
+from gradfix.report.markup import render
 from gradfix.report.numbers import percent
+from gradfix.report.record import TransportRecord
 from gradfix.report.style import DIVERGING, INK, layout
 
 ROWS = 44
@@ -39,23 +41,23 @@ class Sums:
     tied: int = 0
     net: int = 0
 
-    def add(self, facts: Mapping[str, Any]) -> None:
+    def add(self, facts: TensorFacts) -> None:
         """Add one tensor.
 
         Args:
             facts: Of ``applied.tensors``.
         """
         self.tensors += 1
-        self.nonzero += facts["nonzero"]
-        self.kept += facts["kept"]
-        self.square += facts.get("square") or 0.0
-        self.kept_square += facts.get("kept_square") or 0.0
-        self.voted += facts.get("voted") or 0
-        self.tied += facts.get("tied") or 0
-        self.net += facts.get("net") or 0
+        self.nonzero += facts.nonzero or 0
+        self.kept += facts.kept or 0
+        self.square += facts.square or 0.0
+        self.kept_square += facts.kept_square or 0.0
+        self.voted += facts.voted or 0
+        self.tied += facts.tied or 0
+        self.net += facts.net or 0
 
 
-def coverage_section(record: Mapping[str, Any]) -> Section | None:
+def coverage_section(record: TransportRecord) -> Section | None:
     """Show the share kept by depth and kind of layer.
 
     Args:
@@ -64,50 +66,45 @@ def coverage_section(record: Mapping[str, Any]) -> Section | None:
     Returns:
         The section; None where no mask chose.
     """
-    applied = record.get("applied") or {}
-    masked = {
-        name: facts
-        for name, facts in (applied.get("tensors") or {}).items()
-        if facts.get("nonzero") and facts.get("kept") is not None
-    }
-    share = applied.get("kept_share")
-    if not masked or share is None:
+    applied = record.applied
+    if applied is None or applied.kept_share is None:
         return None
-    norm = math.sqrt(
-        _ratio(
-            sum(f.get("kept_square") or 0 for f in masked.values()),
-            sum(f.get("square") or 0 for f in masked.values()),
-        )
-    )
-    silent = len(record.get("silent_parameters") or ())
+    share = applied.kept_share
+    masked = {
+        name: facts for name, facts in applied.tensors.items() if facts.nonzero and facts.kept is not None
+    }
+    if not masked:
+        return None
+    whole = Sums()
+    for facts in masked.values():
+        whole.add(facts)
+    norm = math.sqrt(_ratio(whole.kept_square, whole.square))
+    silent = len(record.silent_parameters)
     lead = f"{percent(share)} of the task vector's coordinates were kept, with {percent(norm)} of its length."
     chance = _chance(record)
     if chance is not None:
         lead += f" Signs that agree by chance alone would keep {percent(chance)}, half of what is not tied."
     if silent:
         lead += f" {silent} parameters that this task's gradients don't reach kept the new base's values."
-    if all(facts["kept"] == facts["nonzero"] for facts in masked.values()):
+    if whole.kept == whole.nonzero:
         return Section(
             "coverage", "What was kept of the fine-tune", "The whole task vector was added; no mask chose."
         )
     return Section("coverage", "What was kept of the fine-tune", lead, [_heat_map(masked, share, record)])
 
 
-def _chance(record: Mapping[str, Any]) -> float | None:
+def _chance(record: TransportRecord) -> float | None:
     """Tell what a mask of agreeing signs would keep of a vector that has nothing to do with the votes."""
-    ties = (record.get("votes") or {}).get("tie_rate")
-    strategy = (record.get("recipe") or {}).get("mask")
-    method = (record.get("method") or {}).get("name", "gradfix")
-    if ties is None or strategy not in {"agreement", "soft"} or method != "gradfix" or record.get("steps"):
-        return None
-    return float((1 - ties) / 2)
+    method = "gradfix" if record.method is None else record.method.name
+    agreeing = record.options.mask in {"agreement", "soft"} and method == "gradfix" and not record.steps
+    return (1 - record.votes.tie_rate) / 2 if record.votes is not None and agreeing else None
 
 
 def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
 
 
-def _heat_map(masked: Mapping[str, Mapping[str, Any]], share: float, record: Mapping[str, Any]) -> Figure:
+def _heat_map(masked: Mapping[str, TensorFacts], share: float, record: TransportRecord) -> Figure:
     depth = max((place.depth for place in map(layer_of, masked) if place.depth is not None), default=0) + 1
     group = -(-depth // ROWS)
     cells: dict[tuple[tuple[str, int], str], Sums] = {}
@@ -119,7 +116,7 @@ def _heat_map(masked: Mapping[str, Mapping[str, Any]], share: float, record: Map
     kinds = [kind for kind in KINDS if any(found == kind for _, found in cells)]
     towers = len({tower for tower, _ in rows}) > 1
     names = {row: _row_name(*row, group, towers) for row in rows}
-    overall, voters = _chance(record), (record.get("votes") or {}).get("samples") or 1
+    overall, voters = _chance(record), max(1, record.votes.samples) if record.votes is not None else 1
 
     def over(sums: Sums) -> float:
         """Points kept over what chance would keep of this cell, or over the whole model's share."""
@@ -217,7 +214,7 @@ def _hover(row: str, kind: str, sums: Sums, voters: int) -> str:
     return "<br>".join([*lines, f"{sums.tensors} tensor{'s' * (sums.tensors != 1)}"])
 
 
-def format_section(record: Mapping[str, Any]) -> Section | None:
+def format_section(record: TransportRecord) -> Section | None:
     """Say what part of the update the output's number format rounded away, and what to do.
 
     Args:
@@ -226,31 +223,16 @@ def format_section(record: Mapping[str, Any]) -> Section | None:
     Returns:
         The section; None where nothing was lost.
     """
-    applied, recipe = record.get("applied") or {}, record.get("recipe") or {}
-    lost = applied.get("lost_share")
-    if not lost:
+    applied = record.applied
+    if applied is None or not applied.lost_share:
         return None
-    changed = sum(facts.get("wanted") or 0 for facts in (applied.get("tensors") or {}).values())
-    kind = recipe.get("dtype") or "the new base's number format"
+    lost = applied.lost_share
+    changed = sum(facts.wanted for facts in applied.tensors.values())
+    kind = record.options.dtype or "the new base's number format"
     lead = (
         f"{percent(lost)} of the {changed:,} changed weights are the same as before once written in {kind}."
     )
     if lost < 0.01:
         return Section("format", "Lost in rounding", lead + " That is too little to matter.")
-    bar = _bar(1 - lost, f"{percent(1 - lost)} of the changes arrived")
-    advice = tag(
-        "p",
-        "Each lost change is smaller than half the distance between two neighbouring numbers there. ",
-        tag("code", "--dtype float32"),
-        " keeps them all; ",
-        tag("code", "--rounding stochastic"),
-        " keeps them on average in bfloat16.",
-    )
-    return Section("format", "Lost in rounding", lead, [bar, advice])
-
-
-def _bar(share: float, words: str) -> Html:
-    width = f"width:{min(100.0, max(0.0, share * 100)):.2f}%"
-    return tag(
-        "div", tag("div", tag("span", style=width), class_="track"), tag("span", words), class_="bar wide"
-    )
+    shown = render("rounding.html", arrived=1 - lost, words=f"{percent(1 - lost)} of the changes arrived")
+    return Section("format", "Lost in rounding", lead, [shown])

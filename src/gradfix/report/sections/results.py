@@ -5,7 +5,9 @@ from textwrap import wrap
 from typing import Any
 
 from gradfix.report.elements import Cell, Figure, Section, Table, label
+from gradfix.report.facts import Evaluation, Interval, Judgement
 from gradfix.report.numbers import between, metric_name, number, percent, points
+from gradfix.report.record import Line, TransportRecord
 from gradfix.report.style import ACCENT, COLOURS, DASHES, INK, MUTED, SYMBOLS, layout
 
 MODELS = {
@@ -19,7 +21,19 @@ MODELS = {
 FINE_TUNED = ("few-shot", "oracle", "full")
 
 
-def transport_results(record: Mapping[str, Any]) -> Section | None:
+def measured(judgement: Judgement) -> dict[str, Evaluation]:
+    """Give the measurements of a judgement.
+
+    Args:
+        judgement: A record's.
+
+    Returns:
+        Those of ``MODELS``, in the order of the table.
+    """
+    return {name: getattr(judgement, name) for name in MODELS}
+
+
+def transport_results(record: TransportRecord) -> Section | None:
     """Lay out a transport's judgement.
 
     Args:
@@ -28,38 +42,42 @@ def transport_results(record: Mapping[str, Any]) -> Section | None:
     Returns:
         The section; None where nothing was judged.
     """
-    judgement = record.get("judgement")
-    if not judgement:
-        return None
-    found = {key: judgement[key] for key in MODELS if judgement.get(key)}
-    if "base" not in found:
-        return None
-    base = found["base"]["score"]
-    differences = {"transported": judgement.get("gain")}
-    metric = metric_name(found["base"]["metric"])
+    return None if record.judgement is None else judgement_results(record.judgement)
+
+
+def judgement_results(judgement: Judgement) -> Section:
+    """Lay out a judgement.
+
+    Args:
+        judgement: A record's.
+
+    Returns:
+        The section.
+    """
+    found = measured(judgement)
+    base, metric = judgement.base.score, metric_name(judgement.base.metric)
     rows = [
         [
             Cell(MODELS[key]),
-            Cell(percent(result["score"]), result["score"]),
-            Cell(between(result["interval"], signed=False), result["interval"]["low"]),
-            Cell("" if key == "base" else points(result["score"] - base), result["score"] - base),
-            Cell(between(differences.get(key) or {})),
-            Cell(number(result["loss"]), result["loss"]),
+            Cell(percent(result.score), result.score),
+            Cell(between(result.interval, signed=False), result.interval.low),
+            Cell("" if key == "base" else points(result.score - base), result.score - base),
+            Cell(between(judgement.gain if key == "transported" else None)),
+            Cell(number(result.loss), result.loss),
         ]
         for key, result in found.items()
     ]
-    names = list(found)
     caption = (
-        f"{found['base']['n']:,} {judgement['data']} samples, the same for all. The interval of the difference is "
+        f"{judgement.base.n:,} {judgement.data} samples, the same for all. The interval of the difference is "
         "paired by sample, so it can exclude 0 where the intervals of two scores overlap."
     )
     table = Table(
         ["model", metric, "95 % interval", "points over base", "95 % interval of that", "loss a sample"],
         rows,
-        strong=[names.index("transported")] if "transported" in names else [],
+        strong=[list(found).index("transported")],
         caption=caption,
     )
-    values = [(MODELS[key], result["interval"], key == "transported") for key, result in found.items()]
+    values = [(MODELS[key], result.interval, key == "transported") for key, result in found.items()]
     return Section(
         "results",
         "How it compares",
@@ -69,14 +87,14 @@ def transport_results(record: Mapping[str, Any]) -> Section | None:
     )
 
 
-def _finding(found: Mapping[str, Any], metric: str) -> str:
-    best = max(found, key=lambda key: found[key]["score"])
-    return f"{MODELS[best].capitalize()} has the highest {metric}: {percent(found[best]['score'])}"
+def _finding(found: Mapping[str, Evaluation], metric: str) -> str:
+    best = max(found, key=lambda key: found[key].score)
+    return f"{MODELS[best].capitalize()} has the highest {metric}: {percent(found[best].score)}"
 
 
 def dots(
     title: str,
-    values: Sequence[tuple[str, Mapping[str, Any], bool]],
+    values: Sequence[tuple[str, Interval, bool]],
     metric: str,
     *,
     reference: float | None = None,
@@ -107,13 +125,13 @@ def dots(
             {
                 "type": "scatter",
                 "mode": "markers",
-                "x": [interval["value"] * 100 for _, interval in chosen],
+                "x": [interval.value * 100 for _, interval in chosen],
                 "y": [name for name, _ in chosen],
                 "error_x": {
                     "type": "data",
                     "symmetric": False,
-                    "array": [_half(interval, "high") for _, interval in chosen],
-                    "arrayminus": [_half(interval, "low") for _, interval in chosen],
+                    "array": [half(interval.high, interval) * 100 for _, interval in chosen],
+                    "arrayminus": [half(interval.low, interval) * 100 for _, interval in chosen],
                     "color": ACCENT if strong else MUTED,
                     "thickness": 2,
                     "width": 5,
@@ -156,12 +174,20 @@ def dots(
     return Figure(title, traces, made, note)
 
 
-def _half(interval: Mapping[str, Any], end: str) -> float:
-    value = interval.get(end)
-    return 0.0 if value is None else abs(value - interval["value"]) * 100
+def half(end: float | None, interval: Interval) -> float:
+    """Give the length of an error bar.
+
+    Args:
+        end: Of the interval.
+        interval: It.
+
+    Returns:
+        The distance of its value; 0 where there is no end.
+    """
+    return 0.0 if end is None else abs(end - interval.value)
 
 
-def transported(rows: Sequence[Mapping[str, Any]]) -> str:
+def transported(rows: Sequence[Line]) -> str:
     """Tell which method of a comparison a transport would have used.
 
     Args:
@@ -170,10 +196,10 @@ def transported(rows: Sequence[Mapping[str, Any]]) -> str:
     Returns:
         ``auto``, the default, where it was measured; else the paper's method.
     """
-    return "auto" if any(row["method"] == "auto" for row in rows) else "gradfix"
+    return "auto" if any(row.method == "auto" for row in rows) else "gradfix"
 
 
-def comparison_results(rows: Sequence[Mapping[str, Any]], caption: str, metric: str) -> Section | None:
+def comparison_results(rows: Sequence[Line], caption: str, metric: str) -> Section | None:
     """Lay out a comparison over several draws.
 
     Args:
@@ -186,20 +212,20 @@ def comparison_results(rows: Sequence[Mapping[str, Any]], caption: str, metric: 
     """
     if not rows:
         return None
-    budgets = sorted({row["budget"] for row in rows})
-    retained = any(row.get("retained") for row in rows)
+    budgets = sorted({row.budget for row in rows})
+    retained = any(row.retained for row in rows)
     columns = ["method", metric, "95 % interval", "points over base", "points over the control"]
     several = len(budgets) > 1
     ours = transported(rows)
     table = Table(
         [*(["samples a class"] if several else []), *columns, *(["retained"] if retained else [])],
         [_line(row, several=several, retention=retained) for row in rows],
-        strong=[number for number, row in enumerate(rows) if row["method"] == ours],
+        strong=[number for number, row in enumerate(rows) if row.method == ours],
         caption=caption[:1].upper() + caption[1:] + ("" if caption.endswith(".") else "."),
     )
-    reference = next((row["score"]["value"] for row in rows if row["method"] == "zero-shot"), None)
+    reference = next((row.score.value for row in rows if row.method == "zero-shot"), None)
     if len(budgets) == 1:
-        values = [(row["label"], row["score"], row["method"] == ours) for row in rows]
+        values = [(row.label, row.score, row.method == ours) for row in rows]
         figure = dots(_best(rows, metric), values, metric, reference=reference)
     else:
         figure = curves(_best(rows, metric), rows, metric)
@@ -208,44 +234,44 @@ def comparison_results(rows: Sequence[Mapping[str, Any]], caption: str, metric: 
         "Beside the baselines",
         "Each method chose its settings on the labelled samples alone; the test data chose nothing. The oracle mask "
         "and full fine-tuning need a full fine-tune of the new base, so they are bounds and not rivals."
-        if any(row["method"] in {"oracle", "full"} for row in rows)
+        if any(row.method in {"oracle", "full"} for row in rows)
         else "Each method chose its settings on the labelled samples alone; the test data chose nothing.",
         [figure, table],
     )
 
 
-def _best(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
-    largest = max(row["budget"] for row in rows)
-    rivals = [row for row in rows if row["budget"] == largest and row["method"] not in {"oracle", "full"}]
+def _best(rows: Sequence[Line], metric: str) -> str:
+    largest = max(row.budget for row in rows)
+    rivals = [row for row in rows if row.budget == largest and row.method not in {"oracle", "full"}]
     if not rivals:
         return f"The {metric} of each method"
-    best = max(rivals, key=lambda row: row["score"]["value"])
-    return f"With {largest} samples a class, {best['label']} does best: {percent(best['score']['value'])} {metric}"
+    best = max(rivals, key=lambda row: row.score.value)
+    return f"With {largest} samples a class, {best.label} does best: {percent(best.score.value)} {metric}"
 
 
-def _line(row: Mapping[str, Any], *, several: bool, retention: bool) -> list[Cell]:
-    score, gain, over, kept = row["score"], row["gain"], row.get("over_control"), row.get("retained")
+def _line(row: Line, *, several: bool, retention: bool) -> list[Cell]:
+    score, kept = row.score, row.retained
 
-    def difference(interval: Mapping[str, Any] | None) -> Cell:
-        if not interval or row["method"] == "zero-shot":
+    def difference(interval: Interval | None) -> Cell:
+        if interval is None or row.method == "zero-shot":
             return Cell("")
         bounds = between(interval)
-        return Cell(points(interval["value"]) + (f" ({bounds})" if bounds else ""), interval["value"])
+        return Cell(points(interval.value) + (f" ({bounds})" if bounds else ""), interval.value)
 
     cells = [
-        *([Cell(str(row["budget"]), row["budget"])] if several else []),
-        Cell(row["label"]),
-        Cell(percent(score["value"]), score["value"]),
-        Cell(between(score, signed=False), score["low"]),
-        difference(gain),
-        difference(over),
+        *([Cell(str(row.budget), row.budget)] if several else []),
+        Cell(row.label),
+        Cell(percent(score.value), score.value),
+        Cell(between(score, signed=False), score.low),
+        difference(row.gain),
+        difference(row.over_control),
     ]
     if retention:
-        cells.append(Cell(percent(kept["value"]), kept["value"]) if kept else Cell(""))
+        cells.append(Cell(percent(kept.value), kept.value) if kept else Cell(""))
     return cells
 
 
-def curves(title: str, rows: Sequence[Mapping[str, Any]], metric: str) -> Figure:
+def curves(title: str, rows: Sequence[Line], metric: str) -> Figure:
     """Draw scores over the number of samples a class, a line a method.
 
     Args:
@@ -256,12 +282,12 @@ def curves(title: str, rows: Sequence[Mapping[str, Any]], metric: str) -> Figure
     Returns:
         The figure; what does not depend on the samples is a level line.
     """
-    methods = list(dict.fromkeys(row["method"] for row in rows))
+    methods = list(dict.fromkeys(row.method for row in rows))
     levels, ours = {"zero-shot", "oracle", "full"}, transported(rows)
     traces: list[dict[str, Any]] = []
     drawn = 0
     for method in methods:
-        own = sorted((row for row in rows if row["method"] == method), key=lambda row: row["budget"])
+        own = sorted((row for row in rows if row.method == method), key=lambda row: row.budget)
         number = drawn % len(COLOURS)
         level = method in levels
         colour = MUTED if level else ACCENT if method == ours else COLOURS[1 + (drawn % (len(COLOURS) - 1))]
@@ -272,14 +298,14 @@ def curves(title: str, rows: Sequence[Mapping[str, Any]], metric: str) -> Figure
             {
                 "type": "scatter",
                 "mode": "lines" if level else "lines+markers",
-                "name": label(own[0]["label"], 40),
-                "x": [row["budget"] for row in own],
-                "y": [row["score"]["value"] * 100 for row in own],
+                "name": label(own[0].label, 40),
+                "x": [row.budget for row in own],
+                "y": [row.score.value * 100 for row in own],
                 "error_y": {
                     "type": "data",
                     "symmetric": False,
-                    "array": [_half(row["score"], "high") for row in own],
-                    "arrayminus": [_half(row["score"], "low") for row in own],
+                    "array": [half(row.score.high, row.score) * 100 for row in own],
+                    "arrayminus": [half(row.score.low, row.score) * 100 for row in own],
                     "color": colour,
                     "thickness": 1.2,
                     "width": 3,
@@ -290,7 +316,7 @@ def curves(title: str, rows: Sequence[Mapping[str, Any]], metric: str) -> Figure
                 "hovertemplate": "%{fullData.name}<br>%{x} samples a class: %{y:.1f} %<extra></extra>",
             }
         )
-    budgets = sorted({row["budget"] for row in rows})
+    budgets = sorted({row.budget for row in rows})
     made = layout(
         height=460,
         showlegend=True,
@@ -313,7 +339,7 @@ def curves(title: str, rows: Sequence[Mapping[str, Any]], metric: str) -> Figure
     return Figure(title, traces, made, "Bars: 95 % intervals over draws of the samples.")
 
 
-def retention(rows: Sequence[Mapping[str, Any]]) -> Section | None:
+def retention(rows: Sequence[Line]) -> Section | None:
     """Show what each method left of what the base could do before.
 
     Args:
@@ -322,18 +348,17 @@ def retention(rows: Sequence[Mapping[str, Any]]) -> Section | None:
     Returns:
         The section; None where no retention data were given.
     """
-    kept = [row for row in rows if row.get("retained")]
-    if not kept:
+    largest = max((row.budget for row in rows if row.retained is not None), default=None)
+    if largest is None:
         return None
-    largest = max(row["budget"] for row in kept)
-    shown = [row for row in kept if row["budget"] == largest]
-    before = next((row["retained"]["value"] for row in shown if row["method"] == "zero-shot"), None)
-    method = transported(shown)
-    ours = next((row["retained"]["value"] for row in shown if row["method"] == method), None)
+    shown = [(row, row.retained) for row in rows if row.budget == largest and row.retained is not None]
+    method = transported([row for row, _ in shown])
+    scores = {row.method: retained.value for row, retained in shown}
+    before, ours = scores.get("zero-shot"), scores.get(method)
     title = "Score on the other task, by method"
     if before is not None and ours is not None:
         title = f"On the other task the base scores {percent(before)}, the transported model {percent(ours)}"
-    values = [(row["label"], row["retained"], row["method"] == method) for row in shown]
+    values = [(row.label, retained, row.method == method) for row, retained in shown]
     return Section(
         "retention",
         "What was kept of the base",

@@ -1,15 +1,16 @@
 """How sure the mask is: votes against the number of samples, and how well the source was aligned."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
 from gradfix.checkpoints.layers import layer_of
 from gradfix.report.elements import Figure, Section
+from gradfix.report.facts import Stability
 from gradfix.report.numbers import percent
+from gradfix.report.record import TransportRecord
 from gradfix.report.style import ACCENT, COLOURS, MUTED, SYMBOLS, layout
 
 
-def votes_section(record: Mapping[str, Any]) -> Section | None:
+def votes_section(record: TransportRecord) -> Section | None:
     """Show how the signs settle as samples are added.
 
     Args:
@@ -18,18 +19,16 @@ def votes_section(record: Mapping[str, Any]) -> Section | None:
     Returns:
         The section; None where the votes say nothing of it (a mean vote, one sample).
     """
-    votes = record.get("votes") or {}
-    stability = votes.get("stability")
-    if not stability:
+    votes = record.votes
+    if votes is None or votes.stability is None:
         return None
-    low, high = sorted((1 - stability["redraw"], 1 - stability["split_half"]))
-    samples = votes["samples"]
+    low, high = votes.stability.mask_change
     lead = (
-        f"Another draw of {samples:,} samples would change between {percent(low, 0)} and {percent(high, 0)} of the "
-        f"signs; {percent(votes['tie_rate'])} of the coordinates are tied."
+        f"Another draw of {votes.samples:,} samples would change between {percent(low, 0)} and {percent(high, 0)} of "
+        f"the signs; {percent(votes.tie_rate)} of the coordinates are tied."
     )
-    curve = stability.get("settling") or []
-    parts = [_settling(curve, samples, stability)] if len(curve) > 1 else []
+    curve = votes.stability.settling
+    parts = [_settling(curve, votes.samples, votes.stability)] if len(curve) > 1 else []
     return Section("votes", "Would more samples change the mask?", f"{lead} {_answer(high)}", parts)
 
 
@@ -41,8 +40,7 @@ def _answer(high: float) -> str:
     return "The mask has settled: more labelled samples would change little."
 
 
-def _settling(curve: Any, samples: int, stability: Mapping[str, Any]) -> Figure:
-    pairs = [(int(count), float(share)) for count, share in curve]
+def _settling(pairs: Sequence[tuple[int, float]], samples: int, stability: Stability) -> Figure:
     trace = {
         "type": "scatter",
         "mode": "lines+markers",
@@ -53,7 +51,7 @@ def _settling(curve: Any, samples: int, stability: Mapping[str, Any]) -> Figure:
         "marker": {"color": ACCENT, "size": 8},
         "hovertemplate": "two draws of %{x} samples agree on %{y:.1f} % of the signs<extra></extra>",
     }
-    ends = sorted((stability["split_half"] * 100, stability["redraw"] * 100))
+    ends = sorted((stability.split_half * 100, stability.redraw * 100))
     bracket = {
         "type": "scatter",
         "mode": "lines+markers",
@@ -93,7 +91,7 @@ _SIDES = (
 """What is known of an aligned tensor, and what the figure calls it."""
 
 
-def alignment_section(record: Mapping[str, Any]) -> Section | None:
+def alignment_section(record: TransportRecord) -> Section | None:
     """Show what alignment left of the difference between the two bases, layer by layer.
 
     Args:
@@ -102,21 +100,21 @@ def alignment_section(record: Mapping[str, Any]) -> Section | None:
     Returns:
         The section; None where nothing was aligned.
     """
-    alignment = record.get("alignment")
-    if not alignment:
+    alignment = record.alignment
+    if alignment is None:
         return None
     lines: dict[tuple[str, str], dict[int, list[float]]] = {}
-    for name, residuals in (alignment.get("tensors") or {}).items():
+    for name, residuals in alignment.tensors.items():
         place = layer_of(name)
         if place.depth is None:
             continue
         for key, side in _SIDES:
-            if residuals.get(key) is not None:
-                lines.setdefault((place.tower, side), {}).setdefault(place.depth, []).append(residuals[key])
-    held = " on inputs that did not shape the alignment" if alignment.get("held_out") else ""
+            if (residual := residuals.get(key)) is not None:
+                lines.setdefault((place.tower, side), {}).setdefault(place.depth, []).append(float(residual))
+    held = " on inputs that did not shape the alignment" if alignment.held_out else ""
     lead = (
         "The task vector was carried over to the new base by what its layers do to activations (method: "
-        f"{alignment.get('method', 'unknown')}). The figure shows the share of each layer's part that this leaves "
+        f"{alignment.method}). The figure shows the share of each layer's part that this leaves "
         f"unexplained{held}: 0 is a perfect match, 1 none."
     )
     if not lines:

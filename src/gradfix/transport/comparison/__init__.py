@@ -23,7 +23,7 @@ from gradfix.transport.comparison.table import (
     chosen_ways,
     summarise,
     table_csv,
-    table_json,
+    table_lines,
     table_markdown,
 )
 
@@ -49,6 +49,6 @@ __all__ = [
     "draw",
     "summarise",
     "table_csv",
-    "table_json",
+    "table_lines",
     "table_markdown",
 ]

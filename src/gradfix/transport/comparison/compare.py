@@ -1,11 +1,9 @@
 """``gradfix compare``: all baselines at several budgets and draws, on the users' own models and data."""
 
-import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from gradfix.alignment import align, run_source
 from gradfix.checkpoints import Checkpoint
@@ -16,6 +14,8 @@ from gradfix.evaluation.target_model import TargetModel
 from gradfix.progress import Progress, silent
 from gradfix.recipes import CompareRecipe
 from gradfix.report import REPORT_FILE, report
+from gradfix.report.numbers import metric_name
+from gradfix.report.record import ComparisonRecord
 from gradfix.tasks import ModelTask, get_task
 from gradfix.transport.checks import Finding, Findings, check_weights, ignore, open_models
 from gradfix.transport.comparison.draws import Judge, draw
@@ -24,7 +24,7 @@ from gradfix.transport.comparison.table import (
     chosen_ways,
     summarise,
     table_csv,
-    table_json,
+    table_lines,
     table_markdown,
 )
 from gradfix.transport.inputs import Data, ready_task, rows_at
@@ -38,27 +38,28 @@ class Comparison:
 
     Attributes:
         lines: The table's rows.
+        metric: What the scores are, in words.
         caption: What was drawn and judged on, and how the intervals were made.
         recipe: What was asked for.
     """
 
     lines: tuple[Line, ...]
+    metric: str
     caption: str
     recipe: CompareRecipe
 
-    def to_json(self) -> dict[str, Any]:
-        """Give the comparison as JSON.
+    def record(self) -> ComparisonRecord:
+        """Give what ``comparison.json`` holds.
 
         Returns:
             Rows, caption and recipe.
         """
-        return {
-            "format": "gradfix-comparison",
-            "version": 1,
-            "caption": self.caption,
-            "recipe": self.recipe.model_dump(mode="json"),
-            "rows": table_json(self.lines),
-        }
+        return ComparisonRecord(
+            metric=self.metric,
+            caption=self.caption,
+            recipe=self.recipe.model_dump(mode="json"),
+            rows=table_lines(self.lines),
+        )
 
     def files(self) -> dict[str, str]:
         """Give the files of the output folder.
@@ -66,10 +67,10 @@ class Comparison:
         Returns:
             Texts by name.
         """
-        record = json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n"
+        record = self.record()
         return {
-            "comparison.json": record,
-            REPORT_FILE: report(json.loads(record)),
+            "comparison.json": record.written(),
+            REPORT_FILE: report(record),
             "comparison.csv": table_csv(self.lines),
             "comparison.md": table_markdown(self.lines, self.caption),
             "recipe.yaml": self.recipe.dump(),
@@ -92,7 +93,7 @@ def compare(
     Raises:
         GradfixError: if the inputs don't allow it.
     """
-    found = Findings(tell=tell)
+    found = Findings(tell=tell, hold=True)
     models = open_models(recipe.source_base, recipe.source_tuned, recipe.target_base, found)
     target = models.target
     data = Data(
@@ -103,6 +104,7 @@ def compare(
     )
     task, data = ready_task(recipe, models, data, found)
     check_weights(models, found)
+    found.release()
     with ExitStack() as stack:
         source = run_source(
             models.base,
@@ -152,12 +154,13 @@ def compare(
                 done += 1
                 progress("comparing", done, total, "draws")
             lines += summarise(draws, budget)
+    metric = metric_name(task.metric)
     caption = (
-        f"{task.metric.replace('_', ' ')} on {len(data.held['test'])} test samples; mean over {recipe.seeds} draws "
+        f"{metric} on {len(data.held['test'])} test samples; mean over {recipe.seeds} draws "
         f"of the support set ({recipe.sampling}) {interval_words(recipe.seeds)}; every setting chosen by "
         f"cross-fitting on the support set; {chosen_ways(lines)}"
     )
-    return Comparison(tuple(lines), caption, recipe)
+    return Comparison(tuple(lines), metric, caption, recipe)
 
 
 def _retention(

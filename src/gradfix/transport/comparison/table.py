@@ -4,10 +4,10 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from gradfix.evaluation.evaluate import Interval, mean_interval, paired_difference
+from gradfix.report.record import Line as RecordedLine
 from gradfix.transport.comparison.draws import AUTO, AUTO_CONTROL, CONTROL, FULL, LABELS, ZERO_SHOT, Outcome
 
 
@@ -96,8 +96,8 @@ def chosen_ways(lines: Sequence[Line]) -> str:
     return "; ".join(told)
 
 
-def table_json(lines: Sequence[Line]) -> list[dict[str, Any]]:
-    """Give the table as JSON.
+def table_lines(lines: Sequence[Line]) -> list[RecordedLine]:
+    """Give the table as a record holds it.
 
     Args:
         lines: Its rows.
@@ -105,7 +105,7 @@ def table_json(lines: Sequence[Line]) -> list[dict[str, Any]]:
     Returns:
         Every value, each draw's included.
     """
-    return [{**asdict(line), "label": line.label} for line in lines]
+    return [RecordedLine.model_validate(line) for line in lines]
 
 
 def table_csv(lines: Sequence[Line]) -> str:

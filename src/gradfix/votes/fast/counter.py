@@ -104,8 +104,7 @@ class FastCounter:
                 dtype=self._dtype,
             )
             raise GradfixError(
-                f"samples {first} to {first + N - 1}: gradients overflow when they are summed over the "
-                f"batch; use "
+                f"samples {first} to {first + N - 1}: gradients overflow when they are summed over the batch; use "
                 "smaller batches, method='plain', or dtype='float32'"
             )
         self._count_plainly(batch, N, first, left)

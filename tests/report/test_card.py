@@ -1,0 +1,55 @@
+"""The card's head is the Hub's own metadata; its prose says what was added, and never a machine's folders."""
+
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+from gradfix.report.card import model_card
+from gradfix.report.record import TransportRecord
+from tests.report.records import transport_record
+
+
+def record(**other: Any) -> TransportRecord:
+    return TransportRecord.model_validate({**transport_record(), **other})
+
+
+def head(made: TransportRecord) -> dict[str, Any]:
+    return dict(ModelCard(model_card(made)).data.to_dict())
+
+
+def test_what_was_measured_on_test_data_is_in_the_model_index() -> None:
+    made = record(recipe={**transport_record()["recipe"], "test": "/home/someone/digits.jsonl"})
+    data = head(made)
+    assert data["library_name"] == "transformers"
+    assert data["pipeline_tag"] == "image-classification"
+    [entry] = data["model-index"]
+    assert entry["name"] == "seven on seven"
+    [result] = entry["results"]
+    assert result["task"] == {"type": "image-classification"}
+    assert result["dataset"] == {"type": "custom", "name": "digits.jsonl"}
+    assert result["metrics"] == [{"type": "accuracy", "value": 0.7}, {"type": "loss", "value": 0.9}]
+    assert "someone" not in model_card(made)
+
+
+@pytest.mark.parametrize("judgement", [None, {**transport_record()["judgement"], "data": "validation"}])
+def test_what_chose_is_no_result(judgement: Any) -> None:
+    assert "model-index" not in head(record(judgement=judgement))
+
+
+def test_models_of_the_hub_are_named_and_those_on_a_disk_are_not() -> None:
+    inputs = {
+        "source_base": {"location": "org/old@main", "sha256": "0"},
+        "source_tuned": {"location": "/models/mine", "sha256": "1"},
+        "target_base": {"location": "org/new", "sha256": "2"},
+    }
+    data = head(record(inputs=inputs))
+    assert data["base_model"] == ["org/new", "org/old"]
+    assert data["base_model_relation"] == "merge"
+    assert "base_model" not in head(record())
+
+
+@pytest.mark.parametrize("added", [False, True])
+def test_an_alignment_is_told_of_where_it_was_added(added: bool) -> None:
+    card = model_card(record(alignment={**transport_record()["alignment"], "added": added}))
+    assert ("carried over by procrustes seven" in card) == added
