@@ -25,7 +25,7 @@ from gradfix.alignment.source import run_source
 from gradfix.checkpoints import Checkpoint
 from gradfix.errors import AlignmentError, GradfixError
 from gradfix.evaluation.binding import bind, choose_support
-from gradfix.evaluation.intervals import mean_interval
+from gradfix.evaluation.intervals import ENOUGH, paired_difference
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.recipes.settings import SETTINGS
 from gradfix.transport.comparison import Judge, arrived
@@ -223,9 +223,9 @@ def page(found: Sequence[Mapping[str, Any]]) -> str:
             auto = float(np.mean([one["scores"]["auto"] for one in here]))
             regret = 100 * (means[best] - auto)
             all_regrets.append(regret)
-            over = mean_interval([100 * (one["scores"]["auto"] - one["scores"][NAIVE]) for one in here])
-            if over.value < 0 and (over.high is None or over.high < 0):
-                below.append(f"{name} at {budget} ({over.value:.1f})")
+            over = paired_difference(*([one["scores"][key] for one in here] for key in ("auto", NAIVE)))
+            if over.high is not None and over.high < 0:
+                below.append(f"{name} at {budget} ({100 * over.value:.1f})")
             best_of.append(best)
             cells.append(f"{100 * auto:.1f} / {100 * means[best]:.1f}: **{regret:.1f}**")
         common = max(set(best_of), key=best_of.count)
@@ -235,7 +235,11 @@ def page(found: Sequence[Mapping[str, Any]]) -> str:
     told = (
         f"Score of auto / of the best single method in hindsight: **regret**, in points; means of up to {draws} draws. "
         f"Mean regret {np.mean(all_regrets):.1f}, largest {max(all_regrets):.1f}, over {len(all_regrets)} cells. "
-        f"Below naive addition at α = 1 by more than its interval: {', '.join(below) if below else 'nowhere'}."
+        + (
+            f"Below naive addition at α = 1 by more than its interval: {', '.join(below) if below else 'nowhere'}."
+            if draws >= ENOUGH
+            else f"Fewer than {ENOUGH} draws are too few for an interval against naive addition."
+        )
     )
     return "\n".join([*rows, "", told])
 

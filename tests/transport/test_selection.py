@@ -186,9 +186,12 @@ def test_what_labels_shaped_must_gain_more_than_luck(
     assert choice.way.name == chosen
     assert [way.name for way in choice.ways] == [one.name for one in choice.candidates]
 
-    second = choice.to_json()["runner_up"]
+    second, over = choice.runner_up, choice.over_runner_up
     others = [one for one in choice.candidates if one is not choice.candidate]
-    assert second["label"] == min(others, key=lambda one: one.loss).label
+    assert second is not None
+    assert over is not None
+    assert second.loss == min(one.loss for one in others)
+    assert over.value == choice.candidate.score - second.score
 
     # The reason names what was chosen, and what everything else was worth.
     assert choice.why.startswith(f"{choice.candidate.label} was chosen")

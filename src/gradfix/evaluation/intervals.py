@@ -170,7 +170,7 @@ def paired_samples(scores: Sequence[float], baseline: Sequence[float]) -> Interv
 
 def _wilson(right: int, n: int) -> tuple[float, float]:
     """Wilson's interval of a share; scipy's, whose rounding may leave [0, 1]."""
-    from scipy.stats import binomtest  # type: ignore[import-untyped]
+    from scipy.stats import binomtest
 
     found = binomtest(right, n).proportion_ci(0.95, method="wilson")
     return (0.0 if right == 0 else float(found.low)), (1.0 if right == n else float(found.high))
