@@ -1,7 +1,7 @@
 """What is measured of the methods past the paper: aligned, re-voted, warm-started, labelled by the source, chosen."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -12,18 +12,18 @@ import numpy as np
 from gradfix.alignment import Activations, Aligned, align, observe
 from gradfix.alignment.source import SourceRun
 from gradfix.checkpoints import Checkpoint
-from gradfix.demo.bench import BATCH, PAIRS, Bench, bench, task_of
+from gradfix.demo.bench import BATCH, PAIRS, bench, task_of
 from gradfix.demo.datasets import load_task
 from gradfix.demo.pair import load
 from gradfix.evaluation.binding import bind, choose_support, without_labels
+from gradfix.recipes.settings import SETTINGS
 from gradfix.tasks.data import Row
 from gradfix.transport.comparison import ORACLE, ZERO_SHOT, Judge
-from gradfix.transport.folds import FOLDS, GRID, split_folds
-from gradfix.transport.methods import AddVector, FineTune, Method, SelectionContext, Setting
+from gradfix.transport.folds import split_folds
+from gradfix.transport.methods import AddVector, FineTune, Method, SelectionContext, Setting, controls
 from gradfix.transport.selection import Choice, cross_validate, select
-from gradfix.vectors.control import shuffled
 from gradfix.vectors.masks import mask
-from gradfix.vectors.similarity import CLOSE, similarity
+from gradfix.vectors.similarity import similarity
 from gradfix.vectors.task_vector import TaskVector
 from studies.units import Record, Unit
 
@@ -74,8 +74,8 @@ def sight(pair: str, task: str, test: int, seed: int) -> Sight:
     stack = ExitStack()
     activations = stack.enter_context(Activations(len(inputs)))
     observed = observe(base, tau, ours, inputs, None, activations, control_seed=seed, batch_size=BATCH)
-    alike = similarity(base, Checkpoint.open(load(target)))
-    method = "regression" if alike is not None and alike < CLOSE else "none"
+    alike = similarity(base, Checkpoint.open(load(target)), tau)
+    method = "regression" if alike is not None and alike < SETTINGS.close else "none"
     seen = SourceRun(inputs, observed, activations, method, alike, len(inputs))
     aligned = align(seen, here.model, control_seed=seed)
     return Sight(aligned, seen.pseudo_labels(here.model.task), stack)
@@ -102,8 +102,8 @@ def beyond(unit: Unit) -> list[Record]:
         if unit.budget
         else seen.labelled
     )
-    folds = split_folds(here.model.task.classes(support), FOLDS, unit.draw)
-    swap = _swap(here, seen, unit.draw)
+    folds = split_folds(here.model.task.classes(support), SETTINGS.folds, unit.draw)
+    swap = controls(here.model.vector, seen.aligned, unit.draw)
     aligned = seen.aligned.vector if seen.aligned else None
 
     def report(
@@ -123,7 +123,9 @@ def beyond(unit: Unit) -> list[Record]:
         report("naive", context, naive, {"alpha": 1.0})
         if here.oracle is not None:
             # At the best of the grid by the samples at hand, as in the other studies.
-            exact = AddVector(ORACLE, "oracle mask", vector=mask(here.model.vector, here.oracle), grid=GRID)
+            exact = AddVector(
+                ORACLE, "oracle mask", vector=mask(here.model.vector, here.oracle), grid=SETTINGS.alphas
+            )
             delta, alpha = exact.build(context, cross_validate(context, exact).setting)
             here.model.move(delta, alpha)
             records.append(_record(ORACLE, judge, {"alpha": alpha}))
@@ -132,10 +134,10 @@ def beyond(unit: Unit) -> list[Record]:
             if aligned is not None:
                 straight = AddVector("aligned", "aligned addition", vector=aligned, grid=(1.0,))
                 report("aligned", context, straight, {"alpha": 1.0}, control=True)
-            chosen = select(context, aligned, steps=STEPS, finetune=True)
+            chosen = select(context, aligned, steps=STEPS)
             report("labelled", context, chosen.way, chosen.candidate.setting, control=True)
             return records
-        chosen = select(context, aligned, steps=STEPS, finetune=True)
+        chosen = select(context, aligned, steps=STEPS)
         for name in ("gradfix", "confident", "aligned", "re-voted"):
             for way, candidate in zip(chosen.ways, chosen.candidates, strict=True):
                 if candidate.name == name:
@@ -152,14 +154,6 @@ def _untrained(chosen: Choice) -> tuple[Method, Setting]:
     if last.start.way is None:
         return chosen.ways[0], chosen.candidates[0].setting
     return last.start.way, last.start.setting
-
-
-def _swap(here: Bench, seen: Sight, seed: int) -> Callable[[TaskVector], TaskVector]:
-    """Give each vector's control."""
-    controls: Mapping[int, TaskVector] = {id(here.model.vector): shuffled(here.model.vector, seed)}
-    if seen.aligned is not None and seen.aligned.control is not None:
-        controls = {**controls, id(seen.aligned.vector): seen.aligned.control}
-    return lambda vector: controls.get(id(vector), vector)
 
 
 def _record(method: str, judge: Judge, setting: Setting) -> Record:

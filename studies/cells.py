@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradfix.evaluation.intervals import Interval, mean_interval, paired_difference
-from gradfix.transport.comparison import FEW_SHOT, FULL, LABELS, ORACLE, ZERO_SHOT
-from gradfix.transport.comparison.baselines import BASELINES
+from gradfix.transport.comparison import BASELINES, FEW_SHOT, FULL, LABELS, ORACLE, ZERO_SHOT
 from studies.units import Record
 
 Cell = Interval | None

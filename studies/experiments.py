@@ -1,6 +1,5 @@
 """What is measured on one draw. Every setting is chosen by cross-fitting on the support set, as users' are."""
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -9,10 +8,9 @@ import numpy as np
 
 from gradfix.demo.bench import Bench, bench, others
 from gradfix.evaluation.binding import choose_support
-from gradfix.evaluation.finetuning import FewShot, finetune
-from gradfix.transport.comparison import CONTROL, FEW_SHOT, ZERO_SHOT, Judge, Outcome, draw
-from gradfix.transport.comparison.baselines import BASELINES, Method, choose_finetuning
-from gradfix.transport.folds import FOLDS, split_folds
+from gradfix.recipes.settings import SETTINGS
+from gradfix.transport.comparison import CONTROL, FEW_SHOT, ZERO_SHOT, Judge, Outcome, baseline, draw
+from gradfix.transport.methods import AddVector, SelectionContext
 from gradfix.vectors.control import shuffled
 from gradfix.vectors.masks import mask
 from gradfix.vectors.task_vector import TaskVector
@@ -25,11 +23,6 @@ ALPHAS = (0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 SAMPLINGS = ("random", "herding", "k-medoids", "coreset")
 VOTERS = (1, 3, 9, 27, 81, 243)
 """Odd, so that few coordinates tie."""
-
-FEW_SHOT_RATES = (1e-4, 3e-4)
-FEW_SHOT_STEPS = (5, 15, 40, 100)
-MANY = 50
-"""From more samples than this, few-shot fine-tuning chooses its settings on two folds instead of four."""
 
 
 def _support(here: Bench, unit: Unit) -> list[Mapping[str, Any]]:
@@ -55,7 +48,7 @@ def baselines(unit: Unit) -> list[Record]:
     """
     here = bench(unit.pair, unit.task, unit.test)
     judge = Judge(here.model, here.test)
-    return _records(draw(judge, _support(here, unit), seed=unit.draw, oracle=here.oracle, few_shot=None))
+    return _records(draw(judge, _support(here, unit), seed=unit.draw, oracle=here.oracle, few_shot=False))
 
 
 def few_shot(unit: Unit) -> list[Record]:
@@ -68,22 +61,10 @@ def few_shot(unit: Unit) -> list[Record]:
         One record, with the score on every other task.
     """
     here = bench(unit.pair, unit.task, unit.test)
-    model, support, started = here.model, _support(here, unit), time.perf_counter()
-    candidates = FewShot(FOLDS if len(support) <= MANY else 2, FEW_SHOT_RATES, FEW_SHOT_STEPS)
-    folds = split_folds(model.task.classes(support), candidates.folds, unit.draw)
-    chosen = choose_finetuning(model, support, folds, candidates, seed=unit.draw)
-    judge = Witness(model, here.test, others=others(unit.pair, unit.task, unit.test))
-    try:
-        if chosen.steps:
-            for _ in finetune(
-                model, support, learning_rate=chosen.learning_rate, stops=[chosen.steps], seed=unit.draw
-            ):
-                pass
-        setting = {"learning_rate": chosen.learning_rate, "steps": float(chosen.steps)}
-        outcome = judge.measure(setting, started)
-    finally:
-        model.restore()
-    return [{"method": FEW_SHOT, **asdict(outcome), **judge.kept[0]}]
+    judge = Witness(here.model, here.test, others=others(unit.pair, unit.task, unit.test))
+    found = dict(draw(judge, _support(here, unit), seed=unit.draw, methods=(), few_shot=True))
+    # The draw measured the new base as it is first.
+    return [{"method": FEW_SHOT, **asdict(found[FEW_SHOT]), **judge.kept[1]}]
 
 
 @dataclass
@@ -129,9 +110,9 @@ def retention(unit: Unit) -> list[Record]:
     """
     here = bench(unit.pair, unit.task, unit.test)
     judge = Witness(here.model, here.test, others=others(unit.pair, unit.task, unit.test))
-    methods = {name: BASELINES[name] for name in ("naive", "mean", "gradfix", CONTROL)}
+    methods = ("naive", "mean", "gradfix", CONTROL)
     records = _records(
-        draw(judge, _support(here, unit), seed=unit.draw, methods=methods, oracle=here.oracle, few_shot=None)
+        draw(judge, _support(here, unit), seed=unit.draw, methods=methods, oracle=here.oracle, few_shot=False)
     )
     return [{**record, **kept} for record, kept in zip(records, judge.kept, strict=True)]
 
@@ -147,16 +128,17 @@ def masks(unit: Unit) -> list[Record]:
     """
     here = bench(unit.pair, unit.task, unit.test)
     oracle = here.oracle
-    noisy = {name: BASELINES[name] for name in ("gradfix", "force", "soft", "random", "naive", CONTROL)}
-    exact = {f"oracle {name}": _oracle(name, oracle) for name in ("agreement", "force", "magnitude")}
+    noisy = ("gradfix", "force", "soft", "random", "naive", CONTROL)
+    exact = [_oracle(name, here.model.vector, oracle) for name in ("agreement", "force", "magnitude")]
     judge = Judge(here.model, here.test)
     return _records(
-        draw(judge, _support(here, unit), seed=unit.draw, methods={**noisy, **exact}, few_shot=None)
+        draw(judge, _support(here, unit), seed=unit.draw, methods=noisy, others=exact, few_shot=False)
     )
 
 
-def _oracle(strategy: str, oracle: TaskVector | None) -> Method:
-    return Method(f"oracle, {strategy}", None, lambda tau, votes, seed: mask(tau, oracle, strategy=strategy))
+def _oracle(strategy: str, tau: TaskVector, oracle: TaskVector | None) -> AddVector:
+    name, vector = f"oracle {strategy}", mask(tau, oracle, strategy=strategy)
+    return AddVector(name, name, vector=vector, grid=SETTINGS.alphas)
 
 
 def alphas(unit: Unit) -> list[Record]:
@@ -182,18 +164,13 @@ def alphas(unit: Unit) -> list[Record]:
         }
 
     records = [record(ZERO_SHOT, 0.0)]
-    votes: dict[str | None, Votes] = {
-        vote: model.votes(support, vote=vote, seed=unit.draw) for vote in ("majority", "mean")
-    }
-    try:
+    with SelectionContext(model, support, [range(len(support))], seed=unit.draw) as context:
         for name in ("gradfix", "mean", "force", "random", "naive", CONTROL):
-            method = BASELINES[name]
-            delta = method.build(model.vector, votes.get(method.vote), unit.draw)
+            delta, _ = baseline(name, model.vector, SETTINGS, unit.draw).build(context, {"alpha": 1.0})
             for alpha in ALPHAS:
                 model.move(delta, alpha)
                 records.append(record(name, alpha))
-    finally:
-        model.restore()
+            model.restore()
     return records
 
 
@@ -212,7 +189,7 @@ def samplings(unit: Unit) -> list[Record]:
     order = np.random.default_rng(unit.draw).permutation(len(here.pool))
     half = [here.pool[index] for index in sorted(order[: len(order) // 2].tolist())]
     judge = Judge(here.model, here.test)
-    methods = {name: BASELINES[name] for name in ("gradfix", CONTROL)}
+    methods = ("gradfix", CONTROL)
     records: list[Record] = []
     for sampling in SAMPLINGS:
         support = choose_support(
@@ -222,7 +199,7 @@ def samplings(unit: Unit) -> list[Record]:
             sampling=sampling,  # type: ignore[arg-type]
             seed=unit.draw,
         )
-        found = _records(draw(judge, support, seed=unit.draw, methods=methods, few_shot=None))
+        found = _records(draw(judge, support, seed=unit.draw, methods=methods, few_shot=False))
         records += [{"sampling": sampling, **record} for record in found]
     return records
 

@@ -2,14 +2,18 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from gradfix.demo.bench import CLOSE, FAR, Bench, bench
 from gradfix.evaluation.binding import choose_support
 from gradfix.recipes import MergeMethod, MergeOrder
+from gradfix.recipes.settings import SETTINGS
 from gradfix.transport.comparison import CONTROL, FULL, ZERO_SHOT
-from gradfix.transport.folds import FOLDS, AlphaChoice, VotesByFold, cross_fit, split_folds
+from gradfix.transport.folds import split_folds
+from gradfix.transport.methods import Held, Method, SelectionContext, Setting, StartingPoint, Swap
+from gradfix.transport.selection import Candidate, cross_validate
 from gradfix.vectors.control import shuffled
 from gradfix.vectors.masks import mask
 from gradfix.vectors.merging import merge
@@ -54,6 +58,33 @@ def _one_masked(number: int, taus: Sequence[TaskVector], votes: Sequence[Votes])
     return mask(taus[number], votes[number])
 
 
+@dataclass
+class Merging(Method):
+    """Along what a merge makes of the votes of one or several supports, all dealt into as many folds."""
+
+    make: Merge = field(kw_only=True)
+    taus: Sequence[TaskVector] = field(kw_only=True)
+    grounds: Sequence[tuple[SelectionContext, StartingPoint]] = field(kw_only=True)
+
+    def candidates(self, context: SelectionContext, held: Held) -> Iterator[Setting]:
+        """Try every α."""
+        delta = context.scratch.keep(self.build(context, {"alpha": 1.0}, held)[0])
+        for alpha in context.settings.alphas:
+            context.model.move(delta, alpha)
+            yield {"alpha": alpha}
+
+    def build(self, context: SelectionContext, setting: Setting, held: Held = ()) -> tuple[TaskVector, float]:
+        """Merge by the votes of the samples that take part."""
+        votes = [each.votes_without(start, held) for each, start in self.grounds]
+        return self.make(self.taus, votes), setting["alpha"]
+
+    def control(self, swap: Swap) -> Method:
+        """Merge the controls' vectors."""
+        return Merging(
+            self.name, self.label, make=self.make, taus=[swap(tau) for tau in self.taus], grounds=self.grounds
+        )
+
+
 def merge_tasks(unit: Unit) -> list[Record]:
     """Merge the task vectors of several tasks, and judge one model on all of them.
 
@@ -68,27 +99,17 @@ def merge_tasks(unit: Unit) -> list[Record]:
     tasks = unit.task.split("+")
     benches = [bench(unit.pair, task, unit.test) for task in tasks]
     supports = [_support(here, unit) for here in benches]
-    folds = [
-        split_folds(here.model.task.classes(rows), FOLDS, unit.draw)
-        for here, rows in zip(benches, supports, strict=True)
-    ]
     taus = [here.model.vector for here in benches]
     records = [_judged(ZERO_SHOT, tasks, benches, None, 0.0)]
     with ExitStack() as stack:
-        votes_without = [
-            stack.enter_context(VotesByFold(here.model, rows, parts, seed=unit.draw))
-            for here, rows, parts in zip(benches, supports, folds, strict=True)
+        grounds = [
+            (stack.enter_context(_ground(here, rows, unit)), StartingPoint())
+            for here, rows in zip(benches, supports, strict=True)
         ]
-        for name, way in _ways(unit.draw):
-
-            def without(fold: int, way: Merge = way) -> TaskVector:
-                return way(taus, [ballot.without(fold) for ballot in votes_without])
-
-            choices = [
-                cross_fit(here.model, rows, parts, without)
-                for here, rows, parts in zip(benches, supports, folds, strict=True)
-            ]
-            merged = way(taus, [ballot.all() for ballot in votes_without])
+        for name, make in _ways(unit.draw):
+            way = Merging(name, name, make=make, taus=taus, grounds=grounds)
+            choices = [cross_validate(context, way) for context, _ in grounds]
+            merged, _ = way.build(grounds[0][0], {"alpha": 1.0})
             records.append(_judged(name, tasks, benches, merged, _joint_alpha(choices)))
     for task, here in zip(tasks, benches, strict=True):
         if here.oracle is not None:
@@ -96,9 +117,14 @@ def merge_tasks(unit: Unit) -> list[Record]:
     return records
 
 
-def _joint_alpha(choices: Sequence[AlphaChoice]) -> float:
-    """The α with the smallest loss summed over tasks, among those that every task's search tried."""
-    curves = [{point.alpha: point.loss for point in choice.curve} for choice in choices]
+def _ground(here: Bench, rows: Sequence[Any], unit: Unit) -> SelectionContext:
+    folds = split_folds(here.model.task.classes(rows), SETTINGS.folds, unit.draw)
+    return SelectionContext(here.model, rows, folds, seed=unit.draw)
+
+
+def _joint_alpha(choices: Sequence[Candidate]) -> float:
+    """The α with the smallest loss summed over tasks."""
+    curves = [{setting["alpha"]: loss for setting, loss, _ in choice.curve} for choice in choices]
     tried = sorted(set.intersection(*(set(curve) for curve in curves)))
     return min(tried, key=lambda alpha: (sum(curve[alpha] for curve in curves), alpha))
 
@@ -131,20 +157,16 @@ def merge_sources(unit: Unit) -> list[Record]:
     here = benches[0]
     taus = [each.model.vector for each in benches]
     rows = _support(here, unit)
-    folds = split_folds(here.model.task.classes(rows), FOLDS, unit.draw)
     alone: list[tuple[str, Merge]] = []
     for number, source in enumerate("AB"):
         alone.append((f"{source} alone, not masked", partial(_one, number)))
         alone.append((f"{source} alone, masked", partial(_one_masked, number)))
     records = [_judged(ZERO_SHOT, [unit.task], [here], None, 0.0)]
-    with VotesByFold(here.model, rows, folds, seed=unit.draw) as votes_without:
-        for name, way in [*alone, *_ways(unit.draw)]:
-
-            def without(fold: int, way: Merge = way) -> TaskVector:
-                return way(taus, [votes_without.without(fold)] * 2)
-
-            alpha = cross_fit(here.model, rows, folds, without).alpha
-            merged = way(taus, [votes_without.all()] * 2)
+    with _ground(here, rows, unit) as context:
+        grounds = [(context, StartingPoint())] * 2
+        for name, make in [*alone, *_ways(unit.draw)]:
+            way = Merging(name, name, make=make, taus=taus, grounds=grounds)
+            merged, alpha = way.build(context, cross_validate(context, way).setting)
             records.append(_judged(name, [unit.task], [here], merged, alpha))
     if here.oracle is not None:
         records.append(_judged(FULL, [unit.task], [here], here.oracle, 1.0))

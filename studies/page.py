@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from markupsafe import Markup
 
+from gradfix.evaluation.intervals import interval_words
 from gradfix.report.elements import Cell, Figure, Section, Table, label
 from gradfix.report.elements import Part as Shown
 from gradfix.report.facts import Interval, Part
@@ -127,7 +128,7 @@ def tables_page(record: TablesRecord) -> Page:
             "",
             "How gradient-sign masking does on a pair of models small enough to measure everything.",
             (
-                f"Mean over {record.draws} draws of the support set with Student's 95 % interval, on "
+                f"Mean over {record.draws} draws of the support set {interval_words(record.draws)}, on "
                 f"{record.test_samples} test images a task; nothing is chosen on test images.",
             ),
         ),

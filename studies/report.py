@@ -4,18 +4,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gradfix.evaluation.intervals import Interval
+from gradfix.recipes.settings import SETTINGS
 from gradfix.transport.comparison import CONTROL, FEW_SHOT, FULL, LABELS, ORACLE, ZERO_SHOT
 from studies.cells import Table, budgets, by_draw, mean_of, method_table, where
-from studies.experiments import FEW_SHOT_RATES, FEW_SHOT_STEPS, MANY
 from studies.figures import Curves, Figure, Panel
 from studies.units import Record
 
 Records = Sequence[Record]
 CHOSEN = "α and, for fine-tuning, learning rate and steps are chosen by cross-fitting on the support set."
 FEW_SHOT_NOTE = (
-    f"Few-shot fine-tuning chooses from learning rates {' and '.join(f'{rate:g}' for rate in FEW_SHOT_RATES)} "
-    f"and {', '.join(map(str, FEW_SHOT_STEPS))} full-batch steps of AdamW, or none; on four folds up to {MANY} "
-    "samples, on two above."
+    f"Few-shot fine-tuning begins with learning rates of {' and '.join(f'{rate:g}' for rate in SETTINGS.rates)} and "
+    f"{', '.join(map(str, SETTINGS.stops))} steps of AdamW on at most 16 samples, goes on where the best is at an end "
+    f"of these, and may do nothing; on {SETTINGS.folds} folds up to {SETTINGS.few} samples, on two above."
 )
 
 

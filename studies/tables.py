@@ -11,6 +11,7 @@ import torch
 
 from gradfix.checkpoints.files import replace_file
 from gradfix.demo.pair import provenance
+from gradfix.evaluation.intervals import interval_words
 from gradfix.progress import Progress, silent
 from gradfix.report import REPORT_FILE
 from gradfix.report.page import page_html
@@ -155,7 +156,7 @@ Written by `{command_of(recipe)} --write-docs {_docs_name(recipe)}`; nothing her
 
 A → B: two small CLIPs pre-trained independently. B → B-next: B and its next release. Tasks are zero-shot image
 classifications. Numbers are accuracies in % or differences of them in points: the mean over {scale.draws} draws of
-the support set ± the half-width of Student's 95 % interval, on the first {scale.test} test images of each task.
+the support set {interval_words(scale.draws)} (± its half-width), on the first {scale.test} test images of each task.
 Differences are paired by draw; those in bold exclude 0. Intervals speak of other support sets, not of other test
 images. Nothing is chosen on test images.
 """

@@ -121,6 +121,14 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Walks:
     walking: list[str] = []
 
     def measuring(context: Any, way: Any, **options: Any) -> Any:
+        if isinstance(way, ways.FineTune):  # each rate is a walk of its own
+            walk_of = ways.FineTune.candidates
+
+            def anew(*where: Any) -> Any:
+                walks.shaped = set()
+                return walk_of(*where)
+
+            monkeypatch.setattr(ways.FineTune, "candidates", anew)
         walk = way.candidates
 
         def fresh(*where: Any) -> Any:

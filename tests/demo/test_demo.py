@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "DRAWS", 1)
     monkeypatch.setattr(module, "SAMPLES_PER_CLASS", 2)
-    monkeypatch.setattr(module, "FEW_SHOT", module.FewShot(folds=2, learning_rates=(1e-4,), steps=(3,)))
+    monkeypatch.setattr(module, "SETTINGS", module.SelectionSettings(stops=(3,), most_steps=3, more_rates=()))
 
 
 def test_the_demos_json_has_every_row_and_its_folder_what_it_says(quick: None, tmp_path: Path) -> None:

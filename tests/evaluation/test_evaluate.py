@@ -178,40 +178,77 @@ def test_wilson_holds_its_estimate(right, wrong):
 
 
 def test_students_interval_over_draws():
-    interval = mean_interval([1.0, 2.0, 3.0])
-    half = 4.302652729911275 / math.sqrt(3)
-    assert (interval.value, interval.low, interval.high) == (
-        2.0,
-        pytest.approx(2 - half),
-        pytest.approx(2 + half),
+    values = [0.1, 0.2, 0.3, 0.4, 0.5]
+    half = 2.7764451051977987 * math.sqrt(0.025 / 5)
+    found = mean_interval(values)
+    assert (found.value, found.low, found.high) == (
+        pytest.approx(0.3),
+        pytest.approx(0.3 - half),
+        pytest.approx(0.3 + half),
     )
-    single = mean_interval([0.7])
-    assert (single.value, single.low, single.high, single.excludes_zero) == (0.7, None, None, False)
+    assert mean_interval([0.9, 1.0, 0.9, 1.0, 0.95, 1.0]).high <= 1.0  # no mean score leaves [0, 1]
     with pytest.raises(GradfixError, match="at least one value"):
         mean_interval([])
-    partial = score_interval([0.5, 1.0, 0.0])
-    assert partial.method == "student-t"
+    assert score_interval([0.5, 1.0, 0.0, 0.2, 0.9]).method == "student-t"
+
+
+@pytest.mark.parametrize(
+    "values", [[0.7], [0.7, 0.8], [0.7, 0.8, 0.6, 0.7], [0.7] * 6, [0.1 + 0.2, *[0.3] * 5]]
+)
+def test_too_few_or_equal_draws_have_no_interval(values):
+    found = mean_interval(values)
+    assert (found.low, found.high, found.method, found.excludes_zero) == (None, None, "too-few", False)
+    assert found.value == pytest.approx(sum(values) / len(values))
 
 
 def test_a_paired_difference_is_about_the_pairs():
-    base = [0.1, 0.5, 0.9, 0.3]
-    difference = paired_difference([value + 0.1 for value in base], base)
+    base = [0.1, 0.5, 0.9, 0.3, 0.2]
+    gains = [0.1, 0.11, 0.09, 0.1, 0.1]
+    difference = paired_difference([value + gain for value, gain in zip(base, gains, strict=True)], base)
     assert difference.excludes_zero
     assert difference.value == pytest.approx(0.1)
-    assert difference.high - difference.low < 1e-6
+    assert difference.high - difference.low < 0.02
     with pytest.raises(GradfixError, match="as many values on both sides, found 1 and 2"):
         paired_difference([1.0], [1.0, 2.0])
 
 
-def test_the_bootstrap_covers_and_finds():
+def answers(both, ours, theirs, none):
+    """Scores of two models that agree, or of which one is right alone, so many times."""
+    first = [1.0] * (both + ours) + [0.0] * (theirs + none)
+    second = [1.0] * both + [0.0] * ours + [1.0] * theirs + [0.0] * none
+    return first, second
+
+
+def test_paired_proportions_are_as_published():
+    # Newcombe, Statistics in Medicine 17 (1998), 2635-2650, table II, method 10.
+    found = paired_samples(*answers(36, 12, 2, 0))
+    assert (found.low, found.high) == (pytest.approx(0.0569, abs=1e-4), pytest.approx(0.3404, abs=1e-4))
+
+
+@given(st.integers(0, 20), st.integers(0, 20), st.integers(0, 20), st.integers(1, 20))
+def test_an_interval_of_pairs_has_a_width_and_stays_in_bounds(both, ours, theirs, none):
+    found = paired_samples(*answers(both, ours, theirs, none))
+    assert -1 <= found.low <= found.value <= found.high <= 1
+    assert found.high - found.low > 1 / (both + ours + theirs + none)
+    mirrored = paired_samples(*answers(both, theirs, ours, none))
+    assert (mirrored.low, mirrored.high) == (pytest.approx(-found.high), pytest.approx(-found.low))
+
+
+def test_an_interval_of_pairs_covers_on_few_samples_too():
     generator = np.random.default_rng(0)
-    covered = 0
-    for _ in range(200):
-        first = (generator.random(150) < 0.7).astype(float)
-        second = np.where(generator.random(150) < 0.3, (generator.random(150) < 0.7).astype(float), first)
-        interval = paired_samples(first.tolist(), second.tolist(), resamples=1000)
-        covered += interval.low <= 0 <= interval.high
-    assert 180 <= covered <= 199
+    for n, share in ((20, 0.05), (50, 0.02), (150, 0.2)):
+        held = 0
+        for _ in range(200):
+            kind = generator.random(n)
+            first, second = (kind < share).astype(float), np.zeros(n)
+            same = (kind >= share) & (generator.random(n) < 0.7)
+            first[same] = second[same] = 1.0
+            found = paired_samples(first.tolist(), second.tolist())
+            held += found.low <= share <= found.high
+        assert held >= 184
+
+
+def test_paired_samples_find_a_difference():
     better = paired_samples([1.0] * 60 + [0.0] * 40, [1.0] * 40 + [0.0] * 60)
     assert better.value == pytest.approx(0.2)
     assert better.excludes_zero

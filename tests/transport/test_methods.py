@@ -16,8 +16,8 @@ from torch import Tensor
 
 from gradfix.errors import GradfixError
 from gradfix.recipes import AUTO_STEPS, TransportRecipe, load_recipe, validate
-from gradfix.transport import decision
-from gradfix.transport import selection as methods
+from gradfix.recipes.settings import SETTINGS, SelectionSettings
+from gradfix.transport import pipeline
 from gradfix.transport.pipeline import run_transport
 from gradfix.vectors.masks import mask
 from tests import tiny
@@ -33,6 +33,9 @@ FAMILIES = [
     "zero-shot-image-classification",
     pytest.param("lora", marks=PEFT_ON_TRANSFORMERS),
 ]
+
+DEFAULTS = pipeline.run_transport.__kwdefaults__
+FAST = SelectionSettings(alphas=(0.0, 0.5, 1.0), stops=(2,), most_steps=2, more_rates=())
 """Adds one number to all scores of a query, which softmax takes out again: its gradient is rounding alone."""
 
 
@@ -93,20 +96,30 @@ def test_auto_tries_says_why_and_can_be_repeated(
     family: str, made: Callable[[str], Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = made(family)
-    for name, values in (("GRID", (0.0, 1.0)), ("ALIGNED_GRID", (0.0, 1.0)), ("LEVELS", (0.1,))):
-        monkeypatch.setattr(methods, name, values)
-    monkeypatch.setattr(decision, "FOLDS", 2)
+    settings = SelectionSettings(
+        folds=2,
+        alphas=(0.0, 1.0),
+        aligned_alphas=(0.0, 1.0),
+        levels=(0.1,),
+        stops=(2,),
+        most_steps=2,
+        more_rates=(),
+    )
+    monkeypatch.setattr(pipeline.run_transport, "__kwdefaults__", {**DEFAULTS, "settings": settings})
     support, options = on_disk(tmp_path, work)
     result = work.run(tmp_path / "out", method="auto", support=support, steps=2, **options)
     getattr(transformers, work.auto_class).from_pretrained(tmp_path / "out")
     method = result.record.method
     names = [one.name for one in method.candidates]
     assert names[:4] == ["nothing", "aligned", "naive", "gradfix"]  # these two bases are strangers
-    assert "re-voted" in names
+    assert {"re-voted"} < set(names)
+    assert set(names) & {"few-shot", "fine-tuned"}
+    assert result.record.settings["folds"] == settings.folds
+    assert result.record.method.runner_up.name in names
     assert len(set(names)) == len(names)
     chosen = next(one for one in method.candidates if one.name == method.name)
     assert method.why.startswith(chosen.label)
-    assert all(f"{one.loss:.3f}" in method.why for one in method.candidates)
+    assert all(f"{one.calibrated_loss:.3f}" in method.why for one in method.candidates)
     assert result.record.alignment.method == "regression"
     assert result.record.observation.similarity < 0.9
 
@@ -208,7 +221,7 @@ def test_fine_tuning_goes_on_from_the_transported_model(made: Callable[[str], Jo
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "plain").eval()
     batch = words([row["text"] for row in work.rows], padding=True, return_tensors="pt")
     labels = torch.tensor([tiny.SENTIMENTS.index(row["label"]) for row in work.rows])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=methods.FINETUNE_RATES[-1], weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=SETTINGS.rates[0], weight_decay=0.0)
     for _ in range(2):
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(model(**batch).logits, labels).backward()
@@ -219,7 +232,7 @@ def test_fine_tuning_goes_on_from_the_transported_model(made: Callable[[str], Jo
         # Where a gradient is as small as rounding, AdamW's first steps have its sign alone.
         if not name.endswith(SHIFT):
             assert (after[name] - parameter).abs().median() < 1e-6, name
-        assert (after[name] - start[name]).abs().max() < 2.1 * methods.FINETUNE_RATES[-1], name
+        assert (after[name] - start[name]).abs().max() < 2.1 * SETTINGS.rates[0], name
 
 
 def test_votes_can_be_counted_where_naive_addition_arrives(
@@ -307,8 +320,15 @@ def recipe_of(**options: Any) -> TransportRecipe:
     [
         ({"method": "auto", "alpha": "0.5"}, "method auto chooses alpha itself; leave it out, or give method gradfix"),
         ({"method": "auto", "mask": "soft", "vote_at": "naive"}, "method auto chooses mask, vote_at itself"),
-        ({"vote_at": "naive", "mask": "none"}, "vote_at naive: mask none asks for no votes"),
+        ({"vote_at": "naive", "mask": "none"}, "vote_at: mask none asks for no votes"),
+        ({"vote_at": "naive", "steps": 2}, "vote_at: with steps, votes are counted where each step starts"),
+        ({"mask": "random", "steps": 2}, "steps: mask random asks for no votes, so there is nothing to re-vote"),
+        ({"confidence": 0.3}, "confidence: only mask confident has it"),
+        ({"align": "none", "align_data": "x"}, "align_data: align none aligns on nothing"),
+        ({"test_split": "dev"}, "test_split: there is no test data"),
+        ({"sampling": "herding"}, "sampling: samples are chosen of data only"),
         ({"mask": "confident", "vote": "mean"}, "mask confident counts votes"),
+        ({"mask": "soft", "vote": "mean"}, "mask soft counts votes"),
         ({"confidence": 0.7}, "confidence: Input should be less than or equal to 0.5"),
         ({"steps": 0}, "steps: Input should be greater than or equal to 1"),
         ({"finetune_steps": 0}, "finetune_steps: Input should be greater than or equal to 1"),
@@ -351,7 +371,7 @@ def test_a_recipe_says_what_was_left_to_defaults_and_reads_back_as_it_is(
 def test_auto_does_without_an_alignment_where_the_source_is_weights_alone(
     made: Callable[[str], Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(methods, "GRID", (0.0, 0.5))
+    monkeypatch.setattr(pipeline.run_transport, "__kwdefaults__", {**DEFAULTS, "settings": FAST})
     work = made("image-classification")
     shutil.copy(work.models["source_base"] / "model.safetensors", tmp_path / "alone.safetensors")
     work.models["source_base"] = tmp_path / "alone.safetensors"
@@ -368,7 +388,7 @@ def test_auto_does_without_an_alignment_where_the_model_has_no_blocks(
 ) -> None:
     from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessorPil
 
-    monkeypatch.setattr(methods, "GRID", (0.0, 0.5))
+    monkeypatch.setattr(pipeline.run_transport, "__kwdefaults__", {**DEFAULTS, "settings": FAST})
     work = made("image-classification")
     for seed, kind in enumerate(("source_base", "target_base")):
         with torch.random.fork_rng():

@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gradfix.evaluation.target_model import TargetModel
+from gradfix.recipes.settings import SETTINGS, SelectionSettings
 from gradfix.transport import selection as methods
-from gradfix.transport.folds import GRID, split_folds
+from gradfix.transport.folds import split_folds
 from gradfix.transport.methods import (
     AddVector,
     FineTune,
+    Held,
     MaskVector,
     Method,
     Revote,
@@ -27,7 +29,7 @@ from gradfix.transport.methods import (
     Setting,
     StartingPoint,
 )
-from gradfix.transport.selection import ALIGNED_GRID, Candidate, cross_validate, select
+from gradfix.transport.selection import Candidate, Seen, cross_validate, select
 from tests import tiny
 from tests.builders import SHIFT, Job, job, loaded
 
@@ -87,8 +89,24 @@ def test_nothing_wins_when_the_samples_contradict_the_task_vector(work: Job, tmp
 
 def test_the_last_bits_of_a_loss_decide_nothing() -> None:
     losses = np.array([0.9, 1.3, 1.7])
-    assert not methods._beats(losses, losses * (1 - 2e-7))
-    assert methods._beats(losses, losses * (1 - 2e-3))
+    scores = np.ones(3)
+    for share, beats in ((2e-7, False), (2e-3, True)):
+        less = losses * (1 - share)
+        assert methods._beats(Seen(losses, losses, scores), Seen(less, less, scores), SETTINGS) == beats
+
+
+@given(
+    old=st.lists(st.sampled_from([0.0, 1.0]), min_size=12, max_size=12),
+    new=st.lists(st.sampled_from([0.0, 1.0]), min_size=12, max_size=12),
+)
+def test_a_score_that_differs_beyond_luck_overrules_the_loss(old: list[float], new: list[float]) -> None:
+    before, after = np.array(old), np.array(new)
+    won, lost = int((after > before).sum()), int((after < before).sum())
+    sure = abs(won - lost) / max(1.0, (won + lost) ** 0.5)
+    for gain in (0.5, -0.5):  # a loss that says the one or the other, beyond any doubt
+        ours, theirs = np.ones(12), np.ones(12) - gain
+        found = methods._beats(Seen(ours, ours, before), Seen(theirs, theirs, after), SETTINGS)
+        assert found == (won > lost if sure > methods.OVERRULES else gain > 0)
 
 
 def test_a_task_vector_that_helps_is_taken(work: Job, tmp_path: Path) -> None:
@@ -114,7 +132,8 @@ class Told:
         self.asked.append(way)
         setting = {"alpha": 0.6} if not isinstance(way, Revote) else {"alpha": 0.2, "steps": 2.0}
         losses = np.array(self.losses[way.name])
-        return Candidate(way.name, way.label, setting, losses, 0.5, ((setting, float(losses.mean()), 0.5),))
+        curve = ((setting, float(losses.mean()), 0.5),)
+        return Candidate(way.name, way.label, setting, losses, losses, np.full(len(losses), 0.5), curve)
 
 
 FLAT = [1.0, 1.0, 1.0, 1.0]
@@ -139,8 +158,9 @@ SURE = [0.9, 0.92, 0.91, 0.95]
         ({"naive": SURE, "confident": [0.8, 0.82, 0.81, 0.85]}, False, "naive", "confident"),
         ({"gradfix": SURE, "re-voted": [0.5, 1.3, 0.9, 0.9]}, False, "nothing", "gradfix"),
         ({"gradfix": SURE, "re-voted": [0.5, 0.51, 0.52, 0.53]}, False, "nothing", "re-voted"),
-        ({"re-voted": SURE, "fine-tuned": [0.5, 0.51, 0.52, 0.53]}, True, "nothing", "fine-tuned"),
-        ({"fine-tuned": LUCKY}, False, "nothing", "nothing"),
+        ({"naive": SURE, "fine-tuned": [0.5, 0.51, 0.52, 0.53]}, True, "naive", "fine-tuned"),
+        ({"few-shot": [0.5, 0.51, 0.52, 0.53]}, False, "nothing", "few-shot"),
+        ({"few-shot": LUCKY}, False, "nothing", "nothing"),
     ],
 )
 def test_what_labels_shaped_must_gain_more_than_luck(
@@ -152,15 +172,26 @@ def test_what_labels_shaped_must_gain_more_than_luck(
     work: Job,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    names = ("nothing", "naive", "aligned", "gradfix", "confident", "re-voted", "fine-tuned")
+    names = ("nothing", "naive", "aligned", "gradfix", "confident", "re-voted", "fine-tuned", "few-shot")
     told = Told({**dict.fromkeys(names, FLAT), **losses})
     monkeypatch.setattr(methods, "cross_validate", told)
     aligned = model.vector * 0.5 if strangers else None
-    choice = select(ground_of(model, work.rows), aligned, finetune=True)
+    alike = 0.1 if strangers else 1.0
+    without = select(ground_of(model, work.rows), aligned, alike=alike, training=False)
+    assert not {"few-shot", "fine-tuned"} & {one.name for one in without.candidates}
+    told.asked.clear()
+    choice = select(ground_of(model, work.rows), aligned, alike=alike)
     assert ("aligned" in {one.name for one in choice.candidates}) == strangers
     assert choice.candidate.name == chosen
     assert choice.way.name == chosen
     assert [way.name for way in choice.ways] == [one.name for one in choice.candidates]
+
+    second, over = choice.runner_up, choice.over_runner_up
+    others = [one for one in choice.candidates if one is not choice.candidate]
+    assert second is not None
+    assert over is not None
+    assert second.loss == min(one.loss for one in others)
+    assert over.value == choice.candidate.score - second.score
 
     # The reason names what was chosen, and what everything else was worth.
     assert choice.why.startswith(f"{choice.candidate.label} was chosen")
@@ -179,16 +210,16 @@ def test_what_labels_shaped_must_gain_more_than_luck(
     assert isinstance(revoted, Revote)
     assert revoted.start.way is (None if start == "nothing" else ways[start])
     assert ("confident" in ways) == (start == "naive")
-    trained = ways["fine-tuned"]
+    assert ("few-shot" in ways) == (start == "nothing" or strangers)
+    trained = ways["few-shot" if start == "nothing" else "fine-tuned"]
     assert isinstance(trained, FineTune)
-    if chosen != "fine-tuned":
-        assert trained.start.way is (None if chosen == "nothing" else choice.way)
+    assert trained.start.way is (None if start == "nothing" else ways[start])
 
 
 def test_a_single_sample_is_never_more_than_luck(
     model: TargetModel, work: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = ("nothing", "naive", "gradfix", "confident", "re-voted")
+    names = ("nothing", "naive", "gradfix", "confident", "re-voted", "few-shot", "fine-tuned")
     told = Told({name: [0.1 if name == "gradfix" else 1.0] for name in names})
     monkeypatch.setattr(methods, "cross_validate", told)
     assert select(ground_of(model, work.rows)).candidate.name == "nothing"
@@ -212,7 +243,7 @@ def test_alpha_stays_1_unless_another_is_better_beyond_luck(
     def evaluating(self: TargetModel, rows: Any, **options: Any) -> Any:
         found = evaluate(self, rows, **options)
         losses = [2.0 - gain * (standing[-1] != 1.0) for gain in gains]
-        return replace(found, losses=losses, loss=sum(losses) / 9)
+        return replace(found, losses=losses, loss=sum(losses) / 9, logits=None, scores=[1.0] * 9)
 
     monkeypatch.setattr(TargetModel, "move", moving)
     monkeypatch.setattr(TargetModel, "evaluate", evaluating)
@@ -256,16 +287,16 @@ def test_what_was_judged_on_the_way_is_what_is_made(
     home = weights(model)
     seen: list[tuple[Setting, dict[str, Tensor]]] = []
     with ground_of(model, work.rows, vote=vote) as context:
-        fold = 1 if way.labelled else None
+        held = (1,) if way.labelled else ()
         try:
-            for setting in way.candidates(context, fold):
+            for setting in way.candidates(context, held):
                 seen.append((dict(setting), weights(model)))
         finally:
             model.restore()
         assert len(seen) >= 2
         assert len({tuple(setting.items()) for setting, _ in seen}) == len(seen)
         for setting, there in seen:
-            delta, alpha = way.build(context, setting, fold)
+            delta, alpha = way.build(context, setting, held)
             assert same(weights(model), home)
             model.move(delta, alpha)
             arrived = weights(model)
@@ -297,7 +328,7 @@ def test_the_control_walks_like_the_transport_with_other_vectors(model: TargetMo
         for way in ways_of(model):
             if isinstance(way, FineTune) and way.start.way is None:
                 continue  # what starts at θ_B and trains has no task vector in it
-            setting = next(iter(way.candidates(context, None)))
+            setting = next(iter(way.candidates(context, ())))
             if setting == {"alpha": 0.0}:
                 setting = {"alpha": 0.5}
             control = way.control(lambda vector: other if vector is tau else vector)
@@ -311,8 +342,8 @@ def test_the_control_walks_like_the_transport_with_other_vectors(model: TargetMo
 class Failing(AddVector):
     """Breaks once it has moved."""
 
-    def candidates(self, context: SelectionContext, fold: int | None) -> Iterator[Setting]:
-        for setting in super().candidates(context, fold):
+    def candidates(self, context: SelectionContext, held: Held) -> Iterator[Setting]:
+        for setting in super().candidates(context, held):
             yield setting
             raise RuntimeError("on the way")
 
@@ -349,14 +380,12 @@ def test_losses_are_each_samples_own_whatever_fold_judged_it(model: TargetModel,
         expected = np.empty((2, len(work.rows)))
         for number, fold in enumerate(context.folds):
             for index, alpha in enumerate((0.0, 0.5)):
-                model.move(*way.build(context, {"alpha": alpha}, number))
+                model.move(*way.build(context, {"alpha": alpha}, (number,)))
                 expected[index, fold] = model.evaluate([work.rows[place] for place in fold]).losses
         model.restore()
     curve = {setting["alpha"]: loss for setting, loss, _ in found.curve}
     assert curve == pytest.approx({0.0: expected[0].mean(), 0.5: expected[1].mean()}, abs=1e-6)
-    best = int(expected.mean(axis=1).argmin())
-    assert way.usual is None or way.usual["alpha"] not in curve
-    assert found.setting == {"alpha": (0.0, 0.5)[best]}
+    best = (0.0, 0.5).index(found.setting["alpha"])
     assert np.allclose(found.losses, expected[best], atol=1e-6)
 
 
@@ -371,11 +400,117 @@ def test_validation_rows_judge_what_all_samples_shaped(model: TargetModel, work:
     assert found.measured[0.5].predictions == expected.predictions
 
 
-def test_trying_stops_where_the_loss_has_risen_twice(work: Job, tmp_path: Path) -> None:
-    model = loaded(trained(work, tmp_path, 10, ascend=True))
+class Bumpy(AddVector):
+    """Losses by α, whatever the model: a bump between 0 and 1."""
+
+    def candidates(self, context: SelectionContext, held: Held) -> Iterator[Setting]:
+        for setting in super().candidates(context, held):
+            bumps = {0.1: 0.4, 0.2: 0.8, 0.3: 1.2, 0.45: 0.9, 0.6: 0.5, 1.0: -0.5}
+            BUMP[0] = bumps.get(setting["alpha"], 0.0)
+            yield setting
+
+
+BUMP = [0.0]
+
+
+def test_a_bump_hides_no_alpha(model: TargetModel, work: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate = TargetModel.evaluate
+
+    def evaluating(self: TargetModel, rows: Any, **options: Any) -> Any:
+        found = evaluate(self, rows, **options)
+        return replace(found, losses=[1.0 + BUMP[0]] * found.n, loss=1.0 + BUMP[0], logits=None)
+
+    monkeypatch.setattr(TargetModel, "evaluate", evaluating)
     with ground_of(model, work.rows) as context:
-        found = cross_validate(context, AddVector("naive", "naive", vector=model.vector, grid=GRID))
-    assert [setting["alpha"] for setting, _, _ in found.curve] == list(GRID[:3])
+        found = cross_validate(context, Bumpy("naive", "naive", vector=model.vector, grid=SETTINGS.alphas))
+    assert [setting["alpha"] for setting, _, _ in found.curve] == list(SETTINGS.alphas)
+    assert found.setting == {"alpha": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("rate", "steps", "found"),
+    [
+        (1e-4, 15, (1e-4, 15)),
+        (3e-4, 40, (3e-4, 40)),
+        (3e-3, 40, (3e-3, 40)),  # past the end of the first rates
+        (3e-4, 400, (3e-4, 400)),  # and of the first stops
+        (3e-4, 9000, (3e-4, 400)),
+    ],
+)
+def test_the_search_for_a_rate_and_steps_goes_on_where_its_end_is_the_best(
+    rate: float,
+    steps: int,
+    found: tuple[float, int],
+    model: TargetModel,
+    work: Job,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    evaluate = TargetModel.evaluate
+
+    def train(
+        self: FineTune, context: SelectionContext, tried: float, stops: Any, held: Held
+    ) -> Iterator[int]:
+        for stop in stops:
+            BUMP[0] = float(abs(np.log(tried / rate)) + abs(np.log(stop / steps)))
+            yield stop
+
+    def evaluating(self: TargetModel, rows: Any, **options: Any) -> Any:
+        seen = evaluate(self, rows, **options)
+        return replace(seen, losses=[BUMP[0]] * seen.n, loss=BUMP[0], logits=None)
+
+    monkeypatch.setattr(FineTune, "_train", train)
+    monkeypatch.setattr(TargetModel, "evaluate", evaluating)
+    with ground_of(model, work.rows) as context:
+        candidate = cross_validate(context, methods.training_from(StartingPoint(), None, SETTINGS))
+    assert (candidate.setting["learning_rate"], candidate.setting["finetune_steps"]) == found
+
+
+def test_training_that_only_leads_away_is_given_up(
+    model: TargetModel, work: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[tuple[float, int]] = []
+    evaluate = TargetModel.evaluate
+
+    def train(
+        self: FineTune, context: SelectionContext, rate: float, stops: Any, held: Held
+    ) -> Iterator[int]:
+        for stop in stops:
+            trained.append((rate, stop))
+            BUMP[0] = 10.0 + rate * stop
+            yield stop
+
+    def evaluating(self: TargetModel, rows: Any, **options: Any) -> Any:
+        seen = evaluate(self, rows, **options)
+        return replace(seen, losses=[BUMP[0]] * seen.n, loss=BUMP[0], logits=None)
+
+    monkeypatch.setattr(FineTune, "_train", train)
+    settings = SelectionSettings(rates=(1.0,), more_rates=(3.0, 0.3, 0.1), stops=(1, 2, 4, 8, 16))
+    with ground_of(model, work.rows, settings=settings) as context:
+        start = cross_validate(context, methods.nothing(model.vector))
+        monkeypatch.setattr(TargetModel, "evaluate", evaluating)
+        cross_validate(context, methods.training_from(StartingPoint(), None, settings), rival=start)
+    assert {stop for _, stop in trained} == {1, 2}
+    # A smaller rate is tried, as long as it is better; a larger one is not.
+    assert {rate for rate, _ in trained} == {1.0, 0.3, 0.1}
+
+
+def test_calibration_takes_confidence_away_and_nothing_else() -> None:
+    from gradfix.evaluation.calibration import calibrated
+
+    generator = np.random.default_rng(0)
+    logits = generator.normal(size=(400, 4)) * 2
+    labels = np.array([generator.choice(4, p=np.exp(row) / np.exp(row).sum()) for row in logits])
+
+    def losses(scaled: Any) -> Any:
+        top = scaled - scaled.max(axis=1, keepdims=True)
+        return np.log(np.exp(top).sum(axis=1)) - top[np.arange(400), labels]
+
+    parts = [range(first, 400, 4) for first in range(4)]
+    fair = calibrated(logits, losses(logits), parts)
+    assert fair == pytest.approx(losses(logits), abs=1e-9)  # they are what the labels were drawn from
+    sure = calibrated(8.0 * logits, losses(8.0 * logits), parts)
+    assert sure == pytest.approx(fair, abs=1e-9)
+    assert losses(8.0 * logits).mean() > 2 * fair.mean()
 
 
 @given(
@@ -394,11 +529,11 @@ def test_folds_never_overlap_and_leave_nobody_out(
     assert sorted(index for fold in folds for index in fold) == list(range(len(classes)))
     assert max(map(len, folds)) - min(map(len, folds)) <= 1
     for number, fold in enumerate(folds):
-        left = context.without(number)
+        left = context.without((number,))
         assert all(rows[index] not in left for index in fold)
         assert len(left) == len(rows) - len(fold) + more
         assert left[len(left) - more :] == others
-    assert context.without(None) == [*rows, *others]
+    assert context.without(()) == [*rows, *others]
 
 
 def test_ballots_of_a_fold_are_of_all_others_and_of_what_judges_nothing(
@@ -407,8 +542,8 @@ def test_ballots_of_a_fold_are_of_all_others_and_of_what_judges_nothing(
     more = [{"text": "red green", "label": "neutral"}, {"text": "who where what", "label": "positive"}]
     with ground_of(model, work.rows, more=more) as context:
         start = StartingPoint()
-        for fold in (None, *range(len(context.folds))):
-            counted, plain = context.votes_without(start, fold), model.votes(context.without(fold))
+        for held in ((), *context.singles, (0, 2)):
+            counted, plain = context.votes_without(start, held), model.votes(context.without(held))
             assert sorted(counted.sample_ids) == sorted(plain.sample_ids)
             assert counted.keys() == plain.keys()
             for name in plain:
@@ -421,8 +556,9 @@ def test_the_curve_of_a_choice_has_the_best_point_of_each_alpha(model: TargetMod
         ({"alpha": 0.5, "level": 0.3}, 0.8, 0.4),
         ({"alpha": 0.2, "level": 0.1}, 0.9, 0.3),
     )
-    way = AddVector("naive", "naive", vector=model.vector, grid=ALIGNED_GRID)
-    candidate = Candidate("naive", "naive", curve[1][0], np.array([0.8]), 0.4, curve)
+    way = AddVector("naive", "naive", vector=model.vector, grid=SETTINGS.aligned_alphas)
+    one = np.array([0.8])
+    candidate = Candidate("naive", "naive", curve[1][0], one, one, np.array([0.4]), curve)
     choice = methods.Choice(way, candidate, (candidate,), (way,), "so", "cross-fit")
     found = choice.alpha(0.5)
     assert [(point.alpha, point.loss) for point in found.curve] == [(0.2, 0.9), (0.5, 0.8)]

@@ -1,20 +1,11 @@
-"""Vectors computed once: the same values by any rows, one computation, and directions that are shared."""
-
-from pathlib import Path
+"""Vectors computed once: the same values by any rows, and one computation."""
 
 import pytest
 import torch
 
 from gradfix.checkpoints.expressions import Elementwise
-from gradfix.transport.folds import choose_alpha
 from gradfix.vectors.scratch import Scratch
-from gradfix.vectors.task_vector import TaskVector
-from tests.builders import Job, job, loaded, vector
-
-
-@pytest.fixture
-def work(tmp_path: Path) -> Job:
-    return job("text-classification", tmp_path)
+from tests.builders import vector
 
 
 def test_a_kept_vector_has_the_same_values_and_is_computed_once() -> None:
@@ -42,18 +33,3 @@ def test_where_the_disk_has_no_room_the_vector_stays_lazy(monkeypatch: pytest.Mo
     tau = vector(w=torch.randn(4, 7))
     with Scratch() as scratch:
         assert scratch.keep(tau) is tau
-
-
-def test_folds_of_one_direction_share_each_move(work: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = loaded(work)
-    moves: list[float] = []
-    move = model.move
-    monkeypatch.setattr(model, "move", lambda delta, alpha: (moves.append(alpha), move(delta, alpha)))
-    one: TaskVector = model.vector
-    folds = [work.rows[:3], work.rows[3:6], work.rows[6:]]
-    together = choose_alpha(model, [(one, rows) for rows in folds], grid=[0.0, 0.5], chosen_on="cross-fit")
-    assert moves == [0.0, 0.5]
-    moves.clear()
-    apart = choose_alpha(model, [(one * 1.0, rows) for rows in folds], grid=[0.0, 0.5], chosen_on="cross-fit")
-    assert moves == [0.0, 0.5, 0.5, 0.5]
-    assert together == apart

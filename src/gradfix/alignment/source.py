@@ -19,11 +19,12 @@ from gradfix.evaluation.binding import Rows, bind, without_labels
 from gradfix.evaluation.evaluate import Evaluation
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.progress import Progress, silent
+from gradfix.recipes.settings import SETTINGS, SelectionSettings
 from gradfix.tasks import Classification, ModelTask
 from gradfix.tasks.data import Row, origin
+from gradfix.tasks.sampling import spread
 from gradfix.vectors.control import shuffled
 from gradfix.vectors.placement import place
-from gradfix.vectors.similarity import CLOSE
 from gradfix.vectors.task_vector import TaskVector
 
 
@@ -124,14 +125,6 @@ def runner(task: ModelTask, model: TargetModel) -> Callable[[Any], Any]:
     return lambda batch: task.loss(model.model, batch)
 
 
-MOST_INPUTS = 256
-"""Inputs that are aligned on: all of them pass through the target in one batch."""
-
-
-CONFIDENCE = 0.5
-"""Confidence, from 0 at chance to 1 at certainty, from which the source's label of an input counts as a vote."""
-
-
 @dataclass(frozen=True)
 class SourceRun:
     """What was seen of the source.
@@ -143,6 +136,8 @@ class SourceRun:
         method: How the target is aligned; ``none`` where it is not.
         similarity: Cosine of the two bases' weights; None where it is not known.
         unlabelled: How many of the first inputs are to be labelled by the source.
+        classes: How many classes the inputs are of; None where they have no labels.
+        sure: Confidence from which the source's label counts.
     """
 
     inputs: Rows
@@ -151,6 +146,8 @@ class SourceRun:
     method: str
     similarity: float | None
     unlabelled: int
+    classes: int | None = None
+    sure: float = SETTINGS.sure
 
     def pseudo_labels(self, task: ModelTask) -> list[Row]:
         """Label the unlabelled inputs with what the tuned source is sure of.
@@ -171,8 +168,14 @@ class SourceRun:
             for number, (row, label, sure) in enumerate(
                 zip(self.inputs, top.indices.tolist(), top.values.tolist(), strict=False)
             )
-            if (sure - chance) / (1 - chance) >= CONFIDENCE
+            if (sure - chance) / (1 - chance) >= self.sure
         ]
+
+    @property
+    def predicted_classes(self) -> int | None:
+        """How many classes the tuned source sees in the inputs: where it is one, they are hardly spread."""
+        found = self.observed.probabilities
+        return None if found is None else len(set(found.argmax(dim=1).tolist()))
 
 
 def run_source(
@@ -187,6 +190,8 @@ def run_source(
     align_data: Rows = (),
     unlabelled: Rows = (),
     control_seed: int | None = None,
+    seed: int = 0,
+    settings: SelectionSettings = SETTINGS,
     loading: Mapping[str, Any],
     remark: Callable[[str], None] = lambda text: None,
     progress: Progress = silent,
@@ -204,6 +209,8 @@ def run_source(
         align_data: Inputs to align on; their labels are not used.
         unlabelled: Inputs that the source is to label; they are aligned on, too.
         control_seed: Of the control's shuffle; None for no control.
+        seed: Of the draw of inputs, where the labelled rows are more than are aligned on.
+        settings: How many inputs, and what counts as alike.
         loading: How to load a model, as :meth:`gradfix.evaluation.target_model.TargetModel.load` takes it.
         remark: Told why ``auto`` does without an alignment that the two bases would need.
         progress: Told the passes done.
@@ -219,11 +226,15 @@ def run_source(
     asked, apart = align != "auto", ""
     if not asked:
         align = "none"
-        if alike is not None and alike < CLOSE:
+        if alike is not None and alike < settings.close:
             align = "regression"
             apart = (
                 f"the old base is not like the new one (cosine {alike:.2f}), and the fine-tune is not aligned"
             )
+    if align == "none" and len(align_data) and not asked:
+        remark(
+            f"the two bases are alike (cosine {alike or 1:.2f}), so nothing is aligned: align_data is not used"
+        )
     if align == "none" and not unlabelled:
         return None
     alone = base.directory is None and not task.builds_model
@@ -235,7 +246,10 @@ def run_source(
             f"{base.location}: the source must be run, and weights alone can't be; give its directory, "
             "or --align none"
         )
-    inputs = without_labels(task, [*unlabelled, *align_data] or list(pool)[:MOST_INPUTS])
+    labelled = [pool[index] for index in spread(task.classes(pool), settings.align_inputs, seed)]
+    inputs = without_labels(task, [*unlabelled, *align_data] or labelled)
+    given = bool(len(unlabelled) or len(align_data))
+    classes = None if given or not isinstance(task, Classification) else len(set(task.classes(labelled)))
     ours = deepcopy(task)
     trusted = bool(loading.get("trust_remote_code"))
     bind(ours, base, tau, pool, trust_remote_code=trusted)
@@ -248,7 +262,7 @@ def run_source(
             tau,
             ours,
             inputs,
-            list(pool)[:MOST_INPUTS],
+            labelled,
             activations,
             method=method,
             control_seed=control_seed,
@@ -265,7 +279,7 @@ def run_source(
         if not unlabelled:
             return None
         align, observed = "none", look("none")
-    return SourceRun(inputs, observed, activations, align, alike, len(unlabelled))
+    return SourceRun(inputs, observed, activations, align, alike, len(unlabelled), classes, settings.sure)
 
 
 def same_tokens(source: ModelTask, target: ModelTask, inputs: Sequence[Any]) -> bool:

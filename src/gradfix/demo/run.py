@@ -10,6 +10,7 @@ from typing import Any
 
 from gradfix.alignment import align, run_source
 from gradfix.checkpoints import Checkpoint
+from gradfix.checkpoints.writing.atomic import refuse_taken
 from gradfix.demo.bench import BATCH, INDEPENDENT, PAIRS, Bench, bench
 from gradfix.demo.datasets import load_task
 from gradfix.demo.pair import load
@@ -17,9 +18,10 @@ from gradfix.demo.pictures import Changed, changed_digits, picture
 from gradfix.demo.processes import one_thread, processes
 from gradfix.errors import GradfixError
 from gradfix.evaluation.binding import Rows, choose_support
-from gradfix.evaluation.finetuning import FewShot
+from gradfix.evaluation.intervals import interval_words
 from gradfix.progress import Progress, silent
 from gradfix.recipes import TransportRecipe
+from gradfix.recipes.settings import SelectionSettings
 from gradfix.report import REPORT_FILE, report_of
 from gradfix.report.record import RECORD_FILE, ChangedDigit, CloseRelease, DemoRecord
 from gradfix.tasks.data import load_rows
@@ -34,7 +36,6 @@ from gradfix.transport.comparison import (
     table_lines,
     table_markdown,
 )
-from gradfix.transport.comparison.baselines import BASELINES
 from gradfix.transport.pipeline import Transported, transport
 from gradfix.vectors.placement import place
 from gradfix.vectors.similarity import similarity
@@ -47,7 +48,8 @@ SAMPLES_PER_CLASS = 5
 DRAWS = 3
 MODELS = {"old-base": "A", "my-fine-tune": "A-digits", "new-base": "B", "new-base-tuned": "B-digits"}
 CLOSE_MODELS = {"old-base": "B", "my-fine-tune": "B-digits", "new-base": "B-next"}
-FEW_SHOT = FewShot(steps=(5, 15, 40))  # 100 steps gain two points more and take half a minute
+SETTINGS = SelectionSettings(stops=(5, 15, 40), most_steps=40)
+"""More steps gain a point or two and take half a minute."""
 SHOWN_METHODS = ("naive", "gradfix", "control")
 
 
@@ -133,7 +135,7 @@ def demo(output: Path, *, overwrite: bool = False, progress: Progress = silent) 
     test = task.rows("test")[:TEST_IMAGES]
     # The baselines take the longest, so other processes begin with them meanwhile; what they left is done here.
     with processes(max(1, min(DRAWS, os.cpu_count() or 1) - 1)) as pool, one_thread():
-        drawing = [pool.submit(one_draw, seed, SAMPLES_PER_CLASS, FEW_SHOT) for seed in range(DRAWS)]
+        drawing = [pool.submit(one_draw, seed, SAMPLES_PER_CLASS, SETTINGS) for seed in range(DRAWS)]
         result, close = (
             transport(
                 task=here.model.task.name,
@@ -146,15 +148,15 @@ def demo(output: Path, *, overwrite: bool = False, progress: Progress = silent) 
         )
         draws = []
         left = {seed for seed in range(DRAWS) if drawing[seed].cancel()}
-        done = {seed: one_draw(seed, SAMPLES_PER_CLASS, FEW_SHOT) for seed in left}
+        done = {seed: one_draw(seed, SAMPLES_PER_CLASS, SETTINGS) for seed in left}
         for seed in range(DRAWS):
             draws.append(done[seed] if seed in left else drawing[seed].result())
             progress("comparing with the baselines", seed + 1, DRAWS, "draws")
     lines = summarise(draws, SAMPLES_PER_CLASS)
     caption = (
-        f"{METRIC} on {len(test)} scanned digits; mean of {DRAWS} draws of {SAMPLES_PER_CLASS} samples a class with "
-        f"the 95 % interval of Student's t; every setting chosen by cross-fitting on the samples, fine-tuning at "
-        f"most {max(FEW_SHOT.steps)} steps; {chosen_ways(lines)}"
+        f"{METRIC} on {len(test)} scanned digits; mean of {DRAWS} draws of {SAMPLES_PER_CLASS} samples a class "
+        f"{interval_words(DRAWS)}; every setting chosen by cross-fitting on the samples, fine-tuning at "
+        f"most {SETTINGS.most_steps} steps; {chosen_ways(lines)}"
     )
     before = here.model.evaluate(here.test)
     here.model.move(_written(result, models["new-base"]), 1.0)
@@ -169,13 +171,13 @@ def demo(output: Path, *, overwrite: bool = False, progress: Progress = silent) 
     return made
 
 
-def one_draw(seed: int, samples_per_class: int, few_shot: FewShot) -> dict[str, Outcome]:
+def one_draw(seed: int, samples_per_class: int, settings: SelectionSettings) -> dict[str, Outcome]:
     """Measure the default transport beside its baselines on one draw of samples, in whatever process this is.
 
     Args:
         seed: Of the draw and all that is random in it.
         samples_per_class: How many to draw.
-        few_shot: What fine-tuning on them may choose among.
+        settings: What every method may choose among.
 
     Returns:
         Outcomes by method.
@@ -184,6 +186,7 @@ def one_draw(seed: int, samples_per_class: int, few_shot: FewShot) -> dict[str, 
     support = _support(here, samples_per_class, seed=seed)
     base, target = (Checkpoint.open(load(name)) for name in PAIRS[INDEPENDENT])
     tau = TaskVector.between(base, load(MODELS["my-fine-tune"]))
+    alike = similarity(base, target, tau)
     with ExitStack() as stack:
         # As in a transport, there are no other images to align on than the samples.
         source = run_source(
@@ -193,7 +196,7 @@ def one_draw(seed: int, samples_per_class: int, few_shot: FewShot) -> dict[str, 
             support,
             stack,
             align="auto",
-            alike=similarity(base, target),
+            alike=alike,
             control_seed=seed,
             loading={"batch_size": BATCH},
         )
@@ -201,10 +204,11 @@ def one_draw(seed: int, samples_per_class: int, few_shot: FewShot) -> dict[str, 
             Judge(here.model, here.test),
             support,
             seed=seed,
-            methods={name: BASELINES[name] for name in SHOWN_METHODS},
+            methods=SHOWN_METHODS,
             oracle=here.oracle,
-            few_shot=few_shot,
+            settings=settings,
             aligned=align(source, here.model, control_seed=seed) if source is not None else None,
+            alike=alike,
             auto=True,
         )
         return dict(outcomes)
@@ -217,9 +221,8 @@ def _support(here: Bench, samples_per_class: int, *, seed: int) -> Rows:
 
 
 def _make_room(output: Path, overwrite: bool) -> None:
+    refuse_taken(output, overwrite=overwrite)
     if output.exists():
-        if not overwrite:
-            raise GradfixError(f"{output}: exists already; choose another output or give --overwrite")
         if (
             any(output.iterdir())
             and not (output / "model" / RECORD_FILE).exists()

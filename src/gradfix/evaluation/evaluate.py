@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -50,6 +50,7 @@ class Evaluation:
         scores: Each sample's score, in the order of the rows.
         losses: Each sample's loss.
         predictions: Each sample's prediction.
+        logits: ``[n, classes]`` float32 on the CPU; None unless they were asked for and the task has classes.
     """
 
     task: str
@@ -63,6 +64,7 @@ class Evaluation:
     scores: list[float]
     losses: list[float]
     predictions: list[Any]
+    logits: torch.Tensor | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ def evaluate(
     *,
     batch_size: int = 32,
     strict: bool = False,
+    logits: bool = False,
     progress: Progress = silent,
 ) -> Evaluation:
     """Measure a model on labelled rows.
@@ -117,6 +120,7 @@ def evaluate(
         rows: Samples, encoded as they are needed; or what `encode_rows` made.
         batch_size: Samples a forward pass; without effect on `EncodedRows`.
         strict: Refuse samples longer than the model's context.
+        logits: Keep the scores of the classes, where the task has any.
         progress: Told after each batch.
 
     Returns:
@@ -129,6 +133,7 @@ def evaluate(
     positions = rows.positions if isinstance(rows, EncodedRows) else _plan(task, rows, batch_size)
     n = sum(map(len, positions))
     scores, losses, predictions = [0.0] * n, [0.0] * n, [None] * n
+    kept: list[torch.Tensor] = []
     truncated = done = 0
     with evaluating(model):
         for number, places in enumerate(positions):
@@ -138,6 +143,8 @@ def evaluate(
                 batch = task.encode([rows[index] for index in places], strict=strict)
             measured = task.measure(model, batch)
             _finite(measured.losses, places)
+            if logits and measured.logits is not None:
+                kept.append(measured.logits.detach().float().cpu())
             values = zip(
                 places, measured.scores.tolist(), measured.losses.tolist(), measured.predictions, strict=True
             )
@@ -159,6 +166,7 @@ def evaluate(
         scores=scores,
         losses=losses,
         predictions=predictions,
+        logits=_in_order(kept, positions) if kept else None,
     )
 
 
@@ -169,6 +177,12 @@ def _plan(task: Task, rows: Sequence[Any], batch_size: int) -> list[list[int]]:
     sizes = [task.size(row) for row in rows]
     order = sorted(range(len(sizes)), key=lambda index: (-sizes[index], index))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def _in_order(parts: Sequence[torch.Tensor], positions: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Put what batches gave into the order of the rows."""
+    order = torch.tensor([index for places in positions for index in places])
+    return torch.cat(list(parts))[order.argsort()].clone()
 
 
 def _finite(losses: torch.Tensor, places: Sequence[int]) -> None:

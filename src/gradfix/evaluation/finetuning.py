@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import repeat
 from typing import Any
 
@@ -15,36 +14,6 @@ TRAINING_BATCH = 16
 
 
 FUSED_DEVICES = ("cpu", "cuda")
-
-
-@dataclass(frozen=True)
-class FewShot:
-    """What few-shot fine-tuning chooses among, by cross-fitting on its samples.
-
-    Attributes:
-        folds: Each trains anew with every learning rate, so fewer are faster.
-        learning_rates: Of AdamW.
-        steps: Steps of at most 16 samples; not training at all is always a candidate, too.
-    """
-
-    folds: int = 2
-    learning_rates: tuple[float, ...] = (1e-4, 3e-4)
-    steps: tuple[int, ...] = (5, 15, 40, 100)
-
-
-@dataclass(frozen=True)
-class FineTuning:
-    """The few-shot baseline's settings, chosen by cross-fitting on the support set.
-
-    Attributes:
-        learning_rate: Of AdamW.
-        steps: Steps of at most 16 samples; 0 where not training at all was best.
-        loss: Mean held-out loss with them.
-    """
-
-    learning_rate: float
-    steps: int
-    loss: float
 
 
 def finetune(

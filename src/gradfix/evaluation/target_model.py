@@ -207,6 +207,7 @@ class TargetModel:
         rows: Sequence[Any] | EncodedRows,
         *,
         task: ModelTask | None = None,
+        logits: bool = False,
         progress: Progress = silent,
     ) -> Evaluation:
         """Measure the model where it stands.
@@ -214,6 +215,7 @@ class TargetModel:
         Args:
             rows: Samples, or what :meth:`encode` made of them.
             task: Of which they are; the model's own by default.
+            logits: Keep the scores of the classes.
             progress: Told after each batch.
 
         Returns:
@@ -225,6 +227,7 @@ class TargetModel:
             rows,
             batch_size=self._batch_size,
             strict=self._strict,
+            logits=logits,
             progress=progress,
         )
 

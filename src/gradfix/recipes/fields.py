@@ -7,7 +7,10 @@ from pydantic import Field
 
 from gradfix.recipes.base import ASKED_EACH_TIME
 
-Mask = Literal["agreement", "confident", "force", "soft", "random", "none"]
+Mask = Literal["agreement", "confident", "force", "soft", "random", "random-sign", "none"]
+VOTELESS_MASKS = ("none", "random", "random-sign")
+"""Masks that ask nobody; a test keeps them equal to those of :data:`gradfix.vectors.mask_strategies.STRATEGIES`."""
+
 Dtype = Literal["float32", "bfloat16", "float16"]
 Rounding = Literal["nearest", "stochastic"]
 MergeMethod = Literal["mean", "ties"]
@@ -63,6 +66,10 @@ AlignData = Annotated[
 
 Encoding = Annotated[
     str | None, Field(description="of csv, tsv and json files, such as latin-1 or utf-16; UTF-8 if not given")
+]
+
+Head = Annotated[
+    Literal["copy", "probe"], Field(description="copy the tuned head, or refit it on the samples")
 ]
 
 Vote = Literal["majority", "mean"]

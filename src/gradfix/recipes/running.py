@@ -12,6 +12,7 @@ from gradfix.recipes.fields import (
     Align,
     AlignData,
     Encoding,
+    Head,
     Output,
     Overwrite,
     Sampling,
@@ -194,6 +195,7 @@ class CompareRecipe(TaskRecipe):
         Align, Field(description="for auto: carry τ over by activations first, where the bases are not alike")
     ] = "auto"
     align_data: AlignData = None
+    head: Head = "copy"
     retain: Annotated[str | None, Field(description="labelled data of what the model could do before")] = None
     samples_per_class: Annotated[list[int], Field(description="budgets to compare, repeatable")] = [
         1,
@@ -202,6 +204,6 @@ class CompareRecipe(TaskRecipe):
         10,
     ]
     sampling: Annotated[Sampling, Field(description="how to choose samples")] = "random"
-    seeds: Annotated[int, Field(ge=1, description="draws a budget")] = 3
+    seeds: Annotated[int, Field(ge=1, description="draws a budget; 5 is the fewest with intervals")] = 5
     output: Annotated[Path, Field(description="folder for the table as JSON and CSV")]
     overwrite: Overwrite = False

@@ -1,7 +1,7 @@
 """Recipes of the main job and of its check."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -13,9 +13,11 @@ from gradfix.recipes.fields import (
     IN_PYTHON,
     ROWS,
     TASKS,
+    VOTELESS_MASKS,
     Align,
     AlignData,
     Confidence,
+    Head,
     Mask,
     Output,
     SourceBase,
@@ -64,16 +66,19 @@ class TransportRecipe(SupportRecipe, WritingRecipe):
         "base"
     )
     finetune_steps: Annotated[
-        int | None, Field(ge=1, description="then train so many steps on the samples; with auto: try it")
+        int | None,
+        Field(ge=1, description="then train so many steps on the samples; with auto: at most so many"),
     ] = None
+    training: Annotated[
+        bool,
+        Field(description="for auto: may train on the samples where that does better than the fine-tune"),
+    ] = True
     unlabelled: Annotated[
         str | None, Field(description="inputs without labels that vote too, as the tuned source labels them")
     ] = None
     mask: Annotated[Mask, Field(description="mask strategy")] = "agreement"
     confidence: Confidence = 0.1
-    head: Annotated[
-        Literal["copy", "probe"], Field(description="copy the tuned head, or refit it on samples")
-    ] = "copy"
+    head: Head = "copy"
     examples: Annotated[
         int, Field(ge=0, description="judged inputs to show in the report; 0 keeps them out of the output")
     ] = 12
@@ -108,14 +113,61 @@ class TransportRecipe(SupportRecipe, WritingRecipe):
     @model_validator(mode="after")
     def _readable(self) -> "TransportRecipe":
         self.alphas()
-        if self.vote_at == "naive" and self.mask in {"none", "random"}:
-            raise ValueError(f"{option('vote_at')} naive: {option('mask')} {self.mask} asks for no votes")
-        if self.mask == "confident" and self.vote == "mean":
-            raise ValueError(
-                f"{option('mask')} confident counts votes, and a mean vote is one ballot: it needs "
+        dropped = next((reason for reason in self._without_effect() if reason), None)
+        if dropped is not None:
+            raise ValueError(dropped)
+        return self
+
+    def _without_effect(self) -> Iterator[str | None]:
+        """Say which of the given options another one makes idle: what was asked for is done, or refused."""
+        told = self.method == "gradfix"
+        asks = self.mask not in VOTELESS_MASKS
+        for name, idle, reason in (
+            ("vote", told and not asks, f"{option('mask')} {self.mask} asks for no votes"),
+            ("votes_dtype", told and not asks, f"{option('mask')} {self.mask} asks for no votes"),
+            ("vote_at", told and not asks, f"{option('mask')} {self.mask} asks for no votes"),
+            (
+                "vote_at",
+                told and self.steps > 1,
+                f"with {option('steps')}, votes are counted where each step starts",
+            ),
+            (
+                "steps",
+                told and not asks,
+                f"{option('mask')} {self.mask} asks for no votes, so there is nothing to re-vote",
+            ),
+            ("confidence", self.mask != "confident", f"only {option('mask')} confident has it"),
+            ("align_data", self.align == "none", f"{option('align')} none aligns on nothing"),
+            ("training", told, f"only {option('method')} auto trains by itself"),
+            ("finetune_steps", not self.training, "there is no training to limit"),
+            (
+                "unlabelled",
+                told and self.align == "none" and not asks and self.finetune_steps is None,
+                f"{option('mask')} {self.mask} asks for no votes, and nothing else uses these inputs",
+            ),
+            (
+                "sampling",
+                self.data is None,
+                "samples are chosen of data only; the support set is taken whole",
+            ),
+            ("split", self.support is None and self.data is None, "there is neither support nor data"),
+            ("validation_split", self.validation is None, "there is no validation data"),
+            ("test_split", self.test is None, "there is no test data"),
+            (
+                "validation",
+                self.test is not None and told and self.fixed_alpha() is not None,
+                "alpha is given and test judges, so nothing is left to choose on it",
+            ),
+        ):
+            default = type(self).model_fields[name].default
+            yield (
+                f"{option(name)}: {reason}; leave it out" if idle and getattr(self, name) != default else None
+            )
+        if self.mask in {"confident", "soft"} and self.vote == "mean":
+            yield (
+                f"{option('mask')} {self.mask} counts votes, and a mean vote is one ballot: it needs "
                 f"{option('vote')} majority"
             )
-        return self
 
     def fixed_alpha(self) -> float | None:
         """Tell whether α was given.

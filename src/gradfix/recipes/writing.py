@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from gradfix.errors import option
 from gradfix.recipes.base import Recipe
 from gradfix.recipes.fields import (
+    VOTELESS_MASKS,
     Confidence,
     Dtype,
     Mask,
@@ -95,7 +96,7 @@ class ApplyRecipe(WritingRecipe):
             raise ValueError(
                 f"give either {option('source_base')} and {option('source_tuned')}, or {option('task_vector')}"
             )
-        if self.mask not in {None, "none", "random"} and self.votes is None:
+        if self.mask not in {None, *VOTELESS_MASKS} and self.votes is None:
             raise ValueError(f"{option('mask')} {self.mask} needs {option('votes')}")
         return self
 
@@ -137,7 +138,7 @@ class MergeRecipe(WritingRecipe):
             raise ValueError(
                 f"give {option('votes')} for each of the {len(self.task_vector)} task vectors, or none"
             )
-        if self.mask not in {None, "none", "random"} and self.votes is None:
+        if self.mask not in {None, *VOTELESS_MASKS} and self.votes is None:
             raise ValueError(f"{option('mask')} {self.mask} needs {option('votes')}")
         of_models = ("alpha", "rounding", "shard_size", "resume", "restart")
         fields = type(self).model_fields

@@ -158,7 +158,22 @@ class Candidate(Part):
     alpha: float | None = None
     setting: dict[str, float] = {}
     loss: float
+    calibrated_loss: float | None = None
     score: float
+
+
+class RunnerUp(Part):
+    """The best of the methods that were not chosen.
+
+    Attributes:
+        name: The candidate's.
+        label: What people read.
+        over: The chosen method's score minus its, paired by sample.
+    """
+
+    name: str
+    label: str
+    over: Interval
 
 
 class Method(Part):
@@ -169,12 +184,14 @@ class Method(Part):
         why: A sentence.
         chosen_on: ``validation`` or ``cross-fit``.
         candidates: All that were tried, in that order.
+        runner_up: The next best; None in older records.
     """
 
     name: str
     why: str
     chosen_on: str = "cross-fit"
     candidates: list[Candidate]
+    runner_up: RunnerUp | None = None
 
 
 class Alignment(Part):
@@ -200,6 +217,8 @@ class Observation(Part):
 
     Attributes:
         inputs: On how many inputs it was run.
+        input_classes: Of how many classes these are; None where they have no labels.
+        predicted_classes: How many classes the tuned source sees in them.
         similarity: Cosine of the two bases' weights.
         source_on_support: The tuned source on the labelled samples.
         unlabelled: How many inputs it was to label.
@@ -207,6 +226,8 @@ class Observation(Part):
     """
 
     inputs: int
+    input_classes: int | None = None
+    predicted_classes: int | None = None
     similarity: float | None
     source_on_support: Evaluation | None
     unlabelled: int

@@ -80,6 +80,7 @@ class TransportRecord(RecipeRecord):
         format: Always the same.
         version: Of this class.
         versions: Of the packages that the result depends on.
+        settings: The numbers of the selection; empty in older records.
         inputs: The three models by role.
         check: What the checks found of them.
         support: The labelled samples.
@@ -102,6 +103,7 @@ class TransportRecord(RecipeRecord):
     format: Literal["gradfix-transport"] = "gradfix-transport"
     version: Literal[1] = 1
     versions: dict[str, str]
+    settings: dict[str, Any] = {}
     inputs: dict[str, Input]
     check: Check | None = None
     support: list[Sample]

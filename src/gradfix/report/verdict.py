@@ -52,7 +52,7 @@ def transport_verdict(record: TransportRecord) -> Verdict:
         naive = None if judgement is None else _naive(judgement)
         return Verdict(NOTHING, _nothing(alpha, record.method), (naive,) if naive else ())
     if judgement is None:
-        return _unjudged(alpha)
+        return _unjudged(record)
     gain, base, new = judgement.gain, judgement.base, judgement.transported
     state = UNSURE if not gain.excludes_zero else BETTER if gain.value > 0 else WORSE
     numbers = f"{percent(new.score)} against {percent(base.score)} {metric_name(new.metric)}"
@@ -68,7 +68,7 @@ def transport_verdict(record: TransportRecord) -> Verdict:
         size = points(abs(gain.value)).lstrip("+")
         headline = f"The new model is {size} points {state} than the new base ({numbers}, {interval})"
     headline += f", and {_control(judgement.over_control)}."
-    beside = (_share(judgement), _naive(judgement), _caution(judgement))
+    beside = (_share(judgement), _naive(judgement), _runner_up(record.method), _caution(judgement))
     return Verdict(state, headline, tuple(filter(None, beside)))
 
 
@@ -85,9 +85,28 @@ def _nothing(alpha: Alpha, method: Method | None) -> str:
     )
 
 
-def _unjudged(alpha: Alpha) -> Verdict:
+def _runner_up(method: Method | None) -> str | None:
+    """Name the method that was chosen and the next best, with the difference on the samples that chose."""
+    if method is None or method.runner_up is None:
+        return None
+    chosen = next(one for one in method.candidates if one.name == method.name)
+    over = method.runner_up.over
+    bounds = f" ({between(over)})" if between(over) else ""
+    judged = "validation samples" if method.chosen_on == "validation" else "samples held out in turn"
+    told = (
+        f"Of the methods, {chosen.label} was chosen; the runner-up was {method.runner_up.label}: "
+        f"{points(over.value)} points over it on {over.n:,} {judged}{bounds}."
+    )
+    if method.name == "few-shot":
+        told += " Your samples alone did better than the fine-tune: the model was trained on them."
+    return told
+
+
+def _unjudged(record: TransportRecord) -> Verdict:
     """Say what the samples that chose can tell, where no others were given to judge on."""
-    ask = ("Give --test data for a verdict with an interval and a control.",)
+    alpha = record.alpha
+    test = "Give --test data for a verdict with an interval and a control."
+    ask = tuple(filter(None, (_runner_up(record.method), test)))
     chosen = alpha.at(alpha.alpha)
     if chosen is None:
         return Verdict(UNKNOWN, "This model was not measured.", ask)

@@ -30,11 +30,13 @@ class Measured:
         losses: ``[B]`` float32.
         scores: ``[B]`` float32 in [0, 1]; their mean over samples is the task's metric.
         predictions: B values that JSON can say: label names, texts.
+        logits: ``[B, C]``, of which the losses are the cross-entropy; None for tasks without classes.
     """
 
     losses: Tensor
     scores: Tensor
     predictions: list[Any]
+    logits: Tensor | None = None
 
 
 class Task(Protocol):

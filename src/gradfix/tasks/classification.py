@@ -138,4 +138,5 @@ class Classification(ModelTask):
         labels = batch["labels"].to(logits.device)
         predicted = logits.argmax(dim=1)
         names = [self.labels.names[index] for index in predicted.tolist()]
-        return Measured(cross_entropy(logits, labels, reduction="none"), (predicted == labels).float(), names)
+        losses = cross_entropy(logits, labels, reduction="none")
+        return Measured(losses, (predicted == labels).float(), names, logits)

@@ -150,3 +150,24 @@ RULES: dict[str, Callable[[Array, int, np.random.Generator], list[int]]] = {
     "k-medoids": _k_medoids,
     "coreset": _coreset,
 }
+
+
+def spread(classes: Sequence[int], count: int, seed: int) -> list[int]:
+    """Draw rows at random, as evenly over classes as it goes: the first rows of a sorted file are of one class.
+
+    Args:
+        classes: A class id a row.
+        count: How many; all rows where there are no more.
+        seed: Of the draw.
+
+    Returns:
+        Positions, ascending.
+    """
+    order = np.random.default_rng(seed).permutation(len(classes)).tolist()
+    taken: dict[int, int] = {}
+    ranks = {}
+    for place in order:
+        ranks[place] = taken[classes[place]] = taken.get(classes[place], -1) + 1
+    return sorted(
+        sorted(order, key=lambda place: ranks[place])[:count]
+    )  # stable: in the drawn order within a rank

@@ -11,15 +11,20 @@ from typing import Any, Literal
 import torch
 
 from gradfix.checkpoints import Checkpoint
-from gradfix.checkpoints.expressions import Aliased
+from gradfix.checkpoints.expressions import Aliased, Gathered, Selection
 from gradfix.checkpoints.model_config import custom_code
 from gradfix.errors import GradfixError, listed
 from gradfix.vectors.apply import add_scaled, output_specs
 from gradfix.vectors.model_files import companion_files, merged_config
 from gradfix.vectors.placement import own_weights, place
-from gradfix.vectors.similarity import CLOSE, UNRELATED, WeightSample, matrices
+from gradfix.vectors.similarity import CLOSE, UNRELATED, WeightSample, likeness, matrices
 from gradfix.vectors.task_vector import Placement, TaskVector
 from gradfix.vectors.verification import refuse_unloadable
+
+HEAD_PARTS = frozenset(
+    {"pooler", "classifier", "pre_classifier", "classification_head", "score", "qa_outputs"}
+)
+"""Parts of names outside the blocks of a network, which a release may lack and a task may read."""
 
 Level = Literal["error", "warning", "note"]
 
@@ -55,7 +60,8 @@ class Findings:
     Attributes:
         findings: In the order they were found.
         cosine_tuned: Cosine between the sampled weights of θ_A and θ_A^ft.
-        cosine_target: Between θ_A and θ_B: near 1 for a close release, near 0 for another pre-training.
+        cosine_target: Between θ_A and θ_B where training touched them
+            (:func:`gradfix.vectors.similarity.likeness`): near 1 for a close release, near 0 for another pre-training.
         relative_norm: ‖τ‖ / ‖θ_A‖ on the sample.
         output_bytes: Size of the model that would be written.
         seconds: Estimated time to write it, measured on one block.
@@ -158,7 +164,7 @@ def open_models(
     target = Checkpoint.open(target_base)
     _compare_configurations(found, base, tuned, target)
     _note_custom_code(found, base, tuned, target)
-    tau = TaskVector.between(base, tuned)
+    tau = _heads_whole(TaskVector.between(base, tuned), tuned, target)
     placement = place(tau, target)
     note_placement(found, placement, target)
     # An adapter's configuration names neither its head's architecture nor its classes: the task tells them later, and
@@ -169,6 +175,21 @@ def open_models(
     _check_room(found, placement, target, output, overwrite)
     found.refuse()
     return Models(base, tuned, target, tau, placement)
+
+
+def _heads_whole(tau: TaskVector, tuned: Checkpoint, target: Checkpoint) -> TaskVector:
+    """Take a head or pooler that the target lacks whole from the tuned model: there is nothing to add its τ to."""
+    # A release of masked-language models has no pooler, whether or not the old base had one.
+    parts = {part for name in target.specs for part in name.split(".")}
+    names = [name for name in tau.specs if (head := HEAD_PARTS & {*name.split(".")}) and not head & parts]
+    if not names:
+        return tau
+    kept = {name: name for name in tau.specs if name not in names}
+    found = tau.derive(Selection(tau, kept), operation="take heads whole", names=names)
+    found.additions = Gathered(
+        dict.fromkeys(tau.additions.specs, tau.additions) | dict.fromkeys(names, tuned)
+    )
+    return found
 
 
 def check_weights(models: Models, found: Findings) -> None:
@@ -190,7 +211,7 @@ def check_weights(models: Models, found: Findings) -> None:
     theirs = WeightSample(models.placement.base, names)
     found.relative_norm = delta.norm() / origin.norm() if origin.norm() else None
     found.cosine_tuned = origin.cosine(origin.values + delta.values)
-    found.cosine_target = origin.cosine(theirs.values)
+    found.cosine_target = likeness(origin, theirs, delta)
     _judge_descent(found, base, tuned, zero=delta.norm() == 0 and models.tau.norm() == 0)
     if found.cosine_target is not None:
         close = found.cosine_target > CLOSE

@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gradfix.alignment import Aligned
@@ -13,20 +13,20 @@ from gradfix.evaluation.evaluate import Evaluation
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.progress import Progress, silent
 from gradfix.recipes import TransportRecipe
+from gradfix.recipes.settings import SETTINGS, SelectionSettings
 from gradfix.tasks.data import row_hash
-from gradfix.transport.folds import FOLDS, GRID, AlphaChoice, split_folds
+from gradfix.transport.folds import AlphaChoice, split_folds
 from gradfix.transport.methods import (
     AddVector,
-    FineTune,
     MaskVector,
     Method,
     Revote,
     SelectionContext,
     Setting,
     StartingPoint,
+    controls,
 )
-from gradfix.transport.selection import FINETUNE_RATES, Candidate, Choice, cross_validate, select
-from gradfix.vectors.control import shuffled
+from gradfix.transport.selection import Candidate, Choice, cross_validate, select, training_from
 from gradfix.vectors.mask_strategies import STRATEGIES
 from gradfix.vectors.task_vector import TaskVector
 from gradfix.votes import Votes
@@ -79,6 +79,7 @@ def selection_context(
     *,
     crossing: bool,
     more: Sequence[Any] = (),
+    settings: SelectionSettings = SETTINGS,
     progress: Progress = silent,
 ) -> SelectionContext:
     """Deal the support set into folds.
@@ -89,6 +90,7 @@ def selection_context(
         recipe: The options.
         crossing: Settings will be chosen by cross-fitting.
         more: Samples that the tuned source labelled.
+        settings: The numbers of the selection.
         progress: Told the samples counted.
 
     Returns:
@@ -97,7 +99,7 @@ def selection_context(
     Raises:
         GradfixError: if settings must be chosen on one sample.
     """
-    folds = split_folds(model.task.classes(support), FOLDS, recipe.seed)
+    folds = split_folds(model.task.classes(support), settings.folds, recipe.seed)
     if crossing and len(folds) < 2:
         raise GradfixError(
             "one sample is too few to select α on; give --validation, more samples, or --alpha NUMBER"
@@ -111,6 +113,7 @@ def selection_context(
         dtype=recipe.votes_dtype,
         more=more,
         progress=progress,
+        settings=settings,
     )
 
 
@@ -139,6 +142,7 @@ def decide(
     *,
     validation: Rows | None = None,
     aligned: Aligned | None = None,
+    alike: float | None = None,
     progress: Progress = silent,
 ) -> Decision:
     """Find δ and α.
@@ -148,23 +152,22 @@ def decide(
         recipe: The options.
         validation: Labelled data to select on; without it the support set is cross-fitted.
         aligned: τ in the target's coordinates, where it was aligned.
+        alike: How alike the two bases are; None if unknown.
         progress: Told what is being tried.
 
     Returns:
         The decision; nothing of it was chosen on test data.
     """
     tau = context.model.vector
-    other = shuffled(tau, recipe.seed)
-    swaps = {id(tau): other}
-    if aligned is not None:
-        swaps[id(aligned.vector)] = aligned.control or other
     encoded = None if validation is None else context.model.encode(validation)
     if recipe.method == "auto":
         choice = select(
             context,
             aligned.vector if aligned else None,
+            alike=alike,
             steps=recipe.steps,
-            finetune=recipe.finetune_steps is not None,
+            training=recipe.training,
+            most_training=recipe.finetune_steps,
             validation=encoded,
             progress=progress,
         )
@@ -172,10 +175,10 @@ def decide(
         choice = _as_told(context, recipe, aligned, encoded, progress)
     way, setting = choice.way, choice.candidate.setting
     delta, alpha = way.build(context, setting)
-    control, _ = way.control(lambda vector: swaps.get(id(vector), vector)).build(context, setting)
+    control, _ = way.control(controls(tau, aligned, recipe.seed)).build(context, setting)
     if way.labelled and not isinstance(way, MaskVector):
         # A walk's steps lie in scratch files and don't know where they come from: what made them tells two runs apart.
-        made = [row_hash(row, used_columns(context.model.task, row)) for row in context.without(None)]
+        made = [row_hash(row, used_columns(context.model.task, row)) for row in context.without(())]
         digest = hashlib.sha256("".join(made).encode()).hexdigest()
         delta = tau.derive(
             delta, operation=way.name, setting=dict(setting), seed=context.seed, samples=digest
@@ -202,7 +205,7 @@ def _as_told(
 ) -> Choice:
     """Build the way that the options name; what they leave open is chosen."""
     vector = aligned.vector if aligned else context.model.vector
-    grid = recipe.alphas() or GRID
+    grid = recipe.alphas() or context.settings.alphas
     way: Method
     if STRATEGIES[recipe.mask].needs == "nothing":
         # Drawn or kept without asking anybody, so no vote is counted.
@@ -234,15 +237,14 @@ def _as_told(
         told = {"alpha": alpha, "steps": float(recipe.steps)} if recipe.fixed_alpha() is not None else None
         chosen = _settled(context, way, told, validation, progress)
     if recipe.finetune_steps:
-        way = FineTune(
-            "fine-tuned",
-            f"{chosen.way.label}, then {recipe.finetune_steps} steps of fine-tuning",
-            start=StartingPoint(chosen.way, chosen.candidate.setting),
-            rates=FINETUNE_RATES,
+        start = StartingPoint(chosen.way, chosen.candidate.setting)
+        way = replace(
+            training_from(start, chosen.candidate, context.settings),
+            label=f"{chosen.way.label}, then {recipe.finetune_steps} steps of fine-tuning",
             stops=(recipe.finetune_steps,),
         )
         told = (
-            {"learning_rate": FINETUNE_RATES[-1], "finetune_steps": float(recipe.finetune_steps)}
+            {"learning_rate": way.rates[0], "finetune_steps": float(recipe.finetune_steps)}
             if recipe.fixed_alpha() is not None
             else None
         )

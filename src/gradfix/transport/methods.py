@@ -1,8 +1,8 @@
 """The ways from θ_B to a transported model, each a walk through candidates in place.
 
 A way moves the model from one candidate to the next (a larger α, one more re-vote, some more steps of training) and
-pauses at each, so that whoever walks along can measure there. Ways that look at labels are walked once a fold, on the
-samples outside it; the others once.
+pauses at each, so that whoever walks along can measure there. Ways that look at labels are walked once for each part of
+the samples that is held out, on the samples outside it; the others once.
 """
 
 from abc import ABC, abstractmethod
@@ -11,11 +11,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+from gradfix.alignment import Aligned
 from gradfix.checkpoints.expressions import Padded, Sum
+from gradfix.evaluation.evaluate import EncodedRows
 from gradfix.evaluation.finetuning import finetune
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.progress import Progress, silent
+from gradfix.recipes.settings import SETTINGS, SelectionSettings
 from gradfix.transport.folds import VotesByFold
+from gradfix.vectors.control import shuffled
 from gradfix.vectors.mask_strategies import STRATEGIES
 from gradfix.vectors.masks import mask
 from gradfix.vectors.scratch import Scratch
@@ -24,6 +28,9 @@ from gradfix.votes import Votes
 
 Setting = Mapping[str, float]
 """What a candidate of a way is known by: ``{"alpha": 0.6}``, ``{"steps": 4}``."""
+
+Held = tuple[int, ...]
+"""Numbers of the folds that have no part in what is made: they judge it. Empty: all samples take part."""
 
 
 @dataclass
@@ -39,6 +46,7 @@ class SelectionContext:
         dtype: For autocast while votes are counted.
         more: Samples that take part in every walk and judge none: inputs that the tuned source labelled.
         progress: Told the samples counted.
+        settings: The numbers of the selection.
     """
 
     model: TargetModel
@@ -49,27 +57,66 @@ class SelectionContext:
     dtype: str | None = None
     more: Sequence[Any] = ()
     progress: Progress = silent
+    settings: SelectionSettings = SETTINGS
 
     def __enter__(self) -> "SelectionContext":
         self._stack = ExitStack()
         self.scratch = self._stack.enter_context(Scratch())
-        self._ballots: dict[int, tuple[StartingPoint, VotesByFold]] = {}
+        self._ballots: dict[tuple[StartingPoint, str], VotesByFold] = {}
+        self._encoded: dict[Held, EncodedRows] = {}
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def without(self, fold: int | None) -> list[Any]:
-        """Give the samples outside a fold.
+    @property
+    def singles(self) -> tuple[Held, ...]:
+        """Each fold by itself."""
+        return tuple((number,) for number in range(len(self.folds)))
+
+    @property
+    def halves(self) -> tuple[Held, ...]:
+        """The folds in two parts, for what must begin anew for each part; each by itself where samples are few."""
+        if len(self.support) <= self.settings.few:
+            return self.singles
+        return tuple(tuple(range(first, len(self.folds), 2)) for first in range(min(2, len(self.folds))))
+
+    def places(self, held: Held) -> list[int]:
+        """Give the positions of held-out samples.
 
         Args:
-            fold: Its number; None for all samples.
+            held: Their folds.
+
+        Returns:
+            Positions in the support set, ascending.
+        """
+        return sorted(index for number in held for index in self.folds[number])
+
+    def without(self, held: Held) -> list[Any]:
+        """Give the samples outside some folds.
+
+        Args:
+            held: The folds.
 
         Returns:
             Samples, those that judge nothing included.
         """
-        inside = set() if fold is None else set(self.folds[fold])
+        inside = set(self.places(held))
         return [*(row for index, row in enumerate(self.support) if index not in inside), *self.more]
+
+    def encoded(self, held: Held) -> EncodedRows:
+        """Encode labelled samples once for all walks that they judge.
+
+        Args:
+            held: Their folds; all samples if empty.
+
+        Returns:
+            The samples, in the order of :meth:`places`.
+        """
+        if held not in self._encoded:
+            places = self.places(held) if held else range(len(self.support))
+            self._encoded[held] = self.model.encode([self.support[index] for index in places])
+        return self._encoded[held]
 
     def count(self, rows: Sequence[Any]) -> Votes:
         """Count votes where the model stands.
@@ -82,17 +129,19 @@ class SelectionContext:
         """
         return self.model.votes(rows, vote=self.vote, seed=self.seed, dtype=self.dtype)
 
-    def votes_without(self, at: "StartingPoint", fold: int | None) -> Votes:
+    def votes_without(self, at: "StartingPoint", held: Held, vote: str | None = None) -> Votes:
         """Count votes at a place that no label shaped, once for all folds.
 
         Args:
             at: The place.
-            fold: The fold that must have no part in it; None for none.
+            held: The folds that must have no part in it.
+            vote: ``majority`` or ``mean``; the context's own if None.
 
         Returns:
             The votes; the model is at θ_B afterwards.
         """
-        if id(at) not in self._ballots:
+        vote = vote or self.vote
+        if (at, vote) not in self._ballots:
             rows = [*self.support, *self.more]
             # Samples that judge nothing are a fold of their own, which is never left out.
             folds = [*self.folds, *([range(len(self.support), len(rows))] if self.more else [])]
@@ -102,27 +151,27 @@ class SelectionContext:
                     self.model,
                     rows,
                     folds,
-                    vote=self.vote,
+                    vote=vote,
                     seed=self.seed,
                     dtype=self.dtype,
                     progress=self.progress,
                 )
-                self._ballots[id(at)] = (at, self._stack.enter_context(counted))
+                self._ballots[at, vote] = self._stack.enter_context(counted)
             finally:
                 self.model.restore()
-        found = self._ballots[id(at)][1]
-        if self.vote == "majority":
-            return found.all() if fold is None else found.without(fold)
+        found = self._ballots[at, vote]
+        if vote == "majority":
+            return found.without(held) if held else found.all()
         try:  # the mean's sign does not add up over folds: it is counted anew, at the place again
             at.go(self)
-            return found.all() if fold is None else found.without(fold)
+            return found.without(held) if held else found.all()
         finally:
             self.model.restore()
 
 
-@dataclass
+@dataclass(eq=False)
 class StartingPoint:
-    """Where another way arrived; without one, θ_B.
+    """Where another way arrived; without one, θ_B. Two starts are one only if they are one object.
 
     Attributes:
         way: The other way.
@@ -131,14 +180,14 @@ class StartingPoint:
 
     way: "Method | None" = None
     setting: Setting = field(default_factory=dict)
-    _reached: dict[int | None, tuple[TaskVector, float]] = field(default_factory=dict, repr=False)
+    _reached: dict[Held, tuple[TaskVector, float]] = field(default_factory=dict, repr=False)
 
-    def reach(self, context: SelectionContext, fold: int | None = None) -> tuple[TaskVector | None, float]:
+    def reach(self, context: SelectionContext, held: Held = ()) -> tuple[TaskVector | None, float]:
         """Compute the place, once a fold.
 
         Args:
             context: The model and its samples.
-            fold: The fold that must have no part in it; None for none.
+            held: The folds that must have no part in it.
 
         Returns:
             δ and α from θ_B; no vector for θ_B itself.
@@ -146,27 +195,27 @@ class StartingPoint:
         if self.way is None:
             return None, 0.0
         if not self.way.labelled:
-            fold = None
-        if fold not in self._reached:
-            delta, alpha = self.way.build(context, self.setting, fold)
-            self._reached[fold] = context.scratch.keep(delta), alpha
-        return self._reached[fold]
+            held = ()
+        if held not in self._reached:
+            delta, alpha = self.way.build(context, self.setting, held)
+            self._reached[held] = context.scratch.keep(delta), alpha
+        return self._reached[held]
 
-    def go(self, context: SelectionContext, fold: int | None = None) -> None:
+    def go(self, context: SelectionContext, held: Held = ()) -> None:
         """Move the model there.
 
         Args:
             context: The model, wherever it stands.
-            fold: See :meth:`reach`.
+            held: See :meth:`reach`.
         """
-        vector, alpha = self.reach(context, fold)
+        vector, alpha = self.reach(context, held)
         if vector is None or not alpha:
             context.model.restore()
         else:
             context.model.move(vector, alpha)
 
     def plus(
-        self, context: SelectionContext, step: float, steps: Sequence[TaskVector], fold: int | None = None
+        self, context: SelectionContext, step: float, steps: Sequence[TaskVector], held: Held = ()
     ) -> tuple[TaskVector, float]:
         """Add steps of one length to the start.
 
@@ -174,12 +223,12 @@ class StartingPoint:
             context: Its model names the tensors.
             step: The length of each.
             steps: Where to, at least one.
-            fold: See :meth:`reach`.
+            held: See :meth:`reach`.
 
         Returns:
             A vector δ and the α with which it leads there from θ_B; a single step from θ_B stays as it is.
         """
-        vector, alpha = self.reach(context, fold)
+        vector, alpha = self.reach(context, held)
         terms = [(alpha, vector)] if vector is not None and alpha else []
         terms += [(step, one) for one in steps]
         if len(terms) == 1:
@@ -207,6 +256,23 @@ class StartingPoint:
 Swap = Callable[[TaskVector], TaskVector]
 
 
+def controls(tau: TaskVector, aligned: Aligned | None, seed: int) -> Swap:
+    """Tell which vector the control has in place of which.
+
+    Args:
+        tau: The target's task vector.
+        aligned: τ in the target's coordinates, with the control that was aligned likewise; None without one.
+        seed: Of the shuffle.
+
+    Returns:
+        Gives a vector's control: τ shuffled, or the aligned control; what has none stays as it is.
+    """
+    pairs = [(tau, shuffled(tau, seed))]
+    if aligned is not None:
+        pairs.append((aligned.vector, aligned.control or pairs[0][1]))
+    return lambda vector: next((control for known, control in pairs if known is vector), vector)
+
+
 @dataclass
 class Method(ABC):
     """One way to a transported model.
@@ -224,27 +290,25 @@ class Method(ABC):
     """The setting to keep unless another one is better by more than luck; None for no such one."""
 
     @abstractmethod
-    def candidates(self, context: SelectionContext, fold: int | None) -> Iterator[Setting]:
+    def candidates(self, context: SelectionContext, held: Held) -> Iterator[Setting]:
         """Move the model through the candidates in place.
 
         Args:
             context: The model and its samples.
-            fold: The fold that must have no part in it; None for none.
+            held: The folds that must have no part in it.
 
         Yields:
             The candidate at which the model stands.
         """
 
     @abstractmethod
-    def build(
-        self, context: SelectionContext, setting: Setting, fold: int | None = None
-    ) -> tuple[TaskVector, float]:
+    def build(self, context: SelectionContext, setting: Setting, held: Held = ()) -> tuple[TaskVector, float]:
         """Compute one candidate.
 
         Args:
             context: The model and its samples. The model is at θ_B afterwards.
             setting: The candidate.
-            fold: The fold that must have no part in it; None for all samples.
+            held: The folds that must have no part in it.
 
         Returns:
             δ and α; the transported model is θ_B + α·δ.
@@ -295,16 +359,14 @@ class AddVector(Method):
     labelled = False
     usual: ClassVar[Setting | None] = {"alpha": 1.0}
 
-    def candidates(self, context: SelectionContext, fold: int | None) -> Iterator[Setting]:
+    def candidates(self, context: SelectionContext, held: Held) -> Iterator[Setting]:
         """Try every α."""
         delta = self._drawn(context)
         for alpha in sorted(set(self.grid)):
             context.model.move(delta, alpha)
             yield {"alpha": alpha}
 
-    def build(
-        self, context: SelectionContext, setting: Setting, fold: int | None = None
-    ) -> tuple[TaskVector, float]:
+    def build(self, context: SelectionContext, setting: Setting, held: Held = ()) -> tuple[TaskVector, float]:
         """Give the vector itself, or what was drawn of it."""
         return self._drawn(context), setting["alpha"]
 
@@ -327,33 +389,26 @@ class MaskVector(Method):
     at: StartingPoint = field(kw_only=True, default_factory=StartingPoint)
     strategy: str = field(kw_only=True, default="agreement")
     levels: Sequence[float] = field(kw_only=True, default=(0.1,))
-    _kept: dict[float, TaskVector] = field(init=False, default_factory=dict, compare=False, repr=False)
+    vote: str | None = field(kw_only=True, default=None)
+    _kept: dict[tuple[float, Held], TaskVector] = field(init=False, default_factory=dict, repr=False)
 
-    def candidates(self, context: SelectionContext, fold: int | None) -> Iterator[Setting]:
+    def candidates(self, context: SelectionContext, held: Held) -> Iterator[Setting]:
         """Try every level of confidence with every α."""
         confident = self.strategy == "confident"
         for level in self.levels if confident else self.levels[:1]:
             setting = {"level": level} if confident else {}
-            if fold is None:
-                delta = self.kept(context, setting)
-            else:
-                delta = context.scratch.keep(self._mask(context, setting, fold))
+            delta = self._once(context, setting, held)
             for alpha in sorted(set(self.grid)):
                 context.model.move(delta, alpha)
                 yield {"alpha": alpha, **setting}
 
-    def build(
-        self, context: SelectionContext, setting: Setting, fold: int | None = None
-    ) -> tuple[TaskVector, float]:
+    def build(self, context: SelectionContext, setting: Setting, held: Held = ()) -> tuple[TaskVector, float]:
         """Mask by the votes, lazily."""
-        return self._mask(context, setting, fold), setting["alpha"]
+        return self._mask(context, setting, held), setting["alpha"]
 
     def kept(self, context: SelectionContext, setting: Setting) -> TaskVector:
         """Mask by the votes of all samples, once a level."""
-        level = self._level(setting)
-        if level not in self._kept:
-            self._kept[level] = context.scratch.keep(self._mask(context, setting, None))
-        return self._kept[level]
+        return self._once(context, setting, ())
 
     def control(self, swap: Swap) -> Method:
         """Mask the control's vector by the same votes."""
@@ -361,10 +416,16 @@ class MaskVector(Method):
 
     def votes(self, context: SelectionContext) -> Votes | None:
         """Give the votes of all samples."""
-        return context.votes_without(self.at, None)
+        return context.votes_without(self.at, (), self.vote)
 
-    def _mask(self, context: SelectionContext, setting: Setting, fold: int | None) -> TaskVector:
-        votes = context.votes_without(self.at, fold)
+    def _once(self, context: SelectionContext, setting: Setting, held: Held) -> TaskVector:
+        key = self._level(setting), held
+        if key not in self._kept:
+            self._kept[key] = context.scratch.keep(self._mask(context, setting, held))
+        return self._kept[key]
+
+    def _mask(self, context: SelectionContext, setting: Setting, held: Held) -> TaskVector:
+        votes = context.votes_without(self.at, held, self.vote)
         options = STRATEGIES[self.strategy].taking(level=self._level(setting))
         return mask(self.vector, votes, strategy=self.strategy, seed=context.seed, **options)
 
@@ -386,37 +447,35 @@ class Revote(Method):
     strategy: str = field(kw_only=True, default="agreement")
     level: float = field(kw_only=True, default=0.1)
 
-    def candidates(self, context: SelectionContext, fold: int | None) -> Iterator[Setting]:
+    def candidates(self, context: SelectionContext, held: Held) -> Iterator[Setting]:
         """Pause after every step."""
-        for steps in self._steps(context, self.count, fold):
+        for steps in self._steps(context, self.count, held):
             yield {"alpha": self.step * len(steps), "steps": float(len(steps))}
 
-    def build(
-        self, context: SelectionContext, setting: Setting, fold: int | None = None
-    ) -> tuple[TaskVector, float]:
+    def build(self, context: SelectionContext, setting: Setting, held: Held = ()) -> tuple[TaskVector, float]:
         """Take the steps."""
         steps: list[TaskVector] = []
         try:
-            for steps in self._steps(context, int(setting["steps"]), fold):  # noqa: B007 - the last one counts
+            for steps in self._steps(context, int(setting["steps"]), held):  # noqa: B007 - the last one counts
                 pass
         finally:
             context.model.restore()
-        return self.start.plus(context, self.step, steps, fold)
+        return self.start.plus(context, self.step, steps, held)
 
     def control(self, swap: Swap) -> Method:
         """Step along the control's vector, with votes where it leads."""
         return replace(self, vector=swap(self.vector), start=self.start.control(swap))
 
-    def _steps(self, context: SelectionContext, count: int, fold: int | None) -> Iterator[list[TaskVector]]:
+    def _steps(self, context: SelectionContext, count: int, held: Held) -> Iterator[list[TaskVector]]:
         steps: list[TaskVector] = []
-        rows = context.without(fold)
-        self.start.go(context, fold)
+        rows = context.without(held)
+        self.start.go(context, held)
         for _ in range(count):
             votes = context.count(rows)
             options = STRATEGIES[self.strategy].taking(level=self.level)
             masked = mask(self.vector, votes, strategy=self.strategy, seed=context.seed, **options)
             steps.append(context.scratch.keep(masked))
-            context.model.move(*self.start.plus(context, self.step, steps, fold))
+            context.model.move(*self.start.plus(context, self.step, steps, held))
             yield steps
 
 
@@ -428,23 +487,21 @@ class FineTune(Method):
     rates: Sequence[float] = field(kw_only=True)
     stops: Sequence[int] = field(kw_only=True)
 
-    def candidates(self, context: SelectionContext, fold: int | None) -> Iterator[Setting]:
+    def candidates(self, context: SelectionContext, held: Held) -> Iterator[Setting]:
         """Pause at the given numbers of steps, for each learning rate."""
         for rate in self.rates:
-            for step in self._train(context, rate, self.stops, fold):
+            for step in self._train(context, rate, self.stops, held):
                 yield {"learning_rate": rate, "finetune_steps": float(step)}
 
-    def build(
-        self, context: SelectionContext, setting: Setting, fold: int | None = None
-    ) -> tuple[TaskVector, float]:
+    def build(self, context: SelectionContext, setting: Setting, held: Held = ()) -> tuple[TaskVector, float]:
         """Train, and take what changed."""
         try:
-            for _ in self._train(context, setting["learning_rate"], [int(setting["finetune_steps"])], fold):
+            for _ in self._train(context, setting["learning_rate"], [int(setting["finetune_steps"])], held):
                 pass
             moved = context.scratch.keep(context.model.displacement())
         finally:
             context.model.restore()
-        vector, alpha = self.start.reach(context, fold)
+        vector, alpha = self.start.reach(context, held)
         # What it is made of tells it apart, should writing be resumed.
         made = {"start": None if vector is None else vector.origin, "alpha": alpha, **setting}
         return context.model.vector.derive(moved, operation="fine-tune", seed=context.seed, **made), 1.0
@@ -454,10 +511,10 @@ class FineTune(Method):
         return replace(self, start=self.start.control(swap))
 
     def _train(
-        self, context: SelectionContext, rate: float, stops: Sequence[int], fold: int | None
+        self, context: SelectionContext, rate: float, stops: Sequence[int], held: Held
     ) -> Iterator[int]:
-        self.start.go(context, fold)
-        rows = context.without(fold)
+        self.start.go(context, held)
+        rows = context.without(held)
         yield from finetune(
             context.model, rows, learning_rate=rate, stops=stops, seed=context.seed, head=False
         )

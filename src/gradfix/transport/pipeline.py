@@ -10,23 +10,27 @@ from typing import Any
 import torch
 
 from gradfix.alignment import align, run_source
+from gradfix.alignment.source import SourceRun
 from gradfix.checkpoints import Checkpoint
-from gradfix.errors import GradfixError, listed
+from gradfix.checkpoints.writing.atomic import refuse_taken
+from gradfix.errors import listed
 from gradfix.evaluation.binding import Rows, bind, choose_support, describe_head, use_head
 from gradfix.evaluation.certificate import Certificate, certify
 from gradfix.evaluation.evaluate import Evaluation
 from gradfix.evaluation.judgement import Judgement, judge
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.progress import Progress, silent
-from gradfix.recipes import IN_PYTHON, EvaluateRecipe, TransportRecipe, VotesRecipe, validate
+from gradfix.recipes import IN_PYTHON, EvaluateRecipe, TaskRecipe, TransportRecipe, VotesRecipe, validate
+from gradfix.recipes.settings import SETTINGS, SelectionSettings
 from gradfix.report.facts import Votes as RecordedVotes
 from gradfix.report.record import TransportRecord
 from gradfix.tasks import ModelTask, get_task
-from gradfix.transport.checks import Finding, Findings, check_weights, ignore
+from gradfix.transport.checks import Finding, Findings, Models, check_weights, ignore
 from gradfix.transport.decision import Decision, cross_fitting_doubts, decide, selection_context
 from gradfix.transport.folds import AlphaChoice
 from gradfix.transport.inputs import Data, counted_once, models_of, note_cut, note_unread, ready_task, rows_at
 from gradfix.transport.record import Clock, output_files, transport_record, votes_facts
+from gradfix.transport.run import TransportRun
 from gradfix.vectors.applied import Applied
 from gradfix.vectors.apply import apply
 from gradfix.vectors.placement import own_weights, place
@@ -121,6 +125,7 @@ def run_transport(
     task: ModelTask | None = None,
     rows: Mapping[str, Rows] | None = None,
     tell: Callable[[Finding], None] = ignore,
+    settings: SelectionSettings = SETTINGS,
     progress: Progress = silent,
 ) -> Transported:
     """Do what a recipe says.
@@ -130,6 +135,7 @@ def run_transport(
         task: A task of the caller's own; else the recipe's is made.
         rows: Rows in memory by option, in place of the recipe's locations.
         tell: Told what is found of the inputs, at once.
+        settings: The numbers of the selection.
         progress: Told what is being done.
 
     Returns:
@@ -139,97 +145,132 @@ def run_transport(
         GradfixError: if the inputs don't allow it; nothing is written then.
     """
     clock, found = Clock(), Findings(tell=tell, hold=True)
-    if recipe.output.exists() and not recipe.overwrite:
-        raise GradfixError(f"{recipe.output}: exists already; choose another output or give --overwrite")
+    refuse_taken(recipe.output, overwrite=recipe.overwrite)
     with clock.stage("check"):
         models = models_of(recipe, found)
-    base, target, tau, placement = models.base, models.target, models.tau, models.placement
     with clock.stage("read data"):
         data = Data.read(recipe, rows or {})
         task, data = ready_task(recipe, models, data, found, task=task)
     with clock.stage("check"):
         check_weights(models, found)
         found.release()
-    control_seed = recipe.seed if data.held else None
     with ExitStack() as stack:
-        source = None
-        if recipe.align != "none" or data.unlabelled:
-            with clock.stage("observe the source"):
-                source = run_source(
-                    base,
-                    tau,
-                    task,
-                    data.pool,
-                    stack,
-                    align=recipe.align or "none",
-                    alike=found.cosine_target,
-                    align_data=data.align_data,
-                    unlabelled=data.unlabelled,
-                    control_seed=control_seed,
-                    loading=recipe.loading(),
-                    remark=partial(found.add, "note"),
-                    progress=progress,
-                )
+        with clock.stage("observe the source"):
+            source = _run_source(recipe, models, data, task, found, stack, settings, progress)
         with clock.stage("load"):
             dtype = getattr(torch, recipe.dtype) if recipe.dtype else None
-            model = TargetModel.load(task, target, placement, dtype=dtype, **recipe.loading())
-            describe_head(placement.vector, model)
+            model = TargetModel.load(task, models.target, models.placement, dtype=dtype, **recipe.loading())
+            describe_head(models.placement.vector, model)
+        crossing = recipe.fixed_alpha() is None and "validation" not in data.held
         with clock.stage("choose samples"):
-            support = choose_support(model, data.pool, **recipe.drawing())
-            if data.budget is not None:
-                note_cut(task, support, "chosen", found, strict=recipe.strict)
-            crossing = recipe.fixed_alpha() is None and "validation" not in data.held
-            for doubt in cross_fitting_doubts(task.classes(support)) if crossing else ():
-                found.add("warning", doubt)
+            support = _support(recipe, model, data, found, crossing=crossing)
         with clock.stage("align"):
             use_head(model, recipe.head, support)
             model.require_weights()
-            aligned = align(source, model, control_seed=control_seed) if source is not None else None
+            seed = _control_seed(recipe, data)
+            aligned = align(source, model, control_seed=seed) if source is not None else None
             model.vote_where(model.vector, *([aligned.vector] if aligned is not None else []))
-            _note_silent(model, placement.vector, found)
+            _note_silent(model, models.placement.vector, found)
         more = source.pseudo_labels(task) if source is not None else ()
         context = stack.enter_context(
-            selection_context(model, support, recipe, crossing=crossing, more=more, progress=progress)
+            selection_context(
+                model, support, recipe, crossing=crossing, more=more, settings=settings, progress=progress
+            )
         )
         with clock.stage("vote and choose α"):
             decision = decide(
-                context, recipe, validation=data.held.get("validation"), aligned=aligned, progress=progress
+                context,
+                recipe,
+                validation=data.held.get("validation"),
+                aligned=aligned,
+                alike=found.cosine_target,
+                progress=progress,
             )
-        # From a copy: `delta` counts what its mask keeps while it is read, so only writing may read it.
-        delta, choice = decision.delta, decision.alpha
         with clock.stage("certify"):
+            # From a copy: `delta` counts what its mask keeps while it is read, so only writing may read it.
             tried = replace(decision, delta=decision.kept(context))
-            certificate = certify(model, tried.delta, support, choice.alpha)
+            certificate = certify(model, tried.delta, support, decision.alpha.alpha)
         with clock.stage("judge"):
             judgement = _judged(model, tried, data.held, progress)
+        run = TransportRun(
+            recipe,
+            settings,
+            models,
+            found,
+            data,
+            model,
+            support,
+            source,
+            aligned,
+            decision,
+            certificate,
+            judgement,
+        )
         with clock.stage("hash inputs"):
-            record = transport_record(
-                recipe,
-                models,
-                found,
-                data,
-                model,
-                support,
-                decision,
-                certificate,
-                judgement,
-                source=source,
-                aligned=aligned,
-            )
+            record = transport_record(run)
         with clock.stage("write"):
             applied = apply(
-                delta,
-                target,
-                alpha=choice.alpha,
+                decision.delta,
+                models.target,
+                alpha=decision.alpha.alpha,
                 output=recipe.output,
                 **recipe.writing(),
                 heads=model.head_tensors(),
                 companions=lambda applied: output_files(record, recipe, applied, clock.seconds),
                 progress=progress,
             )
-        return Transported(
-            str(recipe.output), choice, certificate, judgement, applied, found, clock.seconds, record
-        )
+    return Transported(
+        str(recipe.output), decision.alpha, certificate, judgement, applied, found, clock.seconds, record
+    )
+
+
+def _control_seed(recipe: TransportRecipe, data: Data) -> int | None:
+    """The seed of the shuffled control; None where nothing judges, so that no control is needed."""
+    return recipe.seed if data.held else None
+
+
+def _run_source(
+    recipe: TransportRecipe,
+    models: Models,
+    data: Data,
+    task: ModelTask,
+    found: Findings,
+    stack: ExitStack,
+    settings: SelectionSettings,
+    progress: Progress,
+) -> SourceRun | None:
+    """Run the source, where there is something to align or to label."""
+    if recipe.align == "none" and not data.unlabelled:
+        return None
+    return run_source(
+        models.base,
+        models.tau,
+        task,
+        data.pool,
+        stack,
+        align=recipe.align or "none",
+        alike=found.cosine_target,
+        align_data=data.align_data,
+        unlabelled=data.unlabelled,
+        control_seed=_control_seed(recipe, data),
+        seed=recipe.seed,
+        settings=settings,
+        loading=recipe.loading(),
+        remark=partial(found.add, "note"),
+        progress=progress,
+    )
+
+
+def _support(
+    recipe: TransportRecipe, model: TargetModel, data: Data, found: Findings, *, crossing: bool
+) -> Rows:
+    """Choose the samples, and say what makes a choice on them worth less."""
+    support = choose_support(model, data.pool, **recipe.drawing())
+    if data.budget is not None:
+        note_cut(model.task, support, "chosen", found, strict=recipe.strict)
+    for doubt in cross_fitting_doubts(model.task.classes(support)) if crossing else ():
+        found.add("warning", doubt)
+    return support
 
 
 def count(
@@ -248,28 +289,15 @@ def count(
     Raises:
         GradfixError: if the inputs don't allow it; nothing is written then.
     """
-    if recipe.output.exists() and not recipe.overwrite:
-        raise GradfixError(f"{recipe.output}: exists already; choose another output or give --overwrite")
-    target = Checkpoint.open(recipe.target_base)
+    refuse_taken(recipe.output, overwrite=recipe.overwrite)
+    tau = None
     if recipe.source_base is not None and recipe.source_tuned is not None:
-        placement = place(TaskVector.between(recipe.source_base, recipe.source_tuned), target)
-    else:
-        placement = place(own_weights(target), target)
-    task = get_task(recipe.task, **recipe.task_options())
+        tau = TaskVector.between(recipe.source_base, recipe.source_tuned)
     pool = rows_at(recipe, str(recipe.support or recipe.data), recipe.split)
-    bind(task, target, placement.vector, pool, trust_remote_code=recipe.trust_remote_code)
-    task.check(pool, support=True)
     found = Findings(tell=tell)
-    pool = counted_once(task, pool, found)
-    note_unread(task, pool, found)
-    model = TargetModel.load(
-        task,
-        target,
-        placement,
-        **recipe.loading(),
-    )
-    model.require_weights()
-    if recipe.source_tuned is not None:
+    model = open_target(recipe, recipe.target_base, pool, found, tau=tau, support=True)
+    pool = counted_once(model.task, pool, found)
+    if tau is not None:
         model.vote_where(model.vector)
     support = choose_support(model, pool, **recipe.drawing())
     votes = model.votes(
@@ -295,20 +323,47 @@ def measure(
     Raises:
         GradfixError: if the inputs don't allow it.
     """
-    checkpoint = Checkpoint.open(recipe.model)
-    task = get_task(recipe.task, **recipe.task_options())
     rows = rows_at(recipe, recipe.data, recipe.split)
-    bind(task, checkpoint, None, rows, trust_remote_code=recipe.trust_remote_code)
-    task.check(rows)
-    note_unread(task, rows, Findings(tell=tell))
-    model = TargetModel.load(
+    return open_target(recipe, recipe.model, rows, Findings(tell=tell)).evaluate(rows, progress=progress)
+
+
+def open_target(
+    recipe: TaskRecipe,
+    location: str,
+    rows: Rows,
+    found: Findings,
+    *,
+    tau: TaskVector | None = None,
+    support: bool = False,
+) -> TargetModel:
+    """Open one model for a task, refuse rows that it can't use, and load it with all its weights.
+
+    Args:
+        recipe: The options of the task.
+        location: The model.
+        rows: Labelled rows.
+        found: Told what the task does not read of them.
+        tau: A task vector that brings a head; without one the model's own weights stand for it.
+        support: The rows are a support set: every class is needed.
+
+    Returns:
+        The model at its own weights.
+    """
+    target = Checkpoint.open(location)
+    placement = place(own_weights(target) if tau is None else tau, target)
+    task = get_task(recipe.task, **recipe.task_options())
+    bind(
         task,
-        checkpoint,
-        place(own_weights(checkpoint), checkpoint),
-        **recipe.loading(),
+        target,
+        None if tau is None else placement.vector,
+        rows,
+        trust_remote_code=recipe.trust_remote_code,
     )
+    task.check(rows, support=support)
+    note_unread(task, rows, found)
+    model = TargetModel.load(task, target, placement, **recipe.loading())
     model.require_weights()
-    return model.evaluate(rows, progress=progress)
+    return model
 
 
 def _note_silent(model: TargetModel, tau: TaskVector, found: Findings) -> None:

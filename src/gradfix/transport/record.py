@@ -10,10 +10,7 @@ from contextlib import contextmanager
 from gradfix._version import __version__
 from gradfix.alignment import Aligned
 from gradfix.alignment.source import SourceRun
-from gradfix.evaluation.binding import Rows, used_columns
-from gradfix.evaluation.certificate import Certificate
-from gradfix.evaluation.judgement import Judgement
-from gradfix.evaluation.target_model import TargetModel
+from gradfix.evaluation.binding import used_columns
 from gradfix.recipes import TransportRecipe, only_in_python
 from gradfix.report import REPORT_FILE, facts, report
 from gradfix.report.card import model_card
@@ -22,52 +19,29 @@ from gradfix.report.static import card_figures
 from gradfix.report.verdict import transport_verdict
 from gradfix.tasks import ModelTask
 from gradfix.tasks.data import origin, row_hash
-from gradfix.transport.checks import Findings, Models
 from gradfix.transport.decision import Decision
 from gradfix.transport.examples import changed_examples
-from gradfix.transport.inputs import Data
+from gradfix.transport.run import TransportRun
 from gradfix.transport.selection import Choice
 from gradfix.vectors.applied import Applied
 from gradfix.vectors.task_vector import TaskVector
 from gradfix.votes import Votes
 
 
-def transport_record(
-    recipe: TransportRecipe,
-    models: Models,
-    found: Findings,
-    data: Data,
-    target: TargetModel,
-    support: Rows,
-    decision: Decision,
-    certificate: Certificate,
-    judgement: Judgement | None,
-    *,
-    source: SourceRun | None,
-    aligned: Aligned | None,
-) -> TransportRecord:
+def transport_record(run: TransportRun) -> TransportRecord:
     """Gather what is known of a transport before its weights are written.
 
     Args:
-        recipe: The options.
-        models: The three models; their files are hashed.
-        found: What the checks found.
-        data: The rows.
-        target: θ_B with its task.
-        support: The chosen samples.
-        decision: What is added, and how it was found.
-        certificate: On the support set.
-        judgement: On held-out data; None without any.
-        source: What was seen of the source; None where it was not run.
-        aligned: The alignment; None without one.
+        run: What its stages found; the models' files are hashed.
 
     Returns:
         The record, as :func:`output_files` completes it.
     """
-    task = target.task
+    task, models, decision, judgement = run.model.task, run.models, run.decision, run.judgement
     record = TransportRecord(
         versions=versions(),
-        recipe=recipe.model_dump(mode="json"),
+        recipe=run.recipe.model_dump(mode="json"),
+        settings=run.settings.to_json(),
         inputs={
             role: facts.Input(location=checkpoint.location, sha256=checkpoint.digest())
             for role, checkpoint in (
@@ -76,38 +50,45 @@ def transport_record(
                 ("target_base", models.target),
             )
         },
-        check=facts.Check.model_validate(found),
+        check=facts.Check.model_validate(run.found),
         support=[
             facts.Sample(row=origin(row, number), sha256=row_hash(row, used_columns(task, row)))
-            for number, row in enumerate(support)
+            for number, row in enumerate(run.support)
         ],
         votes=votes_facts(decision.votes) if decision.votes is not None else None,
-        silent_parameters=target.silent_parameters,
+        silent_parameters=run.model.silent_parameters,
         method=_method(decision.method) if decision.method is not None else None,
-        alignment=_alignment(aligned, decision) if aligned is not None else None,
-        observation=_observation(source, task) if source is not None else None,
+        alignment=_alignment(run.aligned, decision) if run.aligned is not None else None,
+        observation=_observation(run.source, task) if run.source is not None else None,
         steps=None
         if decision.steps is None
         else [facts.Step.model_validate(step) for step in decision.steps],
         alpha=facts.Alpha.model_validate(decision.alpha),
-        certificate=facts.Certificate.model_validate(certificate),
+        certificate=facts.Certificate.model_validate(run.certificate),
     )
     if judgement is not None:
         record.judgement = facts.Judgement.model_validate(judgement)
-        held = data.held[judgement.data]
+        held = run.data.held[judgement.data]
         record.examples = changed_examples(
-            task, held, judgement.base, judgement.transported, limit=recipe.examples
+            task, held, judgement.base, judgement.transported, limit=run.recipe.examples
         )
     record.verdict = transport_verdict(record).text
     return record
 
 
 def _method(choice: Choice) -> facts.Method:
+    second, over = choice.runner_up, choice.over_runner_up
+    runner_up = None
+    if second is not None and over is not None:
+        runner_up = facts.RunnerUp(
+            name=second.name, label=second.label, over=facts.Interval.model_validate(over)
+        )
     return facts.Method(
         name=choice.candidate.name,
         why=choice.why,
         chosen_on=choice.chosen_on,
         candidates=[facts.Candidate.model_validate(candidate) for candidate in choice.candidates],
+        runner_up=runner_up,
     )
 
 
@@ -132,6 +113,8 @@ def _observation(source: SourceRun, task: ModelTask) -> facts.Observation:
     support = source.observed.support
     return facts.Observation(
         inputs=len(source.inputs),
+        input_classes=source.classes,
+        predicted_classes=source.predicted_classes,
         similarity=source.similarity,
         source_on_support=facts.Evaluation.model_validate(support) if support is not None else None,
         unlabelled=source.unlabelled,

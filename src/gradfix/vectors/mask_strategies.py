@@ -121,7 +121,7 @@ def strategy(needs: str, *, keeps_uncovered: bool = False) -> Callable[[Function
     """
 
     def register(function: Function) -> Function:
-        STRATEGIES[function.__name__.rstrip("_")] = Strategy(function, needs, keeps_uncovered)
+        STRATEGIES[function.__name__.replace("_", "-")] = Strategy(function, needs, keeps_uncovered)
         return function
 
     return register
@@ -167,6 +167,14 @@ def magnitude(tau: Tensor, signal: Tensor, block: Block, *, factor: float = 2.0)
 def random(tau: Tensor, signal: Tensor, block: Block) -> Tensor:
     """Keep each τ_i with probability ½, a function of seed, tensor name and coordinate alone: no signal at all."""
     return tau * _coins(block.name, block.seed, block.offset, tau.numel()).view(tau.shape)
+
+
+@strategy("nothing")
+def random_sign(tau: Tensor, signal: Tensor, block: Block) -> Tensor:
+    """|τ_i| with a random sign, the random mask of the authors' code: it drops nothing and keeps no direction."""
+    return tau.abs() * _coins(block.name, block.seed, block.offset, tau.numel()).view(tau.shape).to(tau).mul_(
+        2
+    ).sub_(1)
 
 
 @strategy("nothing")

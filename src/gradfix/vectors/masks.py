@@ -17,8 +17,8 @@ Policies, all tested by name:
   against either, so ``confident`` keeps it;
 - **zeros**: τ_i = 0 stays 0 in every strategy, ``force`` included;
 - **uncovered parameters** (the votes file has no tensor of that name: unused in the loss, or frozen): the whole
-  tensor is dropped and θ_B keeps its value, except by ``none`` and ``random``, which ask nobody, and by
-  ``confident``: nobody voted against it;
+  tensor is dropped and θ_B keeps its value, except by ``none``, ``random`` and ``random-sign``, which ask nobody,
+  and by ``confident``: nobody voted against it;
 - **new parameters** (only θ_A^ft has them) are not coordinates of τ: they are copied, never masked.
 
 Source of the strategies: Rinaldi et al., "Gradient-Sign Masking for Task Vector Transport Across Pre-Trained

@@ -134,6 +134,20 @@ def _renameat2(source: Path, target: Path, flags: int) -> bool:
     raise OSError(code, os.strerror(code), str(source), None, str(target))
 
 
+def refuse_taken(output: Path, *, overwrite: bool) -> None:
+    """Refuse an output that is there already, whatever it is, before anything long starts.
+
+    Args:
+        output: Where the result will go.
+        overwrite: It may be there.
+
+    Raises:
+        GradfixError: if it is there and may not be.
+    """
+    if output.exists() and not overwrite:
+        raise GradfixError(f"{output}: exists already; choose another output or give --overwrite")
+
+
 def write_folder(output: Path, files: Mapping[str, str | bytes], *, overwrite: bool = False) -> None:
     """Write files into a folder.
 
@@ -148,8 +162,7 @@ def write_folder(output: Path, files: Mapping[str, str | bytes], *, overwrite: b
     """
     output = resolve_output(output)
     contents = {name: text.encode() if isinstance(text, str) else text for name, text in files.items()}
-    if output.exists() and not overwrite:
-        raise GradfixError(f"{output}: exists already; choose another output or give --overwrite")
+    refuse_taken(output, overwrite=overwrite)
     with explain_os_errors(output, "choose a folder you may write to"):
         if output.exists():
             for name, content in contents.items():

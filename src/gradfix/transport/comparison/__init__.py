@@ -4,6 +4,7 @@ from gradfix.transport.comparison.compare import Comparison, compare
 from gradfix.transport.comparison.draws import (
     AUTO,
     AUTO_CONTROL,
+    BASELINES,
     CONTROL,
     FEW_SHOT,
     FULL,
@@ -12,6 +13,9 @@ from gradfix.transport.comparison.draws import (
     ZERO_SHOT,
     Judge,
     Outcome,
+    arrived,
+    baseline,
+    chosen_along,
     draw,
 )
 from gradfix.transport.comparison.table import (
@@ -26,6 +30,7 @@ from gradfix.transport.comparison.table import (
 __all__ = [
     "AUTO",
     "AUTO_CONTROL",
+    "BASELINES",
     "CONTROL",
     "FEW_SHOT",
     "FULL",
@@ -36,6 +41,9 @@ __all__ = [
     "Judge",
     "Line",
     "Outcome",
+    "arrived",
+    "baseline",
+    "chosen_along",
     "chosen_ways",
     "compare",
     "draw",

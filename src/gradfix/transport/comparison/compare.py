@@ -7,8 +7,9 @@ from functools import partial
 
 from gradfix.alignment import align, run_source
 from gradfix.checkpoints import Checkpoint
-from gradfix.evaluation.binding import bind, choose_support
+from gradfix.evaluation.binding import bind, choose_support, use_head
 from gradfix.evaluation.evaluate import EncodedRows
+from gradfix.evaluation.intervals import interval_words
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.progress import Progress, silent
 from gradfix.recipes import CompareRecipe
@@ -120,7 +121,8 @@ def compare(
             progress=progress,
         )
         model = TargetModel.load(task, target, models.placement, **recipe.loading())
-        model.require_weights()
+        if recipe.head == "copy":
+            model.require_weights()
         aligned = align(source, model, control_seed=0) if source is not None else None
         oracle = None
         if recipe.target_tuned is not None:
@@ -134,14 +136,28 @@ def compare(
                 support = choose_support(
                     model, data.pool, samples_per_class=budget, sampling=recipe.sampling, seed=seed
                 )
-                draws.append(dict(draw(judge, support, seed=seed, oracle=oracle, aligned=aligned, auto=True)))
+                use_head(model, recipe.head, support)
+                model.require_weights()
+                draws.append(
+                    dict(
+                        draw(
+                            judge,
+                            support,
+                            seed=seed,
+                            oracle=oracle,
+                            aligned=aligned,
+                            alike=found.cosine_target,
+                            auto=True,
+                        )
+                    )
+                )
                 done += 1
                 progress("comparing", done, total, "draws")
             lines += summarise(draws, budget)
     metric = metric_name(task.metric)
     caption = (
         f"{metric} on {len(data.held['test'])} test samples; mean over {recipe.seeds} draws "
-        f"of the support set ({recipe.sampling}) with the 95 % interval of Student's t; every setting chosen by "
+        f"of the support set ({recipe.sampling}) {interval_words(recipe.seeds)}; every setting chosen by "
         f"cross-fitting on the support set; {chosen_ways(lines)}"
     )
     return Comparison(tuple(lines), metric, caption, recipe)

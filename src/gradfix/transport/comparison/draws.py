@@ -2,22 +2,27 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
 from gradfix.alignment import Aligned
 from gradfix.errors import GradfixError
 from gradfix.evaluation.evaluate import EncodedRows
-from gradfix.evaluation.finetuning import FewShot, FineTuning, finetune
 from gradfix.evaluation.target_model import TargetModel
-from gradfix.recipes import AUTO_STEPS
+from gradfix.recipes.settings import SETTINGS, SelectionSettings
 from gradfix.tasks import ModelTask
-from gradfix.transport.comparison.baselines import BASELINES, Method, choose_finetuning
-from gradfix.transport.folds import FOLDS, GRID, VotesByFold, cross_fit, split_folds
-from gradfix.transport.methods import SelectionContext
-from gradfix.transport.selection import select
+from gradfix.transport.folds import split_folds
+from gradfix.transport.methods import (
+    AddVector,
+    FineTune,
+    MaskVector,
+    Method,
+    SelectionContext,
+    Setting,
+    StartingPoint,
+    controls,
+)
+from gradfix.transport.selection import cross_validate, nothing, select, training_from
 from gradfix.vectors.control import shuffled
 from gradfix.vectors.masks import mask
 from gradfix.vectors.task_vector import TaskVector
@@ -27,7 +32,14 @@ AUTO, AUTO_CONTROL = "auto", "auto-control"
 
 LABELS = {
     ZERO_SHOT: "new base as it is",
-    **{name: method.label for name, method in BASELINES.items()},
+    "naive": "naive addition",
+    "random": "random mask",
+    "random-sign": "random signs",
+    "mean": "mean vote",
+    "force": "majority, force",
+    "soft": "majority, soft",
+    "gradfix": "GradFix (majority, agreement)",
+    CONTROL: "control: τ shuffled, then masked",
     AUTO: "auto: method chosen on the samples",
     AUTO_CONTROL: "control of auto: τ shuffled first",
     FEW_SHOT: "few-shot fine-tuning",
@@ -35,6 +47,34 @@ LABELS = {
     FULL: "full fine-tuning",
 }
 """What tables call each method, in the order of tables."""
+
+BASELINES = ("naive", "random", "random-sign", "mean", "force", "soft", "gradfix", CONTROL)
+"""The methods that need no fine-tune of the target."""
+
+
+def baseline(name: str, tau: TaskVector, settings: SelectionSettings, seed: int) -> Method:
+    """Make a baseline: a way like any other, so that its setting is chosen as those of a transport are.
+
+    Args:
+        name: One of :data:`BASELINES`, or ``few-shot``.
+        tau: The target's task vector.
+        settings: The numbers of the selection.
+        seed: Of the control's shuffle.
+
+    Returns:
+        The way.
+    """
+    label, grid = LABELS[name], settings.alphas
+    if name == FEW_SHOT:
+        return training_from(StartingPoint(), None, settings)
+    if name == "naive":
+        return AddVector(name, label, vector=tau, grid=grid)
+    if name in {"random", "random-sign"}:
+        return AddVector(name, label, vector=tau, grid=grid, strategy=name)
+    strategy = name if name in {"force", "soft"} else "agreement"
+    vote = "mean" if name == "mean" else "majority"
+    vector = shuffled(tau, seed) if name == CONTROL else tau
+    return MaskVector(name, label, vector=vector, grid=grid, strategy=strategy, vote=vote)
 
 
 @dataclass(frozen=True)
@@ -95,11 +135,13 @@ def draw(
     support: Sequence[Any],
     *,
     seed: int,
-    methods: Mapping[str, Method] = BASELINES,
+    methods: Sequence[str] = BASELINES,
+    others: Sequence[Method] = (),
     oracle: TaskVector | None = None,
-    few_shot: FewShot | None = FewShot(),  # noqa: B008 - frozen
-    grid: Sequence[float] = GRID,
+    few_shot: bool = True,
+    settings: SelectionSettings = SETTINGS,
     aligned: Aligned | None = None,
+    alike: float | None = None,
     auto: bool = False,
 ) -> Iterator[tuple[str, Outcome]]:
     """Run every method on one support set: each chooses its settings by cross-fitting there, then is measured.
@@ -108,12 +150,14 @@ def draw(
         judge: The target and the data to judge on. The model is at θ_B afterwards.
         support: The drawn samples.
         seed: Of folds, random masks and shuffles.
-        methods: Which ways to make a direction.
+        methods: Which of :data:`BASELINES`.
+        others: Further ways, each known by its name.
         oracle: τ_B, restricted like the target's vector, for the oracle mask and full fine-tuning.
-        few_shot: What fine-tuning on the samples may select among; None for no such row.
-        grid: Candidates for α.
+        few_shot: Also fine-tune on the samples alone.
+        settings: What every method may select among.
         aligned: τ in the target's coordinates, with its control, for ``auto`` to select.
-        auto: Also select the method itself, as a transport does by default, and measure its control.
+        alike: How alike the two bases are; None if unknown.
+        auto: Also select the method itself, as a transport does by default, and cross_validate its control.
 
     Yields:
         Method name and outcome.
@@ -122,99 +166,74 @@ def draw(
         GradfixError: if there is only one sample.
     """
     model = judge.model
-    folds = split_folds(model.task.classes(support), FOLDS, seed)
+    tau = model.vector
+    folds = split_folds(model.task.classes(support), settings.folds, seed)
     if len(folds) < 2:
         raise GradfixError("one sample is too few to select settings on; draw at least two")
+    yield ZERO_SHOT, judge.measure({}, time.perf_counter())
+    with SelectionContext(model, support, folds, seed=seed, settings=settings) as context:
+        for way in (*(baseline(name, tau, settings, seed) for name in methods), *others):
+            yield way.name, chosen_along(judge, context, way)
+        if auto:
+            yield from _auto(judge, context, aligned, alike)
+        if few_shot:
+            yield FEW_SHOT, chosen_along(judge, context, baseline(FEW_SHOT, tau, settings, seed))
+        if oracle is not None:
+            bound = AddVector(ORACLE, LABELS[ORACLE], vector=mask(tau, oracle), grid=settings.alphas)
+            yield ORACLE, chosen_along(judge, context, bound)
+            full = AddVector(FULL, LABELS[FULL], vector=oracle, grid=(1.0,))
+            yield FULL, arrived(judge, context, full, {"alpha": 1.0}, time.perf_counter())
+
+
+def chosen_along(judge: Judge, context: SelectionContext, way: Method) -> Outcome:
+    """Choose a way's setting on the samples, and cross_validate it.
+
+    Args:
+        judge: Who measures.
+        context: The model and its samples.
+        way: The way; where it trains, not training at all is a candidate, too.
+
+    Returns:
+        The outcome.
+    """
     started = time.perf_counter()
-    yield ZERO_SHOT, judge.measure({}, started)
-    with ExitStack() as stack:
-        votes_without: dict[str | None, VotesByFold] = {}
-        for name, method in methods.items():
-            started = time.perf_counter()
-            if method.vote is not None and method.vote not in votes_without:
-                votes_without[method.vote] = stack.enter_context(
-                    VotesByFold(model, support, folds, vote=method.vote, seed=seed)
-                )
-            yield (
-                name,
-                _directed(judge, support, folds, method, votes_without.get(method.vote), seed, grid, started),
-            )
-    if auto:
-        yield from _chosen(judge, support, folds, aligned, seed)
-    if few_shot is not None:
-        yield FEW_SHOT, _finetuned(judge, support, few_shot, seed)
-    if oracle is not None:
-        bound = Method("oracle", None, lambda tau, votes, seed: mask(tau, oracle))
-        yield ORACLE, _directed(judge, support, folds, bound, None, seed, grid, time.perf_counter())
-        started = time.perf_counter()
-        try:
-            model.move(oracle, 1.0)
-            yield FULL, judge.measure({"alpha": 1.0}, started)
-        finally:
-            model.restore()
+    found = cross_validate(context, way)
+    if isinstance(way, FineTune):
+        still = cross_validate(context, nothing(judge.model.vector))
+        if still.judged.mean() <= found.judged.mean():
+            return judge.measure({"learning_rate": 0.0, "finetune_steps": 0.0}, started)
+    return arrived(judge, context, way, found.setting, started)
 
 
-def _directed(
-    judge: Judge,
-    support: Sequence[Any],
-    folds: Sequence[Sequence[int]],
-    method: Method,
-    votes_without: VotesByFold | None,
-    seed: int,
-    grid: Sequence[float],
-    started: float,
+def arrived(
+    judge: Judge, context: SelectionContext, way: Method, setting: Setting, started: float
 ) -> Outcome:
-    model = judge.model
+    """Measure where a way arrives.
 
-    @cache
-    def unvoted() -> TaskVector:  # one for all folds, so that they share each move
-        return method.build(model.vector, None, seed)
+    Args:
+        judge: Who measures; the model is at θ_B afterwards.
+        context: The model and its samples.
+        way: The way.
+        setting: Its candidate.
+        started: When its method began, by ``time.perf_counter``.
 
-    def direction(left_out: int | None) -> TaskVector:
-        if votes_without is None:
-            return unvoted()
-        votes = votes_without.all() if left_out is None else votes_without.without(left_out)
-        return method.build(model.vector, votes, seed)
-
-    choice = cross_fit(model, support, folds, direction, grid=grid)
+    Returns:
+        The outcome.
+    """
     try:
-        model.move(direction(None), choice.alpha)
-        return judge.measure({"alpha": choice.alpha}, started)
-    finally:
-        model.restore()
-
-
-def _chosen(
-    judge: Judge, support: Sequence[Any], folds: Sequence[Sequence[int]], aligned: Aligned | None, seed: int
-) -> Iterator[tuple[str, Outcome]]:
-    started = time.perf_counter()
-    tau = judge.model.vector
-    controls = {id(tau): shuffled(tau, seed)}
-    if aligned is not None:
-        controls[id(aligned.vector)] = aligned.control or controls[id(tau)]
-    with SelectionContext(judge.model, support, folds, seed=seed) as context:
-        found = select(context, aligned.vector if aligned else None, steps=AUTO_STEPS)
-        setting = found.candidate.setting
-        control = found.way.control(lambda vector: controls.get(id(vector), vector))
-        for name, way in ((AUTO, found.way), (AUTO_CONTROL, control)):
-            try:
-                judge.model.move(*way.build(context, setting))
-                yield name, replace(judge.measure(setting, started), way=found.candidate.label)
-            finally:
-                judge.model.restore()
-            started = time.perf_counter()
-
-
-def _finetuned(judge: Judge, support: Sequence[Any], candidates: FewShot, seed: int) -> Outcome:
-    started = time.perf_counter()
-    folds = split_folds(judge.model.task.classes(support), candidates.folds, seed)
-    chosen: FineTuning = choose_finetuning(judge.model, support, folds, candidates, seed=seed)
-    try:
-        if chosen.steps:
-            for _ in finetune(
-                judge.model, support, learning_rate=chosen.learning_rate, stops=[chosen.steps], seed=seed
-            ):
-                pass
-        return judge.measure({"learning_rate": chosen.learning_rate, "steps": chosen.steps}, started)
+        judge.model.move(*way.build(context, setting))
+        return judge.measure(setting, started)
     finally:
         judge.model.restore()
+
+
+def _auto(
+    judge: Judge, context: SelectionContext, aligned: Aligned | None, alike: float | None
+) -> Iterator[tuple[str, Outcome]]:
+    started = time.perf_counter()
+    found = select(context, aligned.vector if aligned else None, alike=alike)
+    swap = controls(judge.model.vector, aligned, context.seed)
+    for name, way in ((AUTO, found.way), (AUTO_CONTROL, found.way.control(swap))):
+        outcome = arrived(judge, context, way, found.candidate.setting, started)
+        yield name, replace(outcome, way=found.candidate.label)
+        started = time.perf_counter()

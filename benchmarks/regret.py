@@ -1,0 +1,249 @@
+"""How much `--method auto` loses to the best single method in hindsight.
+
+    python benchmarks/regret.py --write docs/regret.md            # all pairs, 5 draws of 1, 2, 5, 10, 20 a class
+    python benchmarks/regret.py --draws 2 --samples-per-class 2 5 --pair voice --pair ViT    # a part, printed
+
+Every method chooses its own settings by cross-fitting on the samples, by the very code that users run, and is judged on
+test rows that select nothing. Regret is the best method's score, known only afterwards, minus auto's.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gradfix.alignment import Aligned, align
+from gradfix.alignment.source import run_source
+from gradfix.checkpoints import Checkpoint
+from gradfix.errors import AlignmentError, GradfixError
+from gradfix.evaluation.binding import bind, choose_support
+from gradfix.evaluation.intervals import ENOUGH, paired_difference
+from gradfix.evaluation.target_model import TargetModel
+from gradfix.recipes.settings import SETTINGS
+from gradfix.transport.comparison import Judge, arrived
+from gradfix.transport.folds import split_folds
+from gradfix.transport.methods import AddVector, Method, Revote, SelectionContext, StartingPoint
+from gradfix.transport.selection import Candidate, cross_validate, select, training_from
+from gradfix.vectors.placement import place
+from gradfix.vectors.similarity import similarity
+from gradfix.vectors.task_vector import TaskVector
+from regret_pairs import PAIRS, Pair
+
+BUDGETS, DRAWS = (1, 2, 5, 10, 20), 5
+NAIVE = "naive, α = 1"
+METHODS = {
+    "nothing": "new base as it is", NAIVE: "naive addition at α = 1", "naive": "naive addition", "gradfix": "GradFix",
+    "confident": "confident mask", "aligned": "aligned addition", "re-voted": "re-voting",
+    "few-shot": "few-shot fine-tuning from θ_B", "fine-tuned": "training from the best addition",
+}  # fmt: skip
+START, END = "<!-- table -->", "<!-- end of table -->"
+
+
+def main() -> None:
+    """Measure what is asked for and not measured yet, and print or write the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workdir", type=Path, default=Path(tempfile.gettempdir()) / "gradfix-bench-regret")
+    parser.add_argument("--pair", action="append", help="only pairs whose name has this in it, repeatable")
+    parser.add_argument("--samples-per-class", type=int, nargs="+", default=BUDGETS)
+    parser.add_argument("--draws", type=int, default=DRAWS)
+    parser.add_argument(
+        "--results", type=Path, help="where results are kept; results.jsonl in the work directory"
+    )
+    parser.add_argument("--only-write", action="store_true", help="cross_validate nothing")
+    parser.add_argument("--write", type=Path, help="put the table into this page")
+    options = parser.parse_args()
+    options.workdir.mkdir(parents=True, exist_ok=True)
+    results = options.results or options.workdir / "results.jsonl"
+    known = read(results)
+    for name, make in PAIRS.items():
+        if options.only_write or (options.pair and not any(part in name for part in options.pair)):
+            continue
+        wanted = [(b, d) for d in range(options.draws) for b in options.samples_per_class]
+        missing = [cell for cell in wanted if (name, *cell) not in known]
+        if missing:
+            measure(name, make, options.workdir, missing, results)
+    table = page(list(read(results).values()))
+    print(table)
+    if options.write is not None:
+        before, _, rest = options.write.read_text(encoding="utf-8").partition(START)
+        text = f"{before}{START}\n\n{table}\n\n{END}{rest.partition(END)[2]}"
+        options.write.write_text(text, encoding="utf-8")
+
+
+def read(results: Path) -> dict[tuple[str, int, int], dict[str, Any]]:
+    """Read what was measured, by pair, budget and draw."""
+    lines = results.read_text(encoding="utf-8").splitlines() if results.exists() else []
+    found = [json.loads(line) for line in lines]
+    return {(one["pair"], one["budget"], one["draw"]): one for one in found}
+
+
+def measure(
+    name: str, make: Callable[[Path], Pair], work: Path, cells: Sequence[tuple[int, int]], results: Path
+) -> None:
+    """Measure one pair, a line of results for each cell."""
+    try:
+        pair = make(work / name.replace(",", "").replace(" ", "-"))
+    except ModuleNotFoundError as error:
+        print(f"{name}: left out, {error}", file=sys.stderr)
+        return
+    target = Checkpoint.open(str(pair.target))
+    base = Checkpoint.open(str(pair.base))
+    tau = TaskVector.between(base, str(pair.tuned))
+    task = pair.task()
+    bind(task, target, tau, pair.pool)
+    task.check(pair.pool, support=True)
+    model = TargetModel.load(task, target, place(tau, target), batch_size=128)
+    model.require_weights()
+    ours = pair.task()
+    bind(ours, base, tau, pair.pool)
+    tuned = TargetModel.load(ours, base, place(tau, base), batch_size=128)
+    tuned.move(tuned.vector, 1.0)
+    print(f"{name}: the tuned source has {tuned.evaluate(pair.test).score:.3f}", file=sys.stderr)
+    del tuned
+    alike = similarity(base, target, tau)
+    with ExitStack() as stack:
+        try:
+            source = run_source(
+                base, tau, task, pair.pool, stack, align="auto", alike=alike, control_seed=None, loading={},
+                remark=lambda text: print(f"{name}: {text}", file=sys.stderr),
+            )  # fmt: skip
+            aligned = align(source, model, control_seed=None) if source is not None else None
+        except AlignmentError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            aligned = None
+        judge = Judge(model, model.encode(pair.test))
+        for budget, draw in cells:
+            try:
+                support = choose_support(
+                    model, pair.pool, samples_per_class=budget, sampling="random", seed=draw
+                )
+            except GradfixError as error:
+                print(f"{name}: {error}", file=sys.stderr)
+                continue
+            found = one_draw(judge, support, aligned, alike, draw)
+            line = {"pair": name, "alike": alike, "budget": budget, "draw": draw, **found}
+            with results.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            scores = {key: round(100 * value, 1) for key, value in found["scores"].items()}
+            print(
+                f"{name}, {budget} a class, draw {draw}: {found['chosen']} {scores}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def one_draw(
+    judge: Judge, support: Sequence[Any], aligned: Aligned | None, alike: float | None, seed: int
+) -> dict[str, Any]:
+    """Let auto select, and cross_validate every method that it tried, and those that it did not try."""
+    model = judge.model
+    folds = split_folds(model.task.classes(support), SETTINGS.folds, seed)
+    with SelectionContext(model, support, folds, seed=seed) as ground:
+        started = time.perf_counter()
+        choice = select(ground, aligned.vector if aligned else None, alike=alike)
+        seconds = time.perf_counter() - started
+        scores = {name: score(judge, ground, *pair) for name, pair in tried(choice).items()}
+        auto = score(judge, ground, choice.way, choice.candidate)
+        naive = AddVector("naive", "naive", vector=model.vector, grid=(1.0,))
+        scores[NAIVE] = arrived(judge, ground, naive, {"alpha": 1.0}, 0.0).score
+        for key, way in others(ground, choice).items():
+            candidate = cross_validate(ground, way)
+            scores[key] = max(scores.get(key, 0.0), score(judge, ground, way, candidate))
+    return {
+        "scores": {**scores, "auto": auto},
+        "chosen": choice.candidate.name,
+        "setting": dict(choice.candidate.setting),
+        "seconds": seconds,
+        "candidates": [one.to_json() for one in choice.candidates],
+    }
+
+
+def tried(choice: Any) -> dict[str, tuple[Method, Candidate]]:
+    """The methods that auto tried, by name."""
+    pairs = zip(choice.ways, choice.candidates, strict=True)
+    return {candidate.name: (way, candidate) for way, candidate in pairs}
+
+
+def others(ground: SelectionContext, choice: Any) -> dict[str, Method]:
+    """What a person could have tried besides."""
+    found: dict[str, Method] = {}
+    known = tried(choice)
+    if "few-shot" not in known:
+        found["few-shot"] = training_from(StartingPoint(), None, SETTINGS)
+    if "fine-tuned" not in known:
+        way = known["aligned" if "aligned" in known else "naive"][0]
+        start = StartingPoint(way, {"alpha": 1.0})
+        found["fine-tuned"] = training_from(start, known["naive"][1], SETTINGS)
+    revoted = known.get("re-voted")
+    if revoted is None or (isinstance(revoted[0], Revote) and revoted[0].start.way is not None):
+        found["re-voted"] = Revote(
+            "re-voted",
+            "re-voting",
+            vector=ground.model.vector,
+            step=SETTINGS.step_from_base,
+            count=SETTINGS.revotes,
+        )
+    return found
+
+
+def score(judge: Judge, ground: SelectionContext, way: Method, candidate: Candidate) -> float:
+    """The test score where a way arrives."""
+    return arrived(judge, ground, way, candidate.setting, 0.0).score
+
+
+def page(found: Sequence[Mapping[str, Any]]) -> str:
+    """Lay out regret by pair and budget, and its summary."""
+    if not found:
+        return "Nothing was measured."
+    budgets = sorted({one["budget"] for one in found})
+    rows = [
+        "| pair | cosine | best single method | " + " | ".join(f"{b} a class" for b in budgets) + " |",
+        "|---" * (len(budgets) + 3) + "|",
+    ]
+    all_regrets, below = [], []
+    for name in dict.fromkeys(one["pair"] for one in found):
+        cells, best_of = [], []
+        for budget in budgets:
+            here = [one for one in found if (one["pair"], one["budget"]) == (name, budget)]
+            if not here:
+                cells.append("")
+                continue
+            means = {key: float(np.mean([one["scores"].get(key, 0.0) for one in here])) for key in METHODS}
+            best = max(means, key=lambda key: means[key])
+            auto = float(np.mean([one["scores"]["auto"] for one in here]))
+            regret = 100 * (means[best] - auto)
+            all_regrets.append(regret)
+            over = paired_difference(*([one["scores"][key] for one in here] for key in ("auto", NAIVE)))
+            if over.high is not None and over.high < 0:
+                below.append(f"{name} at {budget} ({100 * over.value:.1f})")
+            best_of.append(best)
+            cells.append(f"{100 * auto:.1f} / {100 * means[best]:.1f}: **{regret:.1f}**")
+        common = max(set(best_of), key=best_of.count)
+        alike = next(one["alike"] for one in found if one["pair"] == name)
+        rows.append(f"| {name} | {alike:.2f} | {METHODS[common]} | " + " | ".join(cells) + " |")
+    draws = len({one["draw"] for one in found})
+    told = (
+        f"Score of auto / of the best single method in hindsight: **regret**, in points; means of up to {draws} draws. "
+        f"Mean regret {np.mean(all_regrets):.1f}, largest {max(all_regrets):.1f}, over {len(all_regrets)} cells. "
+        + (
+            f"Below naive addition at α = 1 by more than its interval: {', '.join(below) if below else 'nowhere'}."
+            if draws >= ENOUGH
+            else f"Fewer than {ENOUGH} draws are too few for an interval against naive addition."
+        )
+    )
+    return "\n".join([*rows, "", told])
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    main()
