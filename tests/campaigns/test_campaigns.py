@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.builders import PEFT_ON_TRANSFORMERS
 from tests.campaigns.canaries import canaries
 from tests.campaigns.ends import faults, kills, races
 from tests.campaigns.handmade import handmade
@@ -24,7 +25,8 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("world"))
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
+@PEFT_ON_TRANSFORMERS
 @pytest.mark.parametrize(
     ("run", "count"),
     [(campaign, 300), (kills, 12), (races, 4), (faults, 20), (canaries, 25), (handmade, 80), (numbers, 20)],

@@ -30,6 +30,7 @@ SHAPES_NOTHING = {
     "rounding": "only for formats narrower than float32: tests/test_update.py", "configuration": "of Hub data",
     "column": "renames", "label": "this model has its own", "candidate": "of another task", "prefix": "of another task",
     "templates": "of another task", "method": "auto chooses the others, which it then refuses",
+    "encoding": "how files are read: tests/tasks",
     "max_length": "how inputs are read: tests/tasks", "align": "given with align_data, and by name below",
     "samples_per_class": "goes with data", "split": "of data with several", "validation_split": "likewise",
     "test_split": "likewise", "training": "of method auto",  "support": "given unless data is",
@@ -104,9 +105,7 @@ def outcome(
     lines: list[int] = []
 
     def record(run: TransportRun) -> dict[str, Any]:
-        told = [
-            part.to_json() if part else None for part in (run.decision.alpha, run.certificate, run.judgement)
-        ]
+        told = [repr(part) for part in (run.decision.alpha, run.certificate, run.judgement)]
         for measured in (told[2] or {}).values():
             if isinstance(measured, dict):
                 measured.pop("seconds", None)

@@ -476,7 +476,9 @@ def test_two_heads_on_a_target_are_both_written_under_the_tuned_models_names(tmp
     assert {"head5.weight", "head6.weight", "bert.pooler5.dense.bias", "bert.pooler6.dense.bias"} <= set(
         written
     )
-    assert any(name.startswith("cls.") for name in written)  # nothing of the target goes that nobody asked to go
+    assert any(
+        name.startswith("cls.") for name in written
+    )  # nothing of the target goes that nobody asked to go
     name = "bert.encoder.layer.0.output.dense.weight"
     expected = opened[name] + ((taus[0][name].double() + taus[1][name].double()) / 2).float()
     assert torch.equal(written[name], expected)
