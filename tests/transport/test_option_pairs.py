@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -105,11 +106,13 @@ def outcome(
     lines: list[int] = []
 
     def record(run: TransportRun) -> dict[str, Any]:
-        told = [repr(part) for part in (run.decision.alpha, run.certificate, run.judgement)]
+        told = [
+            asdict(part) if part else None for part in (run.decision.alpha, run.certificate, run.judgement)
+        ]
         for measured in (told[2] or {}).values():
             if isinstance(measured, dict):
                 measured.pop("seconds", None)
-        seen.append(json.dumps(told))
+        seen.append(json.dumps(told, default=repr))
         return {}
 
     def write(delta: Any, target: Any, *, alpha: float, **options: Any) -> Any:
