@@ -1,11 +1,11 @@
 """The main job, end to end: from three models and a handful of samples to a model directory and its evidence."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -21,6 +21,7 @@ from gradfix.evaluation.judgement import Judgement, judge
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.progress import Progress, silent
 from gradfix.recipes import IN_PYTHON, EvaluateRecipe, TaskRecipe, TransportRecipe, VotesRecipe, validate
+from gradfix.recipes.fields import ROWS
 from gradfix.recipes.settings import SETTINGS, SelectionSettings
 from gradfix.report.facts import Votes as RecordedVotes
 from gradfix.report.record import TransportRecord
@@ -71,52 +72,131 @@ class Transported:
 def transport(
     *,
     task: str | ModelTask,
+    source_base: str | Path,
+    source_tuned: str | Path,
+    target_base: str | Path,
+    output: str | Path,
     support: str | Path | Rows | None = None,
     data: str | Path | Rows | None = None,
+    samples_per_class: int | None = None,
+    sampling: Literal["random", "herding", "k-medoids", "coreset"] = "random",
     validation: str | Path | Rows | None = None,
     test: str | Path | Rows | None = None,
-    unlabelled: str | Path | Rows | None = None,
+    method: Literal["auto", "gradfix"] | None = None,
+    alpha: str | float | Sequence[float] = "auto",
+    mask: Literal["agreement", "confident", "force", "soft", "random", "random-sign", "none"] = "agreement",
+    confidence: float = 0.1,
+    vote: Literal["majority", "mean"] = "majority",
+    steps: int = 1,
+    vote_at: Literal["base", "naive"] = "base",
+    head: Literal["copy", "probe"] = "copy",
+    align: Literal["auto", "none", "regression", "procrustes", "permutation"] | None = None,
     align_data: str | Path | Rows | None = None,
+    unlabelled: str | Path | Rows | None = None,
+    training: bool = True,
+    finetune_steps: int | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    rounding: Literal["nearest", "stochastic"] = "nearest",
+    seed: int = 0,
+    shard_size: str = "5GB",
+    overwrite: bool = False,
+    resume: bool = False,
+    restart: bool = False,
+    column: Sequence[str] = (),
+    label: Sequence[str] = (),
+    candidate: Sequence[str] = (),
+    prefix: str | None = None,
+    templates: str | Path | None = None,
+    configuration: str | None = None,
+    encoding: str | None = None,
+    max_length: int | None = None,
+    batch_size: int = 32,
+    device: str = "cpu",
+    strict: bool = False,
+    trust_remote_code: bool = False,
+    split: str | None = None,
+    votes_dtype: Literal["bfloat16"] | None = None,
+    validation_split: str | None = None,
+    test_split: str | None = None,
+    examples: int = 12,
     progress: Progress = silent,
-    **options: Any,
 ) -> Transported:
     """Move a fine-tune to a new base model, and write the model with the evidence that it works.
 
     Args:
         task: A task's name, or a task of your own.
+        source_base: The old base model, θ_A: directory, file or Hub id (id@revision).
+        source_tuned: The model fine-tuned from it, θ_A^ft, or a LoRA adapter.
+        target_base: The new base model, θ_B.
+        output: Where to write; it appears there only when whole.
         support: The labelled samples, as a location or as rows.
         data: Or labelled rows to draw ``samples_per_class`` from, likewise.
-        unlabelled: Inputs that the tuned source labels, likewise.
-        align_data: Inputs to align on, likewise.
-        validation: Labelled data to choose α on; without it the support set is cross-fitted.
-        test: Labelled data to judge the result on; nothing is chosen there.
+        samples_per_class: How many of the data to choose a class.
+        sampling: How to choose them.
+        validation: Labelled data to choose α on, likewise; without it the support set is cross-fitted.
+        test: Labelled data to judge the result on, likewise; nothing is chosen there.
+        method: Auto chooses among nothing, naive addition, GradFix, confident, aligned and re-voted;
+            gradfix does what alpha, mask, steps … say (if one of them is given, it is the default).
+        alpha: ``"auto"``, a number, or candidates to choose from.
+        mask: Mask strategy.
+        confidence: For mask confident: a coordinate is dropped where so many votes against it would be by
+            luck with at most this probability.
+        vote: One vote a sample, or the sign of the mean gradient.
+        steps: Re-votes at most; 1 is the paper's method, auto tries up to 4.
+        vote_at: Count votes at θ_B, or at θ_B + τ.
+        head: Copy the tuned head, or refit it on the samples.
+        align: Carry τ over by activations first; auto: where the two bases are not alike.
+        align_data: Inputs to align on, likewise; else the labelled data's own.
+        unlabelled: Inputs without labels that vote too, as the tuned source labels them, likewise.
+        training: For auto: may train on the samples where that does better than the fine-tune.
+        finetune_steps: Then train so many steps on the samples; with auto: at most so many.
+        dtype: Of the output; the target's if not given.
+        rounding: Stochastic keeps small changes in bfloat16 on average.
+        seed: For what is drawn at random.
+        shard_size: Largest weights file, as 5GB or 500MB.
+        overwrite: Replace an existing output once the new one is whole.
+        resume: Go on with an interrupted run of the same inputs.
+        restart: Discard an interrupted run.
+        column: Role=name, where the data's columns have other names.
+        label: Class names in order, where neither model nor data has them.
+        candidate: Text-to-text: answers to rank, in place of generating.
+        prefix: Text-to-text: put before every input.
+        templates: Prompt templates for zero-shot images, one a line.
+        configuration: Of a Hub data set that has several.
+        encoding: Of csv, tsv and json files, such as latin-1 or utf-16; UTF-8 if not given.
+        max_length: Longest input in tokens; the model's context if not given.
+        batch_size: Samples a pass.
+        device: Cpu, cuda or mps.
+        strict: Refuse samples that would be truncated.
+        trust_remote_code: Run code that a model repository brings.
+        split: Of the data, where it has several.
+        votes_dtype: Compute gradients under autocast.
+        validation_split: Of the validation data, where it has several.
+        test_split: Of the test data, where it has several.
+        examples: Judged inputs to show in the report; 0 keeps them out of the output.
         progress: Told what is being done.
-        **options: The other fields of :class:`gradfix.recipes.TransportRecipe`: ``source_base``, ``source_tuned``,
-            ``target_base``, ``output``, ``alpha``, ``mask`` …
 
     Returns:
         What was written and measured.
+
+    Raises:
+        GradfixError: if an option is not what it may be, or the inputs don't allow it; nothing is written then.
     """
-    given: dict[str, Any] = {
-        "support": support,
-        "data": data,
-        "validation": validation,
-        "test": test,
-        "unlabelled": unlabelled,
-        "align_data": align_data,
-    }
+    options: dict[str, Any] = {name: value for name, value in locals().items() if name != "progress"}
     rows = {
         name: value
-        for name, value in given.items()
-        if value is not None and not isinstance(value, str | Path)
+        for name in (*ROWS, "test")
+        if (value := options[name]) is not None and not isinstance(value, str | Path)
     }
     # Test rows shape nothing, so a recipe makes the same model without them.
-    places = {name: None if value is None else str(value) for name, value in given.items()}
-    places |= {name: None if name == "test" else IN_PYTHON for name in rows}
-    own = None if isinstance(task, str) else task
-    name = task if isinstance(task, str) else task.name
-    recipe = validate(TransportRecipe, {"task": name, **places, **options}, "transport")
-    return run_transport(recipe, task=own, rows=rows, progress=progress)
+    options |= {name: None if name == "test" else IN_PYTHON for name in rows}
+    options |= {name: str(value) for name, value in options.items() if isinstance(value, Path)}
+    options["task"] = task if isinstance(task, str) else task.name
+    if not isinstance(alpha, str):
+        options["alpha"] = ",".join(map(str, alpha if isinstance(alpha, Sequence) else [alpha]))
+    options |= {name: list(options[name]) for name in ("column", "label", "candidate")}
+    recipe = validate(TransportRecipe, options, "transport")
+    return run_transport(recipe, task=None if isinstance(task, str) else task, rows=rows, progress=progress)
 
 
 def run_transport(
