@@ -19,7 +19,7 @@ def head(made: TransportRecord) -> dict[str, Any]:
 
 
 def test_what_was_measured_on_test_data_is_in_the_model_index() -> None:
-    made = record(recipe={**transport_record()["recipe"], "test": "/home/someone/digits.jsonl"})
+    made = record(recipe={**transport_record()["recipe"], "test": "/data/someone/digits.jsonl"})
     data = head(made)
     assert data["library_name"] == "transformers"
     assert data["pipeline_tag"] == "image-classification"

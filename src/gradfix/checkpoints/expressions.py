@@ -253,6 +253,10 @@ class Checked(Expression):
         require_finite(block, self.owner, name)
         return block
 
+    @override
+    def tally(self, name: str) -> Tally | None:
+        return tally_of(self.of, name)
+
 
 @dataclass(frozen=True)
 class Gathered(Expression):

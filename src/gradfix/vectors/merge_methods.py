@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from gradfix.checkpoints import TensorSource, TensorSpec
-from gradfix.checkpoints.expressions import Expression, Tally, require_finite, tally_of
+from gradfix.checkpoints.expressions import Expression, Tally, tally_of
 from gradfix.progress import Progress, silent
 from gradfix.votes.metadata import counts_dtype
 
@@ -74,29 +74,6 @@ def _sum(blocks: Sequence[Tensor]) -> Tensor:
     for block in blocks[1:]:
         total += block
     return total
-
-
-@dataclass(frozen=True)
-class Finite(Expression):
-    """A source whose blocks are checked for NaN and infinity, which no sum or comparison would tell."""
-
-    of: TensorSource
-    owner: str
-
-    @property
-    def specs(self) -> Mapping[str, TensorSpec]:
-        """The source's tensors."""
-        return self.of.specs
-
-    def read(self, name: str, rows: slice | None = None) -> Tensor:
-        """Read and check one range of rows."""
-        block = self.of.read(name, rows)
-        require_finite(block, self.owner, name)
-        return block
-
-    @override
-    def tally(self, name: str) -> Tally | None:
-        return tally_of(self.of, name)
 
 
 @dataclass(frozen=True)

@@ -33,13 +33,14 @@ from typing import Any, get_args
 import torch
 
 from gradfix.checkpoints import TensorSource, match_names
+from gradfix.checkpoints.expressions import Checked
 from gradfix.checkpoints.vocabulary import vocabulary_rows
 from gradfix.errors import GradfixError, listed
 from gradfix.progress import Progress, silent
 from gradfix.recipes import MergeMethod, MergeOrder
 from gradfix.vectors.mask_strategies import STRATEGIES
 from gradfix.vectors.masks import mask
-from gradfix.vectors.merge_methods import MERGE_METHODS, Finite, Merged, SignSum, Trimmed
+from gradfix.vectors.merge_methods import MERGE_METHODS, Merged, SignSum, Trimmed
 from gradfix.vectors.task_vector import Placement, TaskVector, combine
 from gradfix.votes import Votes
 
@@ -121,7 +122,7 @@ def merge(
 def _finite(vector: TaskVector, owner: str) -> TaskVector:
     """Give the same vector with its blocks checked, under the same origin."""
     return TaskVector(
-        Finite(vector, owner),
+        Checked(vector, owner),
         additions=vector.additions,
         config=vector.config,
         directory=vector.directory,
