@@ -1,6 +1,8 @@
 # Two commands need nothing but Python and make: `make demo` and `make test`. Both call `make setup`,
 # which fills .venv once and again only when the pins change.
 PYTHON ?= python3
+# Two processes of tests with as many threads each as there are cores wait for each other five times as long as they compute.
+TESTS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv/bin/python -m pytest -n 2
 BIN := .venv/bin
 STAMP := .venv/.installed
 
@@ -17,11 +19,11 @@ demo: setup
 	$(BIN)/gradfix demo --overwrite
 
 test: setup
-	$(BIN)/python -m pytest -n 2 -m "not campaign"
+	$(TESTS) -m "not campaign"
 
 # Without what runs whole commands: an answer while one waits.
 quick: setup
-	$(BIN)/python -m pytest -n 2 -m "not slow and not campaign"
+	$(TESTS) -m "not slow and not campaign"
 
 check: setup
 	$(BIN)/ruff format --check .
