@@ -48,15 +48,15 @@ def test_check_and_transport_count_a_row_given_twice_once(tmp_path: Path) -> Non
     assert said.exit_code == 0, said.stderr
     n = len(rows)
     expected = (
-        f"warning: a row given twice counts once: row {n} of {support} repeats row 1 of {support}, "
-        f"row {n + 1} of {support} repeats row 4 of {support}, row {n + 2} of {support} repeats row 1 of {support}"
+        f"warning: a row given twice counts once: line {n + 1} of {support} repeats line 2 of {support}, "
+        f"line {n + 2} of {support} repeats line 5 of {support}, line {n + 3} of {support} repeats line 2 of {support}"
     )
     assert expected in said.stderr
     done = gradfix("transport", *asked, "--output", tmp_path / "out", "--method", "auto", "--steps", "2")
     assert done.exit_code == 0, done.stderr
     assert expected in done.stderr
     record = json.loads((tmp_path / "out" / "gradfix.json").read_text())
-    assert [entry["row"] for entry in record["support"]] == [f"row {i} of {support}" for i in range(n)]
+    assert [entry["row"] for entry in record["support"]] == [f"line {i + 1} of {support}" for i in range(n)]
     counted = gradfix(
         "votes", "--target-base", work.models["target_base"], "--source-base", work.models["source_base"],
         "--source-tuned", work.models["source_tuned"], "--task", work.task, "--support", support,
@@ -100,7 +100,7 @@ def test_one_text_of_two_is_not_read_alone(classifier: Path, tmp_path: Path, tex
     data = jsonl(tmp_path / "d.jsonl", rows)
     line = refusal(evaluate(classifier, data, "--column", f"text={text}"))
     assert line == (
-        f"gradfix evaluate: row 0 of {data}: has a second text in column {other!r} beside {text!r}; give "
+        f"gradfix evaluate: line 1 of {data}: has a second text in column {other!r} beside {text!r}; give "
         f"--column text_pair={other}, or --column text_pair= to leave it out"
     )
     alone = evaluate(classifier, data, "--column", f"text={text}", "--column", "text_pair=")
@@ -188,7 +188,7 @@ def test_labels_of_csv_are_names_as_written_and_else_ids(tmp_path: Path) -> None
     assert evaluate(tmp_path / "m4", ids).exit_code == 0
     for wrong, number in (("01", 4), ("", 4), ("2", 4), ("0", 0), ("NA", 4), ("True", 2)):
         ids.write_text(f"text,label\ngood film,{wrong}\n")
-        assert "row 0 of" in refusal(evaluate(tmp_path / f"m{number}", ids))
+        assert "line 2 of" in refusal(evaluate(tmp_path / f"m{number}", ids))
 
 
 def test_the_encoding_is_asked_for_and_given(classifier: Path, tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_check_shows_a_conversation_as_the_model_reads_it(tmp_path: Path) -> Non
               for part in (f"--{kind}", tmp_path / kind.replace("-", "_"))]  # fmt: skip
     said = gradfix("check", *models, "--task", "causal-lm", "--support", data)
     assert (
-        f"note: row 0 of {data} as the model reads it, what it has to predict in ⟦ ⟧: "
+        f"note: line 1 of {data} as the model reads it, what it has to predict in ⟦ ⟧: "
         "<s> user what is the film </s> <s> assistant⟦ bad </s>⟧"
     ) in said.stderr.replace("⟦bad", "⟦ bad")
     assert said.stderr.count("⟦") == 3

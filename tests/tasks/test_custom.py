@@ -329,7 +329,7 @@ def test_samples_are_drawn_by_class_and_trained_on(files: Files) -> None:
     with pytest.raises(GradfixError, match="class 0 has 10 samples, fewer than the 11 a class asked for"):
         files.run("other", **{**drawn, "samples_per_class": 11})
     result = files.run(task=net_task(features_of=features), sampling="herding", finetune_steps=2, **drawn)
-    numbers = [int(re.findall(r"row (\d+) of", sample.row)[0]) for sample in result.record.support]
+    numbers = [int(re.findall(r"line (\d+) of", sample.row)[0]) - 1 for sample in result.record.support]
     assert sorted(number % 3 for number in numbers) == [0, 0, 1, 1, 2, 2]
     assert set(seen) == {False}
     written, before = (

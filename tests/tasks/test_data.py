@@ -46,7 +46,8 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path, kind):
     assert [dict(row) for row in rows] == ROWS
     assert rows.column_names == ["text", "label"]
     assert [row_hash(row) for row in rows] == [row_hash(row) for row in ROWS]
-    assert rows[1].origin == f"row 1 of {tmp_path / f'rows.{kind}'}"
+    place = {"jsonl": "line 2", "csv": "line 3", "tsv": "line 3"}.get(kind, "row 1")
+    assert rows[1].origin == f"{place} of {tmp_path / f'rows.{kind}'}"
 
 
 def test_reading_leaves_nothing_behind(tmp_path, monkeypatch):
@@ -72,9 +73,9 @@ def test_chosen_rows_keep_their_origin(tmp_path):
     rows = load_rows(path)
     chosen = rows.select([7, 2]).select([1])
     assert len(chosen) == 1
-    assert chosen[0].origin == f"row 2 of {path}"
+    assert chosen[0].origin == f"line 3 of {path}"
     assert [row["label"] for row in rows[6:]] == [6, 7, 8]
-    assert rows[6:][-1].origin == f"row 8 of {path}"
+    assert rows[6:][-1].origin == f"line 9 of {path}"
     assert origin({"text": "x"}, 4) == "row 4"
 
 
@@ -171,8 +172,8 @@ def test_repeated_rows_are_left_out_and_both_are_named(tmp_path):
     kept, repeats = distinct(rows, lambda row: ["text", "label"])
     assert [row["id"] for row in kept] == ["1", "2", "4"]
     assert not kept.typed
-    assert repeats == [(f"row 2 of {path}", f"row 0 of {path}"), (f"row 4 of {path}", f"row 1 of {path}")]
+    assert repeats == [(f"line 4 of {path}", f"line 2 of {path}"), (f"line 6 of {path}", f"line 3 of {path}")]
     assert distinct(rows, lambda row: ["id"]) == (rows, [])
     kept, repeats = distinct([{"text": "x"}, {"text": "b"}, {"text": "x"}], lambda row: ["text"], known=rows)
     assert [row.origin for row in kept] == ["row 0"]
-    assert repeats == [("row 1", f"row 1 of {path}"), ("row 2", "row 0")]
+    assert repeats == [("row 1", f"line 3 of {path}"), ("row 2", "row 0")]

@@ -1,6 +1,7 @@
 """Files are read as they are written: names, types, encodings, lines."""
 
 import csv
+import gzip
 import io
 import json
 from pathlib import Path
@@ -44,7 +45,49 @@ def test_cells_are_the_text_that_is_written(tmp_path: Path, suffix: str, delimit
     path = write_csv(tmp_path / f"d.{suffix}", ["text", "label"], [[cell, cell] for cell in CELLS], delimiter)
     rows = load_rows(path)
     assert [dict(row) for row in rows] == [{"text": cell, "label": cell} for cell in CELLS]
-    assert rows[3].origin == f"row 3 of {path}"
+    assert rows[3].origin == f"line 5 of {path}"
+    # A cell of two lines moves what follows down by one: an editor shows the row there.
+    written = path.read_bytes().decode().split("\n")
+    last = next(row for row in rows if row["text"].startswith("na"))
+    assert written[int(last.origin.split()[1]) - 1].startswith(last["text"])
+
+
+@pytest.mark.parametrize("name", ["d.jsonl.gz", "d.csv.gz", "d.tsv.gz", "d.json.gz", "D.JSONL.GZ"])
+def test_a_compressed_file_is_read_like_what_it_holds(tmp_path: Path, name: str) -> None:
+    rows = [{"text": "one", "label": "a"}, {"text": "two", "label": "b"}]
+    plain = tmp_path / name[: -len(".gz")].lower()
+    if plain.suffix in {".csv", ".tsv"}:
+        write_csv(
+            plain,
+            ["text", "label"],
+            [list(row.values()) for row in rows],
+            {".csv": ",", ".tsv": "\t"}[plain.suffix],
+        )
+    else:
+        plain.write_text(json.dumps(rows) if plain.suffix == ".json" else "\n".join(map(json.dumps, rows)))
+    path = tmp_path / "packed" / name
+    path.parent.mkdir()
+    path.write_bytes(gzip.compress(plain.read_bytes()))
+    assert [dict(row) for row in load_rows(path)] == [dict(row) for row in load_rows(plain)] == rows
+    assert [dict(row) for row in load_rows(path.parent)] == rows
+    path.write_bytes(path.read_bytes()[:-9])
+    assert "is no whole gzip file" in message_of(path)
+
+
+def test_a_small_file_that_unpacks_to_more_than_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradfix.tasks.data_files.MAX_UNCOMPRESSED", 10_000)
+    (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress(b" " * 1_000_000))
+    assert "holds more than" in message_of(tmp_path / "d.jsonl.gz")
+
+
+def test_a_folders_rows_name_their_own_file_and_line(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text('\n{"text": "x"}\n{"text": "y"}\n')
+    assert [row.origin for row in load_rows(tmp_path)] == [
+        f"line {line} of {tmp_path / name}" for name in ("a.jsonl", "b.jsonl") for line in (2, 3)
+    ]
 
 
 @given(

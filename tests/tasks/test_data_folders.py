@@ -131,7 +131,9 @@ def test_a_table_called_metadata_says_what_images_show(tmp_path: Path, kind: str
     for name in ("c.png", "../other.png", ""):
         images(tmp_path, "other.png")
         (root / f"metadata.{kind}").write_text(content.replace("a.png", name))
-        assert f"metadata.{kind}: row 0: file_name: no image {name!r} in this folder" in message_of(root)
+        line = {"csv": 2, "jsonl": 1}[kind]
+        said = f"line {line} of {root}/metadata.{kind}: file_name: no image {name!r} in this folder"
+        assert said in message_of(root)
 
 
 def test_images_beside_a_table_of_another_name_are_refused(tmp_path: Path) -> None:

@@ -8,18 +8,18 @@ try:
     from gradfix.cli.interrupts import end_at_once
 
     for _name in (
-        "apply",
+        "transport",
         "check",
-        "compare",
-        "demo",
-        "diff",
         "evaluate",
+        "compare",
+        "merge",
+        "votes",
+        "apply",
+        "diff",
         "inspect",
         "report",
         "run",
-        "transport",
-        "votes",
-        "merge",
+        "demo",
     ):
         import_module(f"gradfix.cli.{_name}")  # importing a command registers it
 except KeyboardInterrupt:  # nothing has begun yet

@@ -9,10 +9,13 @@ import typer
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from gradfix._version import __version__
 from gradfix.cli.console import Console
+from gradfix.cli.help import Command, columns_help
 from gradfix.cli.interrupts import interrupts_raised
 from gradfix.errors import GradfixError, options_as_on
-from gradfix.recipes import Recipe, validate
+from gradfix.recipes import Recipe, TaskRecipe, validate
+from gradfix.recipes.groups import GROUPS, group_of, ordered
 
 DONE, REFUSED, WRONG_USAGE, UNEXPECTED, INTERRUPTED = 0, 1, 2, 70, 130
 LONGEST_LINE = 2000
@@ -22,10 +25,25 @@ app = typer.Typer(
     name="gradfix",
     help="Move a fine-tune to a new release of its base model.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"gradfix {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def whole(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version and exit", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    """Move a fine-tune to a new release of its base model."""
 
 
 @contextmanager
@@ -115,17 +133,21 @@ def command(
                 with refusals(kind.command, debug=debug), Console(as_json) as console:
                     run_job(recipe, console)
 
-        parameters = [_parameter(name, field) for name, field in kind.model_fields.items()]
-        parameters.sort(
-            key=lambda parameter: parameter.default is not inspect.Parameter.empty
-        )  # required ones first
+        parameters = [_parameter(kind, name, kind.model_fields[name]) for name in ordered(kind)]
         parameters += [
             _flag("json", "print a machine-readable result on stdout"),
             _flag("debug", "show tracebacks"),
         ]
         entry.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         entry.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        parent.command(kind.command.split()[-1], help=inspect.getdoc(kind))(entry)
+        epilog = columns_help() if issubclass(kind, TaskRecipe) else None
+        parent.command(
+            kind.command.split()[-1],
+            cls=Command,
+            help=inspect.getdoc(kind),
+            short_help=_summary(kind),
+            epilog=epilog,
+        )(entry)
         JOBS[kind.command] = job
         return job
 
@@ -151,9 +173,17 @@ JOBS: dict[str, Callable[[Any, Console], None]] = {}
 """The registered commands' functions, for `gradfix run`."""
 
 
-def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+def _summary(kind: type[Recipe]) -> str:
+    """The first line of a recipe's docstring: the list of commands has a line each."""
+    return (inspect.getdoc(kind) or "").partition("\n")[0]
+
+
+def _parameter(kind: type[Recipe], name: str, field: FieldInfo) -> inspect.Parameter:
     option: Any = typer.Option(
-        "--" + name.replace("_", "-"), help=field.description, show_default=field.default is not None
+        "--" + name.replace("_", "-"),
+        help=field.description,
+        show_default=field.default is not None,
+        rich_help_panel=group_of(kind, name),
     )
     if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("argument"):
         option = typer.Argument(help=field.description)
@@ -172,5 +202,7 @@ def _flag(name: str, description: str) -> inspect.Parameter:
         name,
         inspect.Parameter.KEYWORD_ONLY,
         default=False,
-        annotation=Annotated[bool, typer.Option(f"--{name}", help=description)],
+        annotation=Annotated[
+            bool, typer.Option(f"--{name}", help=description, rich_help_panel=list(GROUPS)[-1])
+        ],
     )

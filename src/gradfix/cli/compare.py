@@ -14,6 +14,6 @@ def compare(recipe: CompareRecipe, console: Console) -> None:
 
     comparison = run(recipe, tell=console.tell, progress=console.progress)
     write_folder(recipe.output, comparison.files(), overwrite=recipe.overwrite)
-    console.show(comparison_table(comparison.lines, comparison.caption))
+    console.answer_table(comparison_table(comparison.lines, comparison.caption))
     console.say(f"wrote {recipe.output}")
     console.result(comparison.record())

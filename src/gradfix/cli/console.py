@@ -1,17 +1,21 @@
-"""How commands talk: results on stdout, everything for people on stderr."""
+"""How commands talk: results on stdout, what happens on the way on stderr."""
 
 import json
 import sys
+import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
     from gradfix.report.facts import Part
     from gradfix.transport.checks import Finding
+
+SECONDS_A_LINE = 30.0
+"""Between lines of progress where there is no terminal to draw a bar on: a log should show that the run lives."""
 
 
 class Console:
@@ -27,6 +31,7 @@ class Console:
         self.err = RichConsole(stderr=True, highlight=False)
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
+        self._said = time.monotonic()
 
     def __enter__(self) -> "Console":
         return self
@@ -43,7 +48,7 @@ class Console:
         self._bars, self._tasks = None, {}
 
     def progress(self, stage: str, done: int, total: int, unit: str = "") -> None:
-        """Draw how far a stage is; a :class:`gradfix.progress.Progress`.
+        """Draw how far a stage is; a :class:`gradfix.progress.Progress`. Without a terminal: a line now and then.
 
         Args:
             stage: What is being done.
@@ -52,6 +57,8 @@ class Console:
             unit: What is counted.
         """
         if not self.err.is_terminal:
+            if time.monotonic() - self._said >= SECONDS_A_LINE:
+                self.say(f"{stage}: {_count(done, total, unit)}")
             return
         if self._bars is None:
             self._bars = Progress(
@@ -63,14 +70,12 @@ class Console:
                 transient=True,
             )
             self._bars.start()
-        count = DownloadColumn().render if unit == "bytes" else None
         if stage not in self._tasks:
             self._tasks[stage] = self._bars.add_task(stage, total=total, count="")
-        task = self._tasks[stage]
-        self._bars.update(task, completed=done, total=total)
-        speed = self._bars.tasks[-1].speed
-        text = str(count(self._bars.tasks[-1])) if count else f"{done}/{total} {unit}"
-        self._bars.update(task, count=text + (f" · {speed:.1f}/s" if speed and not count else ""))
+        # One bar: a stage within a stage takes the line, and gives it back.
+        for name, task in self._tasks.items():
+            self._bars.update(task, visible=name == stage)
+        self._bars.update(self._tasks[stage], completed=done, total=total, count=_count(done, total, unit))
 
     def say(self, message: str) -> None:
         """Tell a person something, on stderr.
@@ -79,9 +84,8 @@ class Console:
             message: Rich markup is not read in it: names from files may contain anything.
         """
         self.close_bars()
-        # A name from a file must not steer the terminal.
-        shown = "".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in message)
-        self.err.print(shown, markup=False, soft_wrap=True)
+        self._said = time.monotonic()
+        self.err.print(_shown(message), markup=False, soft_wrap=True)
 
     def tell(self, finding: "Finding") -> None:
         """Tell a person what was found of the inputs, so that it is read before anything long starts.
@@ -92,14 +96,27 @@ class Console:
         if finding.level != "error":
             self.say(f"{finding.level}: {finding.text}")
 
-    def show(self, renderable: Any) -> None:
-        """Show a rich table or panel to a person, on stderr.
+    def answer(self, text: str) -> None:
+        """Print the result for people: on stdout, unless the machine-readable one stands there.
+
+        Args:
+            text: What was asked for.
+        """
+        self.close_bars()
+        if self.as_json:
+            self.say(text)
+        else:
+            sys.stdout.write(_shown(text) + "\n")
+
+    def answer_table(self, renderable: Any) -> None:
+        """Print a rich table or panel where :meth:`answer` prints.
 
         Args:
             renderable: What rich can draw.
         """
         self.close_bars()
-        self.err.print(renderable)
+        console = self.err if self.as_json else RichConsole(file=sys.stdout, highlight=False)
+        console.print(renderable)
 
     def result(self, content: "Part | Mapping[str, Any]") -> None:
         """Print the machine-readable result on stdout, where it was asked for.
@@ -112,3 +129,18 @@ class Console:
             plain = content if isinstance(content, Mapping) else content.plain()
             json.dump(plain, sys.stdout, indent=1, sort_keys=True, ensure_ascii=False)
             sys.stdout.write("\n")
+
+
+def _shown(text: str) -> str:
+    """A name from a file must not steer the terminal."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text)
+
+
+def _count(done: int, total: int, unit: str) -> str:
+    if unit == "bytes":
+        return (
+            f"{done / 1e9:.2f} of {total / 1e9:.2f} GB"
+            if total >= 10**8
+            else f"{done / 1e6:.1f} of {total / 1e6:.1f} MB"
+        )
+    return f"{done} of {total} {unit}".rstrip()

@@ -17,7 +17,7 @@ def demo(recipe: DemoRecipe, console: Console) -> None:
         "what does its task vector bring there, with a few labelled digits?"
     )
     made = run(recipe.output, overwrite=recipe.overwrite, progress=console.progress)
-    console.show(comparison_table(made.lines, made.caption))
+    console.answer_table(comparison_table(made.lines, made.caption))
     if made.changed:
         console.say("\nWhat the new base said → what the transported model says:\n")
         console.say(terminal_digits(made.changed))

@@ -19,7 +19,7 @@ def evaluate(recipe: EvaluateRecipe, console: Console) -> None:
     found = measure(recipe, tell=console.tell, progress=console.progress)
     interval = found.interval
     bounds = "" if interval.low is None else f" (95 % interval {interval.low:.3f} to {interval.high:.3f})"
-    console.say(
+    console.answer(
         f"{found.metric.replace('_', ' ')} {found.score:.3f}{bounds}, loss {found.loss:.4f}, {found.n} samples"
     )
     if found.truncated:

@@ -17,18 +17,18 @@ def inspect(recipe: InspectRecipe, console: Console) -> None:
     from gradfix.cli.inspection import inspect as look
 
     found = look(recipe.file)
-    console.say(f"{found.path}: {found.kind}")
+    console.answer(f"{found.path}: {found.kind}")
     for name, fact in found.facts.items():
         shown = _fact(fact)
         if shown:
-            console.say(f"  {name}: {shown}")
+            console.answer(f"  {name}: {shown}")
     blocks = by_block(found.tensors)
     keys = [key for key in _COLUMNS if any(block.value(key) is not None for block in blocks)]
     table = Table("layer", "tensors", "elements", *(_COLUMNS[key] for key in keys))
     for block in blocks:
         cells = [_number(key, block.value(key)) for key in keys]
         table.add_row(Text(block.name), str(block.tensors), f"{block.elements:,}", *cells)
-    console.show(table)
+    console.answer_table(table)
     if found.advice:
         console.say(found.advice)
     console.result(found.to_json())

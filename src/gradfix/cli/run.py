@@ -6,11 +6,12 @@ import typer
 
 from gradfix.cli.command import app, refusals, run_job
 from gradfix.cli.console import Console
+from gradfix.cli.help import Command
 from gradfix.errors import options_as_on
 from gradfix.recipes import load_recipe
 
 
-@app.command("run")
+@app.command("run", cls=Command)
 def run_recipe(
     recipe: str = typer.Argument(help="the YAML file"),
     output: str | None = typer.Option(None, help="where to write, in place of the recipe's output"),

@@ -1,9 +1,9 @@
 """What several recipes have in common: the types of their options, and what these say in the help."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from gradfix.recipes.base import ASKED_EACH_TIME
 
@@ -31,6 +31,34 @@ Confidence = Annotated[
         "with at most this probability",
     ),
 ]
+
+
+def _as_text(value: Any) -> Any:
+    """Numbers as they are written in YAML and in Python; what YAML reads as no number or text is left to be refused."""
+    if isinstance(value, list | tuple):
+        return ",".join(str(_as_text(part)) for part in value)
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _as_texts(value: Any) -> Any:
+    if not isinstance(value, list | tuple):
+        return value
+    for name in value:
+        if isinstance(name, bool | float):
+            raise ValueError(
+                f"found {name!r}: put names in quotes, YAML reads yes, no and 1.0 as something else"
+            )
+    return [str(name) if isinstance(name, int) else name for name in value]
+
+
+Alpha = Annotated[
+    str,
+    BeforeValidator(_as_text),
+    Field(description="auto, a number, or candidates as 0,0.5,1"),
+]
+Names = Annotated[list[str], BeforeValidator(_as_texts)]
+"""Texts of which YAML reads some, such as 3 and no, as something else."""
+
 Overwrite = Annotated[
     bool,
     Field(
@@ -49,6 +77,15 @@ TASKS = (
     "image-classification",
 )
 """The tasks that a recipe can name."""
+
+COLUMNS = {
+    "text-classification": "text, label; text_pair for two texts",
+    "text-to-text": "input, target",
+    "causal-lm": "prompt, completion; or messages; or instruction, input, output",
+    "zero-shot-image-classification": "image, label",
+    "image-classification": "image, label",
+}
+"""What each task reads; a test keeps the roles those of the tasks."""
 
 IN_PYTHON = "rows given in Python"
 """What a recipe says in place of a location where rows came from memory."""

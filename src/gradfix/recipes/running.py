@@ -13,6 +13,7 @@ from gradfix.recipes.fields import (
     AlignData,
     Encoding,
     Head,
+    Names,
     Output,
     Overwrite,
     Sampling,
@@ -31,10 +32,10 @@ class TaskRecipe(Recipe):
         list[str], Field(description="role=name, where the data's columns have other names")
     ] = []
     label: Annotated[
-        list[str], Field(description="class names in order, where neither model nor data has them")
+        Names, Field(description="class names in order, where neither model nor data has them")
     ] = []
     candidate: Annotated[
-        list[str], Field(description="text-to-text: answers to rank, in place of generating")
+        Names, Field(description="text-to-text: answers to rank, in place of generating")
     ] = []
     prefix: Annotated[str | None, Field(description="text-to-text: put before every input")] = None
     templates: Annotated[

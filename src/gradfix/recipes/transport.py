@@ -16,6 +16,7 @@ from gradfix.recipes.fields import (
     VOTELESS_MASKS,
     Align,
     AlignData,
+    Alpha,
     Confidence,
     Head,
     Mask,
@@ -46,7 +47,7 @@ class TransportRecipe(SupportRecipe, WritingRecipe):
         str | None, Field(description="labelled data to judge the result on; nothing is chosen there")
     ] = None
     test_split: Annotated[str | None, Field(description="of the test data, where it has several")] = None
-    alpha: Annotated[str, Field(description="auto, a number, or candidates as 0,0.5,1")] = "auto"
+    alpha: Alpha = "auto"
     method: Annotated[
         Literal["auto", "gradfix"] | None,
         Field(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from gradfix.errors import GradfixError
-from gradfix.tasks.data_files import FILE_KINDS, read_file
+from gradfix.tasks.data_files import FILE_KINDS, kind_of, read_file
 from gradfix.tasks.data_folders import SPLITS, is_declared, read_folder
 from gradfix.tasks.data_hub import read_declared
 from gradfix.tasks.data_library import is_saved, read_saved, sliced
@@ -29,7 +29,7 @@ class Row(dict[str, Any]):
     """One sample, that knows where it came from.
 
     Attributes:
-        origin: How an error names this row: the data set and the row's number in it, counted from 0.
+        origin: How an error names this row: its line in a file of text, else its number in the data, counted from 0.
     """
 
     def __init__(self, values: Mapping[str, Any], origin: str) -> None:
@@ -75,7 +75,7 @@ class Rows(Sequence[Row]):
             if not isinstance(value, str):
                 # -1 is how data sets mark an unlabelled row; the task then says that the label is missing.
                 values[column] = names[value] if value is not None and 0 <= value < len(names) else None
-        return Row(values, f"row {number} of {self.location}")
+        return Row(values, self._table.origin(number, self.location))
 
     def select(self, indices: Iterable[int]) -> "Rows":
         """Some of these rows, in the order given.
@@ -99,9 +99,9 @@ def load_rows(
     """Read labelled rows.
 
     Args:
-        location: A ``.jsonl``, ``.json``, ``.csv``, ``.tsv`` or ``.parquet`` file; a directory of images with
-            one folder a class, or of such files; a directory written by ``datasets``; or the id of a Hub data
-            set. A name is taken as it is, whatever characters it has.
+        location: A ``.jsonl``, ``.json``, ``.csv``, ``.tsv`` (each also as ``.gz``) or ``.parquet`` file; a
+            directory of images with one folder a class, or of such files; a directory written by ``datasets``; or
+            the id of a Hub data set. A name is taken as it is, whatever characters it has.
         split: Which split, in the notation of ``datasets`` ("train", "test[:100]"); needed where there are
             several.
         configuration: The configuration of a Hub data set that has several.
@@ -126,7 +126,7 @@ def _readers(path: Path, location: str, configuration: str | None, encoding: str
     if path.is_file():
         return {None: lambda: read_file(path, encoding)}
     if not path.is_dir():
-        if path.suffix.lower() in FILE_KINDS or not _HUB_ID.fullmatch(location):
+        if kind_of(path) in FILE_KINDS or not _HUB_ID.fullmatch(location):
             raise GradfixError(f"{location}: no such file or directory")
         return read_declared(location, configuration, encoding=encoding)
     if is_saved(path):
@@ -167,7 +167,7 @@ def origin(row: Mapping[str, Any], position: int) -> str:
         position: The row's place in what the caller was given, for rows that don't.
 
     Returns:
-        For example ``row 17 of support.jsonl``.
+        For example ``line 18 of support.jsonl``.
     """
     return row.origin if isinstance(row, Row) else f"row {position}"
 

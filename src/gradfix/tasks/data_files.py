@@ -6,9 +6,11 @@ What a csv or tsv file holds is text, whatever it looks like; what a json file h
 
 import codecs
 import csv
+import gzip
 import json
 import re
 import threading
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import StringIO
@@ -21,6 +23,9 @@ from gradfix.tasks.data_table import Table
 from gradfix.text_files import check_depth, require_regular
 
 FILE_KINDS = (".csv", ".json", ".jsonl", ".parquet", ".tsv")
+_TEXT_KINDS = (".csv", ".json", ".jsonl", ".tsv")  # these may be compressed, as .jsonl.gz
+MAX_UNCOMPRESSED = 2_000_000_000
+"""Bytes that a compressed file may hold: a few kilobytes of one can fill any memory."""
 
 # Longest first: the mark of UTF-32 in little-endian order begins with that of UTF-16.
 _MARKS = (
@@ -50,7 +55,7 @@ def read_files(
     Raises:
         GradfixError: If one can't be read, or they don't go together.
     """
-    kinds = [path.suffix.lower() for path in paths] if kinds is None else kinds
+    kinds = [kind_of(path) for path in paths] if kinds is None else kinds
     if len(set(kinds)) > 1:
         raise GradfixError(
             f"{paths[0].parent}: holds files of several kinds ({', '.join(sorted(set(kinds)))}); name one of them"
@@ -62,7 +67,26 @@ def read_files(
     if any(table.class_names != names for table in tables):
         raise GradfixError(f"{paths[0].parent}: its files declare different classes; name one of them")
     columns = list(dict.fromkeys(column for table in tables for column in table.columns))
-    return Table([row for table in tables for row in table.records], columns, names, tables[0].typed)
+    records = [row for table in tables for row in table.records]
+    if any(table.lines is None for table in tables):
+        return Table(records, columns, names, tables[0].typed)
+    lines = [line for table in tables for line in table.lines or ()]
+    files = [str(path) for path, table in zip(paths, tables, strict=True) for _ in table.records]
+    return Table(records, columns, names, tables[0].typed, lines, files)
+
+
+def kind_of(path: Path) -> str:
+    """Tell what kind of file a name says it is.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its suffix in lower case, one of `FILE_KINDS` where it is known; that of what a ``.gz`` file of text holds.
+    """
+    suffix = path.suffix.lower()
+    inner = Path(path.stem).suffix.lower()
+    return inner if suffix == ".gz" and inner in _TEXT_KINDS else suffix
 
 
 def read_file(path: Path, encoding: str | None = None, kind: str | None = None) -> Table:
@@ -80,7 +104,7 @@ def read_file(path: Path, encoding: str | None = None, kind: str | None = None) 
         GradfixError: If the suffix is unknown or the content is not what it says; names the line.
     """
     require_regular(path)
-    kind = path.suffix.lower() if kind is None else kind
+    kind = kind_of(path) if kind is None else kind
     if kind not in FILE_KINDS:
         raise GradfixError(f"{path}: unknown kind of file {path.suffix!r}; expected {listed(FILE_KINDS)}")
     if kind == ".parquet":
@@ -105,8 +129,10 @@ def read_text(path: Path, encoding: str | None = None) -> str:
         GradfixError: If it can't be read, or not in this encoding; names the byte.
     """
     try:
-        content = path.read_bytes()
+        content = _uncompressed(path) if path.suffix.lower() == ".gz" else path.read_bytes()
         "".encode(encoding or "utf-8")  # codecs also knows what is no encoding of text, such as hex
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise GradfixError(f"{path}: is no whole gzip file ({error}); compress it again") from error
     except OSError as error:
         raise GradfixError(f"{path}: cannot be read ({error.strerror or error})") from error
     except LookupError as error:
@@ -140,12 +166,26 @@ def read_text(path: Path, encoding: str | None = None) -> str:
     return text.removeprefix("\ufeff")
 
 
+def _uncompressed(path: Path) -> bytes:
+    with gzip.open(path) as file:
+        content = file.read(MAX_UNCOMPRESSED + 1)
+    if len(content) > MAX_UNCOMPRESSED:
+        raise GradfixError(
+            f"{path}: holds more than {MAX_UNCOMPRESSED / 1e9:g} GB; uncompress it, or give a .parquet file"
+        )
+    return content
+
+
 def _csv(path: Path, text: str, delimiter: str) -> Table:
     """Cells as they are written; a blank line is none."""
     try:
         with _cells_of_any_length():
             reader = csv.reader(StringIO(text, newline=""), delimiter=delimiter, strict=True)
-            numbered = [(reader.line_num, cells) for cells in reader if cells]
+            numbered, begins = [], 1
+            for cells in reader:
+                if cells:
+                    numbered.append((begins, cells))
+                begins = reader.line_num + 1  # a cell may hold several lines
     except csv.Error as error:
         raise GradfixError(
             f"{path}: line {reader.line_num}: {error}; quote its cells as in RFC 4180"
@@ -164,7 +204,8 @@ def _csv(path: Path, text: str, delimiter: str) -> Table:
                 f"{path}: line {number}: has {len(cells)} cells, but line 1 names {len(columns)} columns "
                 f"({listed(map(repr, columns))})"
             )
-    return Table([dict(zip(columns, cells, strict=True)) for _, cells in body], columns, typed=False)
+    records = [dict(zip(columns, cells, strict=True)) for _, cells in body]
+    return Table(records, columns, typed=False, lines=[number for number, _ in body])
 
 
 @contextmanager
@@ -180,12 +221,12 @@ def _cells_of_any_length() -> Iterator[None]:
 
 def _json_lines(path: Path, text: str) -> Table:
     """One object a line; a line ends with a line feed alone, since json allows other separators inside texts."""
+    numbered = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     records = [
         _object(f"{path}: line {number}", _parsed(f"{path}: line {number}", line))
-        for number, line in enumerate(text.split("\n"), start=1)
-        if line.strip()
+        for number, line in numbered
     ]
-    return Table(records, _columns(records))
+    return Table(records, _columns(records), lines=[number for number, _ in numbered])
 
 
 def _json(path: Path, text: str) -> Table:

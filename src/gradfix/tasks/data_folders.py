@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from gradfix.errors import GradfixError, listed
-from gradfix.tasks.data_files import FILE_KINDS, read_file, read_files
+from gradfix.tasks.data_files import FILE_KINDS, kind_of, read_file, read_files
 from gradfix.tasks.data_table import Readers, Table
 
 SPLITS = {
@@ -62,8 +62,8 @@ def read_folder(path: Path, encoding: str | None = None) -> Readers:
     files = list(_visible(path))
     suffixes = image_suffixes()
     images = [file for file in files if file.suffix.lower() in suffixes]
-    data = [file for file in files if file.suffix.lower() in FILE_KINDS and file.name not in _DESCRIPTIONS]
-    tables = [file for file in data if file.stem == "metadata"]
+    data = [file for file in files if kind_of(file) in FILE_KINDS and file.name not in _DESCRIPTIONS]
+    tables = [file for file in data if _stem(file) == "metadata"]
     if images and tables:
         return _by_split(path, tables, lambda chosen: partial(_listed_images, path, chosen, encoding))
     if images:
@@ -79,6 +79,11 @@ def read_folder(path: Path, encoding: str | None = None) -> Readers:
             f"{path}: cannot be read as data (it holds neither images nor {listed(FILE_KINDS)} files)"
         )
     return _by_split(path, data, lambda chosen: partial(read_files, chosen, encoding))
+
+
+def _stem(file: Path) -> str:
+    """The name before everything that says what kind of file it is: ``train`` of ``train.jsonl.gz``."""
+    return Path(file.stem).stem if file.suffix.lower() == ".gz" else file.stem
 
 
 def image_suffixes() -> frozenset[str]:
@@ -115,7 +120,9 @@ def _by_split(
     groups: dict[str | None, list[Path]] = {}
     for file in files:
         relative = file.relative_to(path)
-        names = {name for name in (*relative.parts[:-1], _SHARD.sub("", file.stem)) if name.lower() in SPLITS}
+        names = {
+            name for name in (*relative.parts[:-1], _SHARD.sub("", _stem(file))) if name.lower() in SPLITS
+        }
         if len(names) > 1:
             raise GradfixError(
                 f"{path}: {relative.as_posix()} names several splits ({listed(sorted(names))}); name it"
@@ -138,7 +145,9 @@ def _listed_images(path: Path, tables: Sequence[Path], encoding: str | None) -> 
             name = record.get("file_name")
             image = Path(os.path.normpath(source.parent / name)) if isinstance(name, str) and name else None
             if image is None or not image.is_relative_to(path) or not image.is_file():
-                raise GradfixError(f"{source}: row {number}: file_name: no image {name!r} in this folder")
+                raise GradfixError(
+                    f"{table.origin(number, str(source))}: file_name: no image {name!r} in this folder"
+                )
             rest = {key: value for key, value in record.items() if key != "file_name"}
             records.append({"image": _undecoded(image), **rest})
     columns = dict.fromkeys(column for table in found for column in table.columns if column != "file_name")
