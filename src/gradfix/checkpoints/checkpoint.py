@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
@@ -13,6 +14,7 @@ from torch import Tensor
 from gradfix.checkpoints.fingerprint import content_digest
 from gradfix.checkpoints.lora.adapter import AdaptedWeights
 from gradfix.checkpoints.lora.config import read_lora_config
+from gradfix.checkpoints.lora.factors import AdapterParts
 from gradfix.checkpoints.model_config import read_model_config
 from gradfix.checkpoints.quantisation import refuse_quantised
 from gradfix.checkpoints.reading.hub import is_hub_id, locate_on_hub
@@ -176,6 +178,18 @@ class Checkpoint(Mapping[str, Tensor]):
     @cached_property
     def _tied(self) -> Ties:
         return find_ties(self._weights, self.config)
+
+    @cached_property
+    def adapter(self) -> AdapterParts | None:
+        """What an adapter changes of its base, by canonical name; None for whole models."""
+        if not isinstance(self._weights, AdaptedWeights):
+            return None
+        parts, names = self._weights.parts, {stored: name for name, stored in self._tied.stored.items()}
+        return replace(
+            parts,
+            updates={names.get(name, name): update for name, update in parts.updates.items()},
+            whole=frozenset(names.get(name, name) for name in parts.whole),
+        )
 
     @property
     def notes(self) -> tuple[str, ...]:

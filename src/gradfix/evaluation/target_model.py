@@ -480,7 +480,7 @@ class TargetModel:
             The directional derivative of the mean loss; negative where moving along δ helps.
         """
         # An aligned δ has fewer tensors than τ: the others do not move.
-        changes = self._stored.in_memory(delta)
+        changes = self._in_memory(delta)
         moved = {name: self._stored_as[name].memory for name in self._covered}
         moved = {name: memory for name, memory in moved.items() if memory in changes.specs}
         if not moved:
@@ -519,19 +519,27 @@ class TargetModel:
         return total / len(rows)
 
     def _set(self, delta: TaskVector | None, alpha: float) -> None:
-        changes = None if delta is None else self._stored.in_memory(delta)
+        changes = None if delta is None else self._in_memory(delta)
         with torch.no_grad():
-            for name, parameter in self._parameters.items():
-                home = self._stored_as[name]
-                if not home.theirs or name in self._heads:
-                    continue
-                moving = changes is not None and name in self._covered and home.memory in changes.specs
-                for rows in self._base.specs[home.memory].row_blocks():
-                    value = self._base.read(home.memory, rows)
-                    dtype = self._dtype or value.dtype
-                    if moving and changes is not None:
-                        value = add_scaled(value, changes.read(home.memory, rows), alpha)
-                    (parameter if rows is None else parameter[rows]).copy_(value.to(dtype))
+            for name in self._parameters:
+                self._set_one(name, changes, alpha)
+
+    def _set_one(self, name: str, changes: TensorSource | None, alpha: float) -> None:
+        """Set one parameter to θ_B + α·δ; one that is not stored, or was given anew, stays."""
+        parameter, home = self._parameters[name], self._stored_as[name]
+        if not home.theirs or name in self._heads:
+            return
+        moving = changes is not None and name in self._covered and home.memory in changes.specs
+        for rows in self._base.specs[home.memory].row_blocks():
+            value = self._base.read(home.memory, rows)
+            dtype = self._dtype or value.dtype
+            if moving and changes is not None:
+                value = add_scaled(value, changes.read(home.memory, rows), alpha)
+            (parameter if rows is None else parameter[rows]).copy_(value.to(dtype))
+
+    def _in_memory(self, delta: TaskVector) -> TensorSource:
+        """Give a vector with the names, and in the form, that the module has."""
+        return self._stored.in_memory(delta)
 
     def _here(self) -> Given:
         """The parameters that vote, where the model stands, by the name in the module that is stored."""

@@ -80,6 +80,13 @@ class TransportRecipe(SupportRecipe, WritingRecipe):
     mask: Annotated[Mask, Field(description="mask strategy")] = "agreement"
     confidence: Confidence = 0.1
     head: Head = "copy"
+    space: Annotated[
+        Literal["adapter", "weights"] | None,
+        Field(
+            description="adapter moves a LoRA adapter as one and writes an adapter, weights writes a whole model; if "
+            "not given, adapter where the source is a plain LoRA"
+        ),
+    ] = None
     examples: Annotated[
         int, Field(ge=0, description="judged inputs to show in the report; 0 keeps them out of the output")
     ] = 12
@@ -123,7 +130,16 @@ class TransportRecipe(SupportRecipe, WritingRecipe):
         """Say which of the given options another one makes idle: what was asked for is done, or refused."""
         told = self.method == "gradfix"
         asks = self.mask not in VOTELESS_MASKS
+        adapter = self.space == "adapter"
         for name, idle, reason in (
+            (
+                "align",
+                adapter and self.align not in ("auto", "none"),
+                f"{option('space')} adapter aligns nothing",
+            ),
+            ("align_data", adapter, f"{option('space')} adapter aligns nothing"),
+            ("rounding", adapter, f"{option('space')} adapter writes no weights to round"),
+            ("shard_size", adapter, f"{option('space')} adapter writes one file"),
             ("vote", told and not asks, f"{option('mask')} {self.mask} asks for no votes"),
             ("votes_dtype", told and not asks, f"{option('mask')} {self.mask} asks for no votes"),
             ("vote_at", told and not asks, f"{option('mask')} {self.mask} asks for no votes"),

@@ -49,6 +49,7 @@ def model_card(record: TransportRecord, figures: Collection[str] = ()) -> str:
         *_picture(figures, RESULTS_FILE, "Scores with 95 % intervals"),
         *_table(record.judgement),
         *_picture(figures, ALPHA_FILE, "Loss along the scale of the update, with the chosen point"),
+        *_loading(record),
         "## How it was made",
         "",
         _how(record),
@@ -64,19 +65,38 @@ def model_card(record: TransportRecord, figures: Collection[str] = ()) -> str:
 def _metadata(record: TransportRecord, title: str) -> ModelCardData:
     """The Hub's metadata; what chose nothing, the test data alone, is a result of the model index."""
     task, judgement = _PIPELINES.get(record.options.task or ""), record.judgement
-    hub = {entry.location.partition("@")[0] for entry in record.inputs.values() if _is_hub_id(entry.location)}
+    adapter = record.space == "adapter"
+    hub = {
+        entry.location.partition("@")[0]
+        for role, entry in record.inputs.items()
+        if _is_hub_id(entry.location) and (role == "target_base" or not adapter)
+    }
     results = None
     if task is not None and judgement is not None and judgement.data == "test":
         results = _results(task, record.options.test, judgement.transported)
     return ModelCardData(
         model_name=title if results else None,
-        library_name=None if task is None else "transformers",
+        library_name=None if task is None else "peft" if adapter else "transformers",
         tags=["gradfix", "task-arithmetic", "model-merging"],
         pipeline_tag=task,
         base_model=sorted(hub) or None,
-        base_model_relation="merge" if hub else None,
+        base_model_relation=None if not hub else "adapter" if adapter else "merge",
         eval_results=results,
     )
+
+
+def _loading(record: TransportRecord) -> list[str]:
+    """Say what an adapter stands on; whole models need no word."""
+    if record.space != "adapter":
+        return []
+    target = _name(record, "target_base")
+    return [
+        "## How to load it",
+        "",
+        f"This is a LoRA adapter on `{target}`: load that model with transformers, then "
+        "`PeftModel.from_pretrained(model, …)` of peft with this directory; merged or beside it, it computes the same.",
+        "",
+    ]
 
 
 def _results(task: str, data: str | None, measured: Evaluation) -> list[EvalResult]:
@@ -139,7 +159,8 @@ def _how(record: TransportRecord) -> str:
     target = f"`{_name(record, 'target_base')}`"
     text = (
         "With [GradFix](https://arxiv.org/abs/2510.09658) as implemented by gradfix "
-        f"{record.versions['gradfix']}: the task vector between {source} was "
+        f"{record.versions['gradfix']}: the task vector between {source}"
+        + (", in the coordinates of its LoRA adapter, was " if record.space == "adapter" else " was ")
     )
     why = "" if method is None else f" Of {len(method.candidates)} methods tried, {method.why}"
     if alpha.alpha == 0:

@@ -84,6 +84,7 @@ class TransportRecord(RecipeRecord):
         inputs: The three models by role.
         check: What the checks found of them.
         support: The labelled samples.
+        space: Whether the coordinates are weights, or those of a LoRA adapter, which is then written.
         votes: Those that masked; None where none did.
         silent_parameters: Those that the task's gradients don't reach.
         method: What ``auto`` took; None where the recipe said it all.
@@ -107,6 +108,7 @@ class TransportRecord(RecipeRecord):
     inputs: dict[str, Input]
     check: Check | None = None
     support: list[Sample]
+    space: Literal["weights", "adapter"] = "weights"
     votes: Votes | None = None
     silent_parameters: list[str] = []
     method: Method | None = None

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from gradfix.checkpoints import Checkpoint
+from gradfix.checkpoints import Checkpoint, TensorSpec
 from gradfix.checkpoints.expressions import Aliased, Gathered, Selection
 from gradfix.checkpoints.model_config import custom_code
 from gradfix.errors import GradfixError, listed
@@ -125,6 +125,7 @@ class Models:
         target: θ_B.
         tau: θ_A^ft − θ_A.
         placement: τ laid onto the target.
+        adapter: Whether the fine-tune is moved, and written, as the LoRA adapter that it is.
     """
 
     base: Checkpoint
@@ -132,6 +133,11 @@ class Models:
     target: Checkpoint
     tau: TaskVector
     placement: Placement
+    adapter: bool = False
+
+
+def _as_weights(tuned: Checkpoint, placement: Placement) -> bool:
+    return False
 
 
 def open_models(
@@ -142,6 +148,7 @@ def open_models(
     *,
     output: Path | None = None,
     overwrite: bool = False,
+    as_adapter: Callable[[Checkpoint, Placement], bool] = _as_weights,
 ) -> Models:
     """Open three models and hold their headers, configurations and tokenizers against each other; no weight is read.
 
@@ -152,6 +159,7 @@ def open_models(
         found: Told what is found.
         output: Where the result would go; its disk is checked if given.
         overwrite: It may be there already.
+        as_adapter: Tells of the tuned model and its placement whether an adapter will be written.
 
     Returns:
         The models.
@@ -166,15 +174,17 @@ def open_models(
     _note_custom_code(found, base, tuned, target)
     tau = _heads_whole(TaskVector.between(base, tuned), tuned, target)
     placement = place(tau, target)
-    note_placement(found, placement, target)
+    adapter = as_adapter(tuned, placement)
+    note_placement(found, placement, target, adapter=adapter)
     # An adapter's configuration names neither its head's architecture nor its classes: the task tells them later, and
     # the output is judged before it gets its name.
-    if not (tuned.kind.startswith("LoRA adapter") and tau.additions.specs):
+    if not adapter and not (tuned.adapter_of is not None and tau.additions.specs):
         config = merged_config(placement.vector, target.config)
         refuse_unloadable(config, output_specs(placement, target, None), target, str(output or "the output"))
-    _check_room(found, placement, target, output, overwrite)
+    models = Models(base, tuned, target, tau, placement, adapter)
+    _check_room(found, models, output, overwrite)
     found.refuse()
-    return Models(base, tuned, target, tau, placement)
+    return models
 
 
 def _heads_whole(tau: TaskVector, tuned: Checkpoint, target: Checkpoint) -> TaskVector:
@@ -189,6 +199,7 @@ def _heads_whole(tau: TaskVector, tuned: Checkpoint, target: Checkpoint) -> Task
     found.additions = Gathered(
         dict.fromkeys(tau.additions.specs, tau.additions) | dict.fromkeys(names, tuned)
     )
+    found.adapter = tau.adapter
     return found
 
 
@@ -226,7 +237,7 @@ def check_weights(models: Models, found: Findings) -> None:
                 "warning",
                 f"{target.location} has the same weights as {base.location}: there is nothing to move",
             )
-    found.seconds = _measured_seconds(models.placement, target)
+    found.seconds = _measured_seconds(models)
     found.refuse()
 
 
@@ -317,13 +328,16 @@ def _differences(
             yield from _differences(ours[key], theirs[key], f"{key}.")
 
 
-def note_placement(found: Findings, placement: Placement, target: Checkpoint) -> None:
+def note_placement(
+    found: Findings, placement: Placement, target: Checkpoint, *, adapter: bool = False
+) -> None:
     """Say how a task vector lies on a target, and what of either is left.
 
     Args:
         found: Told.
         placement: The task vector's.
         target: θ_B.
+        adapter: Whether an adapter is written rather than weights.
     """
     if not target.config:
         found.add(
@@ -366,7 +380,7 @@ def note_placement(found: Findings, placement: Placement, target: Checkpoint) ->
         )
     for remark in companion_files(placement, target, None)[1]:
         found.add("warning", remark)
-    if target.specs and {spec.dtype for spec in target.specs.values()} & {torch.bfloat16, torch.float16}:
+    if not adapter and {spec.dtype for spec in target.specs.values()} & {torch.bfloat16, torch.float16}:
         found.add(
             "note",
             f"{target.location}: weights of 16 bits can swallow small changes; what is lost is counted when the "
@@ -374,11 +388,18 @@ def note_placement(found: Findings, placement: Placement, target: Checkpoint) ->
         )
 
 
-def _check_room(
-    found: Findings, placement: Placement, target: Checkpoint, output: Path | None, overwrite: bool
-) -> None:
-    specs = output_specs(placement, target, None)
-    found.output_bytes = sum(spec.nbytes for spec in specs.values())
+def _written(models: Models) -> list[TensorSpec]:
+    """The tensors that will be written."""
+    placed = models.placement.adapter
+    if not models.adapter or placed is None:
+        return list(output_specs(models.placement, models.target, None).values())
+    factors = [spec for update in placed.parts.updates.values() for spec in update.specs]
+    whole = [models.placement.base.specs[name] for name in placed.parts.whole]
+    return [*factors, *whole, *models.placement.vector.additions.specs.values()]
+
+
+def _check_room(found: Findings, models: Models, output: Path | None, overwrite: bool) -> None:
+    found.output_bytes = sum(spec.nbytes for spec in _written(models))
     if output is not None:
         parent = next(folder for folder in Path(output).absolute().parents if folder.exists())
         free = shutil.disk_usage(parent).free
@@ -390,8 +411,9 @@ def _check_room(
             )
         elif Path(output).exists() and not overwrite:
             found.add("warning", f"{output}: exists already; the transport will need --overwrite")
-    # Weights in float32, and a byte of votes a coordinate.
-    needed = 5 * sum(spec.numel for spec in specs.values())
+    # Weights in float32, and a byte of votes a coordinate, of which an adapter has few.
+    elements = sum(spec.numel for spec in output_specs(models.placement, models.target, None).values())
+    needed = (4 if models.adapter else 5) * elements
     available = _available_memory()
     if available is not None and needed > available:
         found.add(
@@ -401,9 +423,9 @@ def _check_room(
         )
 
 
-def _measured_seconds(placement: Placement, target: Checkpoint) -> float:
+def _measured_seconds(models: Models) -> float:
     """Time one block of the largest shared tensor through the steps of writing, and scale it up."""
-    elements = sum(spec.numel for spec in output_specs(placement, target, None).values())
+    placement, elements = models.placement, sum(spec.numel for spec in _written(models))
     name = max(placement.vector.specs, key=lambda name: placement.vector.specs[name].numel)
     rows = next(placement.vector.specs[name].row_blocks())
     started = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from gradfix.errors import GradfixError, column_option, listed
@@ -13,6 +14,7 @@ from gradfix.tasks.loading import require_device
 from gradfix.tasks.repeated_rows import distinct
 from gradfix.tasks.sampling import choose
 from gradfix.transport.checks import Finding, Findings, Models, check_weights, ignore, open_models
+from gradfix.transport.space import moved_as_adapter, note_apart
 
 SAMPLE_SHOWN = 600
 """Characters of a sample that `check` shows."""
@@ -100,6 +102,7 @@ def models_of(recipe: TransportRecipe, found: Findings) -> Models:
         found,
         output=recipe.output,
         overwrite=recipe.overwrite,
+        as_adapter=partial(moved_as_adapter, recipe, found),
     )
 
 
@@ -253,6 +256,8 @@ def check_inputs(recipe: CheckRecipe, *, tell: Callable[[Finding], None] = ignor
         if recipe.task:
             note_sample(*ready_task(recipe, models, Data.read(recipe, {}), found), found)
         check_weights(models, found)
+        if models.adapter:
+            note_apart(models.target, found)
     except GradfixError as error:
         if found.ok:
             found.add("error", str(error))

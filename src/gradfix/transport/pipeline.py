@@ -14,6 +14,7 @@ from gradfix.alignment.source import SourceRun
 from gradfix.checkpoints import Checkpoint
 from gradfix.checkpoints.writing.atomic import refuse_taken
 from gradfix.errors import listed
+from gradfix.evaluation.adapter_model import AdapterModel
 from gradfix.evaluation.binding import Rows, bind, choose_support, describe_head, use_head
 from gradfix.evaluation.certificate import Certificate, certify
 from gradfix.evaluation.evaluate import Evaluation
@@ -32,6 +33,8 @@ from gradfix.transport.folds import AlphaChoice
 from gradfix.transport.inputs import Data, counted_once, models_of, note_cut, note_unread, ready_task, rows_at
 from gradfix.transport.record import Clock, output_files, transport_record, votes_facts
 from gradfix.transport.run import TransportRun
+from gradfix.transport.space import note_apart
+from gradfix.vectors.adapter_output import write_adapter
 from gradfix.vectors.applied import Applied
 from gradfix.vectors.apply import apply
 from gradfix.vectors.placement import own_weights, place
@@ -90,6 +93,7 @@ def transport(
     steps: int = 1,
     vote_at: Literal["base", "naive"] = "base",
     head: Literal["copy", "probe"] = "copy",
+    space: Literal["adapter", "weights"] | None = None,
     align: Literal["auto", "none", "regression", "procrustes", "permutation"] | None = None,
     align_data: str | Path | Rows | None = None,
     unlabelled: str | Path | Rows | None = None,
@@ -145,6 +149,8 @@ def transport(
         steps: Re-votes at most; 1 is the paper's method, auto tries up to 4.
         vote_at: Count votes at θ_B, or at θ_B + τ.
         head: Copy the tuned head, or refit it on the samples.
+        space: Adapter moves a LoRA adapter as one and writes an adapter, weights writes a whole model; if not given,
+            adapter where the source is a plain LoRA.
         align: Carry τ over by activations first; auto: where the two bases are not alike.
         align_data: Inputs to align on, likewise; else the labelled data's own.
         unlabelled: Inputs without labels that vote too, as the tuned source labels them, likewise.
@@ -233,13 +239,16 @@ def run_transport(
         task, data = ready_task(recipe, models, data, found, task=task)
     with clock.stage("check"):
         check_weights(models, found)
+        if models.adapter:
+            note_apart(models.target, found)
         found.release()
     with ExitStack() as stack:
         with clock.stage("observe the source"):
             source = _run_source(recipe, models, data, task, found, stack, settings, progress)
         with clock.stage("load"):
             dtype = getattr(torch, recipe.dtype) if recipe.dtype else None
-            model = TargetModel.load(task, models.target, models.placement, dtype=dtype, **recipe.loading())
+            kind = AdapterModel if models.adapter else TargetModel
+            model = kind.load(task, models.target, models.placement, dtype=dtype, **recipe.loading())
             describe_head(models.placement.vector, model)
         crossing = recipe.fixed_alpha() is None and "validation" not in data.held
         with clock.stage("choose samples"):
@@ -289,18 +298,47 @@ def run_transport(
         with clock.stage("hash inputs"):
             record = transport_record(run)
         with clock.stage("write"):
-            applied = apply(
-                decision.delta,
-                models.target,
-                alpha=decision.alpha.alpha,
-                output=recipe.output,
-                **recipe.writing(),
-                heads=model.head_tensors(),
-                companions=lambda applied: output_files(record, recipe, applied, clock.seconds),
-                progress=progress,
+            applied = _written(
+                run,
+                tried.delta,
+                lambda applied: output_files(record, recipe, applied, clock.seconds),
+                progress,
             )
     return Transported(
         str(recipe.output), decision.alpha, certificate, judgement, applied, found, clock.seconds, record
+    )
+
+
+def _written(
+    run: TransportRun,
+    kept: TaskVector,
+    companions: Callable[[Applied], Mapping[str, bytes]],
+    progress: Progress,
+) -> Applied:
+    """Write the transported model, or the transported adapter; ``kept`` is δ, to be read without counting."""
+    recipe, decision, alpha = run.recipe, run.decision, run.decision.alpha.alpha
+    if isinstance(run.model, AdapterModel):
+        return write_adapter(
+            decision.delta,
+            run.models.target,
+            run.model.output(kept, alpha),
+            alpha=alpha,
+            output=recipe.output,
+            overwrite=recipe.overwrite,
+            resume=recipe.resume,
+            restart=recipe.restart,
+            companions=companions,
+            progress=progress,
+        )
+    return apply(
+        decision.delta,
+        run.models.target,
+        alpha=alpha,
+        output=recipe.output,
+        **recipe.writing(),
+        heads=run.model.head_tensors(),
+        companions=companions,
+        progress=progress,
     )
 
 
@@ -320,7 +358,8 @@ def _run_source(
     progress: Progress,
 ) -> SourceRun | None:
     """Run the source, where there is something to align or to label."""
-    if recipe.align == "none" and not data.unlabelled:
+    method = "none" if models.adapter else recipe.align or "none"
+    if method == "none" and not data.unlabelled:
         return None
     return run_source(
         models.base,
@@ -328,7 +367,7 @@ def _run_source(
         task,
         data.pool,
         stack,
-        align=recipe.align or "none",
+        align=method,
         alike=found.cosine_target,
         align_data=data.align_data,
         unlabelled=data.unlabelled,

@@ -54,6 +54,37 @@ def companion_files(
     return files, extras.remarks + _label_remarks(vector, target.config)
 
 
+_OF_READING = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.spm",
+    "tekken.json", "chat_template*", "preprocessor_config.json", "processor_config.json",
+    "video_preprocessor_config.json",
+)  # fmt: skip
+"""What turns inputs into what a model reads: an adapter comes with it, and without its base's configuration."""
+
+
+def reading_files(vector: TaskVector, target: Checkpoint) -> tuple[dict[str, bytes | Path], list[str]]:
+    """Gather what an adapter needs beside its weights: the target's tokenizer or processor.
+
+    Args:
+        vector: Tells where the tuned model is.
+        target: θ_B.
+
+    Returns:
+        Contents or paths by file name, and what to say about what the tuned model brings.
+    """
+    folder = target.directory
+    found: dict[str, bytes | Path] = dict(_carried(folder)) if folder is not None else {}
+    extras = brought(vector.directory, vector.base_directory, target.model_directory)
+    files = {**found, **extras.files}
+    kept = {
+        name: content
+        for name, content in files.items()
+        if any(fnmatch(name, pattern) for pattern in _OF_READING)
+    }
+    remarks = [remark for remark in extras.remarks if not remark.startswith(("generation", "modules taken"))]
+    return kept, remarks
+
+
 def _carried(folder: Path) -> Iterator[tuple[str, Path]]:
     """The files of a model but its weights, links followed; the weights of modules that follow it are files of it."""
     modules = module_folders(folder)

@@ -1,5 +1,6 @@
 """Where each tensor of the output comes from: a task vector laid onto a target model, from headers alone."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -9,10 +10,11 @@ from gradfix.checkpoints.architecture import architecture_of, skeleton, untied_c
 from gradfix.checkpoints.backbone import refuse_other_backbone, weights_among
 from gradfix.checkpoints.expressions import Aliased, MappedRows, Selection, respelled
 from gradfix.checkpoints.layouts import layout_of
+from gradfix.checkpoints.lora.factors import AdapterParts
 from gradfix.checkpoints.respelling import Respelling, Spelled, layer, respell
 from gradfix.checkpoints.vocabulary import vocabulary_rows
 from gradfix.errors import GradfixError, listed
-from gradfix.vectors.task_vector import Described, Placement, TaskVector, same_tensor
+from gradfix.vectors.task_vector import Described, PlacedAdapter, Placement, TaskVector, same_tensor
 
 
 def place(tau: TaskVector, target: Checkpoint) -> Placement:
@@ -79,8 +81,35 @@ def place(tau: TaskVector, target: Checkpoint) -> Placement:
         unplaced=unplaced,
         matched_tokens={name: (int((rows >= 0).sum()), len(rows)) for name, rows in maps.items()},
         untied=untied,
+        adapter=None
+        if tau.adapter is None
+        else _placed_adapter(tau, tau.adapter, match, changed, maps, untied),
     )
     return vector.placement
+
+
+def _placed_adapter(
+    tau: TaskVector,
+    parts: AdapterParts,
+    match: Respelling,
+    names: list[str],
+    maps: Mapping[str, torch.Tensor],
+    untied: list[str],
+) -> PlacedAdapter:
+    """Give an adapter the target's names; it can stand there only where each of its layers has a counterpart."""
+    pairs = [(match.names[name], name) for name in names if name in match.names]
+    theirs = {tau.ties.get(ours, ours): name for ours, name in pairs}
+    updates = {theirs[name]: update for name, update in parts.updates.items() if name in theirs}
+    changed = [name for name in (*parts.updates, *parts.whole) if name in tau.specs]
+    lost = [name for name in changed if name not in theirs]
+    obstacle = parts.obstacle
+    if obstacle is None and lost:
+        obstacle = f"the new base has no tensor of the same form for {listed(lost, 2)}"
+    if obstacle is None and untied:
+        obstacle = f"the new base ties {listed(untied, 2)}, and the fine-tune changes it apart"
+    whole = frozenset(theirs[name] for name in parts.whole if name in theirs and name in tau.specs)
+    rows = {name: maps[name] for name in updates if name in maps}
+    return PlacedAdapter(replace(parts, updates=updates, whole=whole), rows, obstacle)
 
 
 def _unplaced(tau: TaskVector, match: Respelling) -> list[str]:

@@ -44,6 +44,7 @@ from gradfix.checkpoints.fingerprint import (
     content_fingerprint,
     fingerprints,
 )
+from gradfix.checkpoints.lora.factors import AdapterParts
 from gradfix.checkpoints.model_config import ModelConfig
 from gradfix.checkpoints.respelling import Respelling, Spelled, respell
 from gradfix.checkpoints.vocabulary import has_tokenizer, vocabulary_rows
@@ -79,6 +80,8 @@ class TaskVector(Expression, Mapping[str, Tensor]):
         base_directory: The base's folder; None where there is none, or it isn't known any more.
         placement: How it was laid onto a target, once it was (see :mod:`gradfix.vectors.placement`).
         ties: Other names of its tensors, where both models tie them.
+        adapter: What the LoRA adapter changes that the tuned model is, by the vector's names; None for whole models,
+            and for what was computed from a vector.
     """
 
     def __init__(
@@ -99,6 +102,7 @@ class TaskVector(Expression, Mapping[str, Tensor]):
         self.base_directory: Path | None = None
         self.placement = placement
         self.ties = ties
+        self.adapter: AdapterParts | None = None
         self._origin = origin
 
     @classmethod
@@ -172,6 +176,7 @@ class TaskVector(Expression, Mapping[str, Tensor]):
             },
         )
         vector.base_directory = base.directory
+        vector.adapter = tuned.adapter
         return vector
 
     @classmethod
@@ -550,6 +555,22 @@ def same_tensor(match: Respelling, ties: Mapping[str, str], alias: str, name: st
 
 
 @dataclass(frozen=True)
+class PlacedAdapter:
+    """An adapter in a target's names and rows.
+
+    Attributes:
+        parts: What it changes, by the target's names.
+        rows: For tensors whose rows are tokens of another vocabulary: the source's row for each of the target's, −1 for
+            none.
+        obstacle: Why it can't stand on the target as an adapter; None if it can.
+    """
+
+    parts: AdapterParts
+    rows: Mapping[str, Tensor]
+    obstacle: str | None
+
+
+@dataclass(frozen=True)
 class Placement:
     """A task vector in a target's names and rows.
 
@@ -565,6 +586,7 @@ class Placement:
         unplaced: τ's tensors that the target has no place for.
         matched_tokens: Tokens whose rows were matched by text, out of the target's, a vocabulary tensor each.
         untied: Names that the target ties and the output holds as tensors of their own.
+        adapter: What the source's LoRA adapter changes; None where it was a whole model.
     """
 
     target: str
@@ -577,3 +599,4 @@ class Placement:
     unplaced: Sequence[str]
     matched_tokens: Mapping[str, tuple[int, int]]
     untied: Sequence[str] = ()
+    adapter: PlacedAdapter | None = None

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from gradfix.checkpoints.architecture import architecture_of
 from gradfix.checkpoints.lora.config import LoraConfig
+from gradfix.checkpoints.lora.factors import AdapterParts
 from gradfix.checkpoints.lora.keys import Factors, sort_keys
 from gradfix.checkpoints.lora.low_rank import LowRankUpdate
 from gradfix.checkpoints.names import match_names
 from gradfix.checkpoints.reading.index import WeightFile
 from gradfix.checkpoints.tensors import TensorSpec
 from gradfix.checkpoints.ties import TiedModel
-from gradfix.errors import GradfixError
+from gradfix.errors import GradfixError, listed
 
 
 class AdaptedWeights:
@@ -76,6 +77,44 @@ class AdaptedWeights:
             *adapter.notes,
             f"{self._path}: {len(self._updates)} weights adapted, {len(self._whole)} stored whole",
         )
+
+    @property
+    def parts(self) -> AdapterParts:
+        """What the adapter changes, and whether all of it is low-rank or stored whole."""
+        # peft saves an adapted embedding beside its factors, as it was.
+        copied = {name for name in self._whole if name in self._updates and self._is_base(name)}
+        whole = frozenset(self._whole.keys() - copied)
+        return AdapterParts(
+            self._updates,
+            whole,
+            self._obstacle(whole),
+            self._adapter.specs[next(iter(self._updates.values())).up].dtype
+            if self._updates
+            else torch.float32,
+            self._config.task_type,
+        )
+
+    def _is_base(self, name: str) -> bool:
+        """Whether a tensor that the adapter stores whole is the base's own."""
+        spec = self._base.specs.get(name)
+        return spec == self._adapter.specs[self._whole[name]] and all(
+            torch.equal(self._adapter.read(self._whole[name], rows), self._base.read(name, rows))
+            for rows in spec.row_blocks()
+        )
+
+    def _obstacle(self, whole: frozenset[str]) -> str | None:
+        magnitudes = [name for name, update in self._updates.items() if update.magnitude is not None]
+        modules = {name.rpartition(".")[0] for name in self._updates}
+        biases = [*self._bias_updates, *(name for name in whole if name.rpartition(".")[0] in modules)]
+        if not self._updates:
+            return "it has no low-rank factors"
+        if magnitudes:
+            return f"DoRA's magnitudes change {listed(magnitudes, 2)} beyond low rank"
+        if biases:
+            return f"it changes {listed(biases, 2)} beside the low-rank factors of the same layers"
+        if self._config.tied:
+            return "ensure_weight_tying trained tied layers as one"
+        return None
 
     def fetch(self) -> None:
         """Bring here what is still on the Hub of the base; an adapter always is here."""

@@ -75,6 +75,7 @@ class LoraConfig:
         tied: Whether tied layers were trained as one.
         generates: Whether the adapted model has an output over the vocabulary, or may have.
         base: The base model it names, and its revision.
+        task_type: What peft calls its task; None if it doesn't say.
     """
 
     path: Path
@@ -88,6 +89,7 @@ class LoraConfig:
     tied: bool
     generates: bool
     base: tuple[str | None, str | None]
+    task_type: str | None = None
 
     def rank_of(self, module: str) -> int:
         """The rank of a module.
@@ -178,6 +180,7 @@ def read_lora_config(path: Path) -> LoraConfig:
         tied=bool(config.get("ensure_weight_tying")),
         generates=config.get("task_type") in (None, "CAUSAL_LM", "SEQ_2_SEQ_LM"),
         base=(base or None, revision or None),
+        task_type=str(config["task_type"]) if config.get("task_type") else None,
     )
 
 

@@ -38,6 +38,20 @@ class LowRankUpdate:
     _norms: Tensor | None = field(default=None, init=False, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
+    @property
+    def specs(self) -> tuple[TensorSpec, TensorSpec]:
+        """What the file says of B and A."""
+        return self.adapter.specs[self.up], self.adapter.specs[self.down]
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Read the two factors, the scaling in the first.
+
+        Returns:
+            s B of shape [o, r] and A of shape [r, i], float32; a convolution's kernel is flattened into i.
+        """
+        up = self.adapter.read(self.up).float().flatten(1)
+        return up * self.scaling, self.adapter.read(self.down).float().flatten(1)
+
     def product(self, rows: slice | None) -> Tensor:
         """The rows of s B A, or of its transpose for a weight stored input first.
 

@@ -80,7 +80,7 @@ def file_layout(file: str, specs: Mapping[str, TensorSpec], metadata: Mapping[st
 
 
 def plan_shards(
-    specs: Mapping[str, TensorSpec], shard_size: int, metadata: Mapping[str, str]
+    specs: Mapping[str, TensorSpec], shard_size: int, metadata: Mapping[str, str], single: str = SINGLE_FILE
 ) -> list[FileLayout]:
     """Distribute tensors over files as ``transformers`` names them.
 
@@ -91,9 +91,10 @@ def plan_shards(
         specs: Dtype and shape of each tensor, in the order of writing.
         shard_size: Most bytes of data in one file.
         metadata: Free text for each header's ``__metadata__``.
+        single: Name of the file when everything fits into one.
 
     Returns:
-        The files in order; one named ``model.safetensors`` when everything fits into it.
+        The files in order.
 
     Raises:
         GradfixError: The shard size isn't positive, or as `file_layout`.
@@ -109,7 +110,7 @@ def plan_shards(
         groups[-1][name] = spec
         filled += spec.nbytes
     if len(groups) == 1:
-        return [file_layout(SINGLE_FILE, groups[0], metadata)]
+        return [file_layout(single, groups[0], metadata)]
     return [
         file_layout(f"model-{number:05d}-of-{len(groups):05d}.safetensors", group, metadata)
         for number, group in enumerate(groups, start=1)

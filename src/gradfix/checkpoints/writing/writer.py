@@ -15,7 +15,7 @@ from gradfix.checkpoints.tensors import TensorSpec
 from gradfix.checkpoints.writing.atomic import refuse_existing
 from gradfix.checkpoints.writing.background import Background, HashingFile, checked_blocks
 from gradfix.checkpoints.writing.extras import add_extra_file
-from gradfix.checkpoints.writing.layout import INDEX_FILE, FileLayout, index_content, plan_shards
+from gradfix.checkpoints.writing.layout import INDEX_FILE, SINGLE_FILE, FileLayout, index_content, plan_shards
 from gradfix.checkpoints.writing.lock import OutputLock
 from gradfix.checkpoints.writing.manifest import JSON, MANIFEST_FILE, new_manifest
 from gradfix.checkpoints.writing.partial import abandon_partial, open_partial, publish_partial, verify_shards
@@ -41,6 +41,7 @@ class CheckpointWriter:
             output made of something else is not continued.
         metadata: Free text for the shards' headers.
         shard_size: Most bytes of data in one file.
+        single_file: Name of the file where one is enough.
         overwrite: Replace an existing checkpoint, which stays as it is until the new one is whole.
         resume: Continue an unfinished run if there is one.
         restart: Delete unfinished runs and begin anew.
@@ -63,6 +64,7 @@ class CheckpointWriter:
         identity: Mapping[str, JSON],
         metadata: Mapping[str, str] | None = None,
         shard_size: int = SHARD_SIZE,
+        single_file: str = SINGLE_FILE,
         overwrite: bool = False,
         resume: bool = False,
         restart: bool = False,
@@ -77,7 +79,7 @@ class CheckpointWriter:
         self.facts: dict[str, JSON] = {}
         self.partial: Path | None = None
         metadata = {"format": "pt"} if metadata is None else dict(metadata)
-        self._shards = plan_shards(self.specs, shard_size, metadata)
+        self._shards = plan_shards(self.specs, shard_size, metadata, single_file)
         self._shard_of = {name: shard for shard in self._shards for name in shard.offsets}
         self._manifest = new_manifest(identity, shard_size, metadata, self._shards)
         self.nbytes = sum(shard.size for shard in self._shards)

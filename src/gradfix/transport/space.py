@@ -1,0 +1,68 @@
+"""In which coordinates a fine-tune is moved: those of its LoRA adapter, or the weights themselves."""
+
+from gradfix.checkpoints import Checkpoint
+from gradfix.errors import GradfixError, option
+from gradfix.recipes import TransportRecipe
+from gradfix.recipes.fields import TASKS
+from gradfix.recipes.settings import SETTINGS
+from gradfix.transport.checks import Findings
+from gradfix.vectors.task_vector import Placement
+
+
+def moved_as_adapter(
+    recipe: TransportRecipe, found: Findings, tuned: Checkpoint, placement: Placement
+) -> bool:
+    """Choose the space: the adapter's, where the source is one and nothing that was asked for needs weights.
+
+    Args:
+        recipe: The options.
+        found: Told why an adapter is moved as weights.
+        tuned: The tuned model.
+        placement: τ laid onto the target.
+
+    Returns:
+        Whether the coordinates are the adapter's.
+
+    Raises:
+        GradfixError: if adapter space was asked for and can't be.
+    """
+    if recipe.space == "weights" or (recipe.space is None and placement.adapter is None):
+        return False
+    reason = _obstacle(recipe, placement)
+    if reason is None:
+        return True
+    if recipe.space == "adapter":
+        raise GradfixError(f"{tuned.location}: {reason}; give {option('space')} weights")
+    found.add("note", f"{tuned.location}: is moved as weights, and the output is a whole model: {reason}")
+    return False
+
+
+def _obstacle(recipe: TransportRecipe, placement: Placement) -> str | None:
+    """Why the adapter can't be moved as one; None if it can."""
+    if placement.adapter is None:
+        return "is no LoRA adapter"
+    if placement.adapter.obstacle is not None:
+        return placement.adapter.obstacle
+    if recipe.task and recipe.task not in TASKS:
+        return "the task builds its own model, on which peft puts no adapter"
+    if recipe.align not in (None, "none", "auto") or recipe.align_data is not None:
+        return "alignment makes changes that are not of low rank"
+    if recipe.rounding != "nearest":
+        return f"{option('rounding')} {recipe.rounding} is for weights"
+    return None
+
+
+def note_apart(target: Checkpoint, found: Findings) -> None:
+    """Say that nothing is aligned where the two bases would need it.
+
+    Args:
+        target: θ_B.
+        found: What is known of the bases; told.
+    """
+    alike = found.cosine_target
+    if alike is not None and alike < SETTINGS.close:
+        found.add(
+            "warning",
+            f"{target.location}: the old base is not like the new one (cosine {alike:.2f}), and an adapter is not "
+            f"aligned; {option('space')} weights aligns, and writes a whole model",
+        )
