@@ -169,7 +169,7 @@ def test_weights_space_writes_a_whole_model(tmp_path: Path) -> None:
     [
         ({"use_dora": True}, {}, "DoRA"),
         ({"bias": "lora_only"}, {}, "beside the low-rank factors"),
-        ({}, {"align": "regression"}, "not of low rank"),
+        ({}, {"align": "procrustes"}, "not of low rank"),
         ({}, {"rounding": "stochastic", "dtype": "bfloat16"}, "--rounding stochastic|rounding.*stochastic"),
     ],
     ids=["dora", "bias", "align", "rounding"],
