@@ -75,7 +75,8 @@ def on_disk(root: Path, work: Job, count: int = 6) -> tuple[str, dict[str, Any]]
     rows = [dict(row) for row in work.rows[:count]]
     if "image" in work.task:
         return str(tiny.save_image_folder(root / "support", rows)), {}
-    options: dict[str, Any] = {}
+    # these tests are of weights; an adapter is moved as one elsewhere
+    options: dict[str, Any] = {"space": "weights"} if work.models["source_tuned"].name == "adapter" else {}
     if work.task == "text-to-text":
         rows = [{**row, "target": ("yes", "no")[number % 2]} for number, row in enumerate(rows)]
         options = {"candidate": ["yes", "no"]}

@@ -244,7 +244,7 @@ def test_a_lora_adapter_on_a_classifier_is_transported_like_a_whole_fine_tune(tm
     adapted.save_pretrained(tmp_path / "adapter")
     merged = adapted.merge_and_unload()
     work.models["source_tuned"] = tmp_path / "adapter"
-    work.run(tmp_path / "out", alpha="1", mask="none")
+    work.run(tmp_path / "out", alpha="1", mask="none", space="weights")
     written = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").state_dict()
     before = AutoModelForSequenceClassification.from_pretrained(work.models["target_base"]).state_dict()
     origin = AutoModelForSequenceClassification.from_pretrained(old).state_dict()
