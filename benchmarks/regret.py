@@ -28,10 +28,13 @@ from gradfix.evaluation.binding import bind, choose_support
 from gradfix.evaluation.intervals import ENOUGH, paired_difference
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.recipes.settings import SETTINGS
+from gradfix.transport.candidates import Candidate
 from gradfix.transport.comparison import Judge, arrived
+from gradfix.transport.context import SelectionContext, StartingPoint
+from gradfix.transport.cross_validation import cross_validate
 from gradfix.transport.folds import split_folds
-from gradfix.transport.methods import AddVector, Method, Revote, SelectionContext, StartingPoint
-from gradfix.transport.selection import Candidate, cross_validate, select, training_from
+from gradfix.transport.methods import AddVector, Method, Revote
+from gradfix.transport.selection import select, training_from
 from gradfix.vectors.placement import place
 from gradfix.vectors.similarity import similarity
 from gradfix.vectors.task_vector import TaskVector

@@ -18,10 +18,13 @@ from gradfix.demo.pair import load
 from gradfix.evaluation.binding import bind, choose_support, without_labels
 from gradfix.recipes.settings import SETTINGS
 from gradfix.tasks.data import Row
+from gradfix.transport.candidates import Choice
 from gradfix.transport.comparison import ORACLE, ZERO_SHOT, Judge
+from gradfix.transport.context import SelectionContext, Setting, controls
+from gradfix.transport.cross_validation import cross_validate
 from gradfix.transport.folds import split_folds
-from gradfix.transport.methods import AddVector, FineTune, Method, SelectionContext, Setting, controls
-from gradfix.transport.selection import Choice, cross_validate, select
+from gradfix.transport.methods import AddVector, FineTune, Method
+from gradfix.transport.selection import select
 from gradfix.vectors.masks import mask
 from gradfix.vectors.similarity import similarity
 from gradfix.vectors.task_vector import TaskVector

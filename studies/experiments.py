@@ -10,7 +10,8 @@ from gradfix.demo.bench import Bench, bench, others
 from gradfix.evaluation.binding import choose_support
 from gradfix.recipes.settings import SETTINGS
 from gradfix.transport.comparison import CONTROL, FEW_SHOT, ZERO_SHOT, Judge, Outcome, baseline, draw
-from gradfix.transport.methods import AddVector, SelectionContext
+from gradfix.transport.context import SelectionContext
+from gradfix.transport.methods import AddVector
 from gradfix.vectors.control import shuffled
 from gradfix.vectors.masks import mask
 from gradfix.vectors.task_vector import TaskVector

@@ -10,10 +10,12 @@ from gradfix.demo.bench import CLOSE, FAR, Bench, bench
 from gradfix.evaluation.binding import choose_support
 from gradfix.recipes import MergeMethod, MergeOrder
 from gradfix.recipes.settings import SETTINGS
+from gradfix.transport.candidates import Candidate
 from gradfix.transport.comparison import CONTROL, FULL, ZERO_SHOT
+from gradfix.transport.context import Held, SelectionContext, Setting, StartingPoint, Swap
+from gradfix.transport.cross_validation import cross_validate
 from gradfix.transport.folds import split_folds
-from gradfix.transport.methods import Held, Method, SelectionContext, Setting, StartingPoint, Swap
-from gradfix.transport.selection import Candidate, cross_validate
+from gradfix.transport.methods import Method
 from gradfix.vectors.control import shuffled
 from gradfix.vectors.masks import mask
 from gradfix.vectors.merging import merge

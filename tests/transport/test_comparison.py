@@ -23,8 +23,8 @@ from gradfix.transport.comparison import (
     table_csv,
     table_markdown,
 )
+from gradfix.transport.context import SelectionContext, StartingPoint
 from gradfix.transport.folds import VotesByFold
-from gradfix.transport.methods import SelectionContext, StartingPoint
 from gradfix.transport.selection import training_from
 from gradfix.vectors.control import shuffled
 from tests import tiny

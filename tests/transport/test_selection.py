@@ -16,20 +16,14 @@ from torch import Tensor
 
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.recipes.settings import SETTINGS, SelectionSettings
+from gradfix.transport import candidates
 from gradfix.transport import selection as methods
+from gradfix.transport.candidates import Candidate, Choice, Seen
+from gradfix.transport.context import Held, SelectionContext, Setting, StartingPoint
+from gradfix.transport.cross_validation import _Part, _Table, cross_validate
 from gradfix.transport.folds import split_folds
-from gradfix.transport.methods import (
-    AddVector,
-    FineTune,
-    Held,
-    MaskVector,
-    Method,
-    Revote,
-    SelectionContext,
-    Setting,
-    StartingPoint,
-)
-from gradfix.transport.selection import Candidate, Seen, cross_validate, select
+from gradfix.transport.methods import AddVector, FineTune, MaskVector, Method, Revote
+from gradfix.transport.selection import select
 from tests import tiny
 from tests.builders import SHIFT, Job, job, loaded
 
@@ -92,7 +86,7 @@ def test_the_last_bits_of_a_loss_decide_nothing() -> None:
     scores = np.ones(3)
     for share, beats in ((2e-7, False), (2e-3, True)):
         less = losses * (1 - share)
-        assert methods._beats(Seen(losses, losses, scores), Seen(less, less, scores), SETTINGS) == beats
+        assert candidates.beats(Seen(losses, losses, scores), Seen(less, less, scores), SETTINGS) == beats
 
 
 @given(
@@ -105,8 +99,8 @@ def test_a_score_that_differs_beyond_luck_overrules_the_loss(old: list[float], n
     sure = abs(won - lost) / max(1.0, (won + lost) ** 0.5)
     for gain in (0.5, -0.5):  # a loss that says the one or the other, beyond any doubt
         ours, theirs = np.ones(12), np.ones(12) - gain
-        found = methods._beats(Seen(ours, ours, before), Seen(theirs, theirs, after), SETTINGS)
-        assert found == (won > lost if sure > methods.OVERRULES else gain > 0)
+        found = candidates.beats(Seen(ours, ours, before), Seen(theirs, theirs, after), SETTINGS)
+        assert found == (won > lost if sure > candidates.OVERRULES else gain > 0)
 
 
 def test_a_task_vector_that_helps_is_taken(work: Job, tmp_path: Path) -> None:
@@ -127,13 +121,16 @@ class Told:
 
     losses: Mapping[str, list[float]]
     asked: list[Method] = field(default_factory=list)
+    score: float = 0.9
 
     def __call__(self, context: SelectionContext, way: Method, **_: Any) -> Candidate:
         self.asked.append(way)
         setting = {"alpha": 0.6} if not isinstance(way, Revote) else {"alpha": 0.2, "steps": 2.0}
         losses = np.array(self.losses[way.name])
         curve = ((setting, float(losses.mean()), 0.5),)
-        return Candidate(way.name, way.label, setting, losses, losses, np.full(len(losses), 0.5), curve)
+        scores = np.full(len(losses), self.score)
+        seen = Seen(losses, losses, scores)
+        return Candidate(way.name, way.label, setting, losses, scores, seen, curve)
 
 
 FLAT = [1.0, 1.0, 1.0, 1.0]
@@ -214,6 +211,36 @@ def test_what_labels_shaped_must_gain_more_than_luck(
     trained = ways["few-shot" if start == "nothing" else "fine-tuned"]
     assert isinstance(trained, FineTune)
     assert trained.start.way is (None if start == "nothing" else ways[start])
+
+
+@pytest.mark.parametrize(("score", "chosen"), [(0.3, "gradfix"), (1.0, "nothing")])
+def test_luck_is_asked_for_only_where_there_is_something_to_lose(
+    score: float, chosen: str, model: TargetModel, work: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("nothing", "naive", "gradfix", "re-voted", "few-shot")
+    told = Told({**dict.fromkeys(names, FLAT), "gradfix": LUCKY}, score=score)
+    monkeypatch.setattr(methods, "cross_validate", told)
+    assert select(ground_of(model, work.rows)).candidate.name == chosen
+
+
+@given(seed=st.integers(0, 20), parts=st.sampled_from([1, 4]))
+def test_luck_in_choosing_a_setting_has_no_part_in_what_is_compared(seed: int, parts: int) -> None:
+    losses = np.random.default_rng(seed).normal(1.0, 0.3, size=(40, 24))  # 40 settings that are all the same
+    dealt = [_Part((), list(range(first, 24, parts)), None) for first in range(parts)]  # type: ignore[arg-type]
+    table = _Table(dealt)
+    for number, row in enumerate(losses):
+        table.losses[("level", float(number)),] = row
+        table.scores[("level", float(number)),] = np.ones(24)
+    way = MaskVector("confident", "confident", vector=None, grid=())  # type: ignore[arg-type]
+    found = table.choose(way, SETTINGS, validated=False)
+    number = int(found.setting["level"])
+    assert found.losses.tolist() == losses[number].tolist()
+    assert number == losses.mean(axis=1).argmin()
+    assert found.calibrated_loss >= found.loss
+    for place in range(24):
+        part = [other for other in range(24) if other % 4 == place % 4]
+        best = np.delete(losses, part, axis=1).mean(axis=1).argmin()
+        assert found.seen.losses[place] == losses[best, place]
 
 
 def test_a_single_sample_is_never_more_than_luck(
@@ -558,8 +585,9 @@ def test_the_curve_of_a_choice_has_the_best_point_of_each_alpha(model: TargetMod
     )
     way = AddVector("naive", "naive", vector=model.vector, grid=SETTINGS.aligned_alphas)
     one = np.array([0.8])
-    candidate = Candidate("naive", "naive", curve[1][0], one, one, np.array([0.4]), curve)
-    choice = methods.Choice(way, candidate, (candidate,), (way,), "so", "cross-fit")
+    score = np.array([0.4])
+    candidate = Candidate("naive", "naive", curve[1][0], one, score, Seen(one, one, score), curve)
+    choice = Choice(way, candidate, (candidate,), (way,), "so", "cross-fit")
     found = choice.alpha(0.5)
     assert [(point.alpha, point.loss) for point in found.curve] == [(0.2, 0.9), (0.5, 0.8)]
     assert choice.steps() is None

@@ -15,18 +15,12 @@ from gradfix.progress import Progress, silent
 from gradfix.recipes import TransportRecipe
 from gradfix.recipes.settings import SETTINGS, SelectionSettings
 from gradfix.tasks.data import row_hash
+from gradfix.transport.candidates import Candidate, Choice
+from gradfix.transport.context import SelectionContext, Setting, StartingPoint, controls
+from gradfix.transport.cross_validation import cross_validate
 from gradfix.transport.folds import AlphaChoice, split_folds
-from gradfix.transport.methods import (
-    AddVector,
-    MaskVector,
-    Method,
-    Revote,
-    SelectionContext,
-    Setting,
-    StartingPoint,
-    controls,
-)
-from gradfix.transport.selection import Candidate, Choice, cross_validate, select, training_from
+from gradfix.transport.methods import AddVector, MaskVector, Method, Revote
+from gradfix.transport.selection import select, training_from
 from gradfix.vectors.mask_strategies import STRATEGIES
 from gradfix.vectors.task_vector import TaskVector
 from gradfix.votes import Votes

@@ -19,10 +19,10 @@ from gradfix.report.static import card_figures
 from gradfix.report.verdict import transport_verdict
 from gradfix.tasks import ModelTask
 from gradfix.tasks.data import origin, row_hash
+from gradfix.transport.candidates import Choice
 from gradfix.transport.decision import Decision
 from gradfix.transport.examples import changed_examples
 from gradfix.transport.run import TransportRun
-from gradfix.transport.selection import Choice
 from gradfix.vectors.applied import Applied
 from gradfix.vectors.task_vector import TaskVector
 from gradfix.votes import Votes

@@ -11,18 +11,11 @@ from gradfix.evaluation.evaluate import EncodedRows
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.recipes.settings import SETTINGS, SelectionSettings
 from gradfix.tasks import ModelTask
+from gradfix.transport.context import SelectionContext, Setting, StartingPoint, controls
+from gradfix.transport.cross_validation import cross_validate
 from gradfix.transport.folds import split_folds
-from gradfix.transport.methods import (
-    AddVector,
-    FineTune,
-    MaskVector,
-    Method,
-    SelectionContext,
-    Setting,
-    StartingPoint,
-    controls,
-)
-from gradfix.transport.selection import cross_validate, nothing, select, training_from
+from gradfix.transport.methods import AddVector, FineTune, MaskVector, Method
+from gradfix.transport.selection import nothing, select, training_from
 from gradfix.vectors.control import shuffled
 from gradfix.vectors.masks import mask
 from gradfix.vectors.task_vector import TaskVector
@@ -200,7 +193,7 @@ def chosen_along(judge: Judge, context: SelectionContext, way: Method) -> Outcom
     found = cross_validate(context, way)
     if isinstance(way, FineTune):
         still = cross_validate(context, nothing(judge.model.vector))
-        if still.judged.mean() <= found.judged.mean():
+        if still.calibrated_loss <= found.calibrated_loss:
             return judge.measure({"learning_rate": 0.0, "finetune_steps": 0.0}, started)
     return arrived(judge, context, way, found.setting, started)
 

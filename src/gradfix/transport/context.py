@@ -1,0 +1,267 @@
+"""What every method walks on: the model, the samples that judge and those that shape, and where a walk sets out."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from gradfix.alignment import Aligned
+from gradfix.checkpoints.expressions import Padded, Sum
+from gradfix.evaluation.evaluate import EncodedRows
+from gradfix.evaluation.target_model import TargetModel
+from gradfix.progress import Progress, silent
+from gradfix.recipes.settings import SETTINGS, SelectionSettings
+from gradfix.transport.folds import VotesByFold
+from gradfix.vectors.control import shuffled
+from gradfix.vectors.scratch import Scratch
+from gradfix.vectors.task_vector import TaskVector
+from gradfix.votes import Votes
+
+if TYPE_CHECKING:
+    from gradfix.transport.methods import Method
+
+Setting = Mapping[str, float]
+"""What a candidate of a way is known by: ``{"alpha": 0.6}``, ``{"steps": 4}``."""
+
+Held = tuple[int, ...]
+"""Numbers of the folds that have no part in what is made: they judge it. Empty: all samples take part."""
+
+
+@dataclass
+class SelectionContext:
+    """What every way walks on. A context manager: what was counted and computed on the way goes with it.
+
+    Attributes:
+        model: The target; between walks it is at θ_B.
+        support: The labelled samples.
+        folds: Positions of the samples by fold.
+        seed: Of all that is random.
+        vote: ``majority`` or ``mean``.
+        dtype: For autocast while votes are counted.
+        more: Samples that take part in every walk and judge none: inputs that the tuned source labelled.
+        progress: Told the samples counted.
+        settings: The numbers of the selection.
+    """
+
+    model: TargetModel
+    support: Sequence[Any]
+    folds: Sequence[Sequence[int]]
+    seed: int = 0
+    vote: str = "majority"
+    dtype: str | None = None
+    more: Sequence[Any] = ()
+    progress: Progress = silent
+    settings: SelectionSettings = SETTINGS
+
+    def __enter__(self) -> "SelectionContext":
+        self._stack = ExitStack()
+        self.scratch = self._stack.enter_context(Scratch())
+        self._ballots: dict[tuple[StartingPoint, str], VotesByFold] = {}
+        self._encoded: dict[Held, EncodedRows] = {}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def singles(self) -> tuple[Held, ...]:
+        """Each fold by itself."""
+        return tuple((number,) for number in range(len(self.folds)))
+
+    @property
+    def halves(self) -> tuple[Held, ...]:
+        """The folds in two parts, for what must begin anew for each part; each by itself where samples are few."""
+        if len(self.support) <= self.settings.few:
+            return self.singles
+        return tuple(tuple(range(first, len(self.folds), 2)) for first in range(min(2, len(self.folds))))
+
+    def places(self, held: Held) -> list[int]:
+        """Give the positions of held-out samples.
+
+        Args:
+            held: Their folds.
+
+        Returns:
+            Positions in the support set, ascending.
+        """
+        return sorted(index for number in held for index in self.folds[number])
+
+    def without(self, held: Held) -> list[Any]:
+        """Give the samples outside some folds.
+
+        Args:
+            held: The folds.
+
+        Returns:
+            Samples, those that judge nothing included.
+        """
+        inside = set(self.places(held))
+        return [*(row for index, row in enumerate(self.support) if index not in inside), *self.more]
+
+    def encoded(self, held: Held) -> EncodedRows:
+        """Encode labelled samples once for all walks that they judge.
+
+        Args:
+            held: Their folds; all samples if empty.
+
+        Returns:
+            The samples, in the order of :meth:`places`.
+        """
+        if held not in self._encoded:
+            places = self.places(held) if held else range(len(self.support))
+            self._encoded[held] = self.model.encode([self.support[index] for index in places])
+        return self._encoded[held]
+
+    def count(self, rows: Sequence[Any]) -> Votes:
+        """Count votes where the model stands.
+
+        Args:
+            rows: Samples.
+
+        Returns:
+            Their votes.
+        """
+        return self.model.votes(rows, vote=self.vote, seed=self.seed, dtype=self.dtype)
+
+    def votes_without(self, at: "StartingPoint", held: Held, vote: str | None = None) -> Votes:
+        """Count votes at a place that no label shaped, once for all folds.
+
+        Args:
+            at: The place.
+            held: The folds that must have no part in it.
+            vote: ``majority`` or ``mean``; the context's own if None.
+
+        Returns:
+            The votes; the model is at θ_B afterwards.
+        """
+        vote = vote or self.vote
+        if (at, vote) not in self._ballots:
+            rows = [*self.support, *self.more]
+            # Samples that judge nothing are a fold of their own, which is never left out.
+            folds = [*self.folds, *([range(len(self.support), len(rows))] if self.more else [])]
+            try:
+                at.go(self)
+                counted = VotesByFold(
+                    self.model,
+                    rows,
+                    folds,
+                    vote=vote,
+                    seed=self.seed,
+                    dtype=self.dtype,
+                    progress=self.progress,
+                )
+                self._ballots[at, vote] = self._stack.enter_context(counted)
+            finally:
+                self.model.restore()
+        found = self._ballots[at, vote]
+        if vote == "majority":
+            return found.without(held) if held else found.all()
+        try:  # the mean's sign does not add up over folds: it is counted anew, at the place again
+            at.go(self)
+            return found.without(held) if held else found.all()
+        finally:
+            self.model.restore()
+
+
+@dataclass(eq=False)
+class StartingPoint:
+    """Where another way arrived; without one, θ_B. Two starts are one only if they are one object.
+
+    Attributes:
+        way: The other way.
+        setting: Its candidate.
+    """
+
+    way: "Method | None" = None
+    setting: Setting = field(default_factory=dict)
+    _reached: dict[Held, tuple[TaskVector, float]] = field(default_factory=dict, repr=False)
+
+    def reach(self, context: SelectionContext, held: Held = ()) -> tuple[TaskVector | None, float]:
+        """Compute the place, once a fold.
+
+        Args:
+            context: The model and its samples.
+            held: The folds that must have no part in it.
+
+        Returns:
+            δ and α from θ_B; no vector for θ_B itself.
+        """
+        if self.way is None:
+            return None, 0.0
+        if not self.way.labelled:
+            held = ()
+        if held not in self._reached:
+            delta, alpha = self.way.build(context, self.setting, held)
+            self._reached[held] = context.scratch.keep(delta), alpha
+        return self._reached[held]
+
+    def go(self, context: SelectionContext, held: Held = ()) -> None:
+        """Move the model there.
+
+        Args:
+            context: The model, wherever it stands.
+            held: See :meth:`reach`.
+        """
+        vector, alpha = self.reach(context, held)
+        if vector is None or not alpha:
+            context.model.restore()
+        else:
+            context.model.move(vector, alpha)
+
+    def plus(
+        self, context: SelectionContext, step: float, steps: Sequence[TaskVector], held: Held = ()
+    ) -> tuple[TaskVector, float]:
+        """Add steps of one length to the start.
+
+        Args:
+            context: Its model names the tensors.
+            step: The length of each.
+            steps: Where to, at least one.
+            held: See :meth:`reach`.
+
+        Returns:
+            A vector δ and the α with which it leads there from θ_B; a single step from θ_B stays as it is.
+        """
+        vector, alpha = self.reach(context, held)
+        terms = [(alpha, vector)] if vector is not None and alpha else []
+        terms += [(step, one) for one in steps]
+        if len(terms) == 1:
+            return terms[0][1], terms[0][0]
+        like = context.model.vector
+        whole = [
+            (coefficient, one if one.specs.keys() == like.specs.keys() else Padded(one, like))
+            for coefficient, one in terms
+        ]
+        origins = [[coefficient, one.origin] for coefficient, one in terms]
+        return like.derive(Sum(whole), operation="walk", terms=origins), 1.0
+
+    def control(self, swap: "Swap") -> "StartingPoint":
+        """Set out from where the control's way arrives.
+
+        Args:
+            swap: Gives the control's vector for each vector.
+
+        Returns:
+            The control's start.
+        """
+        return StartingPoint(None if self.way is None else self.way.control(swap), self.setting)
+
+
+Swap = Callable[[TaskVector], TaskVector]
+
+
+def controls(tau: TaskVector, aligned: Aligned | None, seed: int) -> Swap:
+    """Tell which vector the control has in place of which.
+
+    Args:
+        tau: The target's task vector.
+        aligned: τ in the target's coordinates, with the control that was aligned likewise; None without one.
+        seed: Of the shuffle.
+
+    Returns:
+        Gives a vector's control: τ shuffled, or the aligned control; what has none stays as it is.
+    """
+    pairs = [(tau, shuffled(tau, seed))]
+    if aligned is not None:
+        pairs.append((aligned.vector, aligned.control or pairs[0][1]))
+    return lambda vector: next((control for known, control in pairs if known is vector), vector)

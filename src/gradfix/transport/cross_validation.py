@@ -1,0 +1,246 @@
+"""A method walked over its settings, each judged on labelled samples that had no part in it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gradfix.evaluation.calibration import SPLITS, calibrated
+from gradfix.evaluation.evaluate import EncodedRows, Evaluation
+from gradfix.progress import Progress, silent
+from gradfix.recipes.settings import SelectionSettings
+from gradfix.transport.candidates import Candidate, Key, Seen, Values, best_setting
+from gradfix.transport.context import Held, SelectionContext, Setting
+from gradfix.transport.methods import FineTune, Method, Revote
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Samples that judge what they had no part in: their folds, their positions, and themselves, encoded."""
+
+    held: Held
+    places: Sequence[int]
+    rows: EncodedRows
+
+
+class _Table:
+    """What held-out samples said of every setting that was tried."""
+
+    def __init__(self, parts: Sequence[_Part]) -> None:
+        self.parts = parts
+        self.count = sum(len(part.places) for part in parts)
+        self.losses: dict[Key, Values] = {}
+        self.scores: dict[Key, Values] = {}
+        self.logits: dict[Key, Values] = {}
+        self.measured: dict[float, Evaluation] = {}
+
+    def add(self, setting: Setting, part: _Part, found: Evaluation) -> None:
+        key, places = tuple(setting.items()), list(part.places)
+        self.losses.setdefault(key, np.full(self.count, np.nan))[places] = found.losses
+        self.scores.setdefault(key, np.full(self.count, np.nan))[places] = found.scores
+        if found.logits is not None:
+            empty = np.full((self.count, found.logits.shape[1]), np.nan)
+            self.logits.setdefault(key, empty)[places] = found.logits.double().numpy()
+        if setting.keys() == {"alpha"}:
+            self.measured[setting["alpha"]] = found
+
+    def judged(self, key: Key) -> Values:
+        """The losses after calibration."""
+        if key not in self.logits:
+            return self.losses[key]
+        return calibrated(self.logits[key], self.losses[key], [part.places for part in self.parts])
+
+    def choose(self, way: Method, settings: SelectionSettings, *, validated: bool) -> Candidate:
+        """Choose among the settings that every part judged, and judge that choice itself.
+
+        The smallest of many losses is too small by luck. So each part judges the setting that the other parts would
+        choose: what is compared with other methods has no part in its own choice, however many settings there were.
+
+        Args:
+            way: The method.
+            settings: The numbers of the selection.
+            validated: Validation data judged, whose measurements serve again.
+
+        Returns:
+            The choice among its settings.
+        """
+        complete = [key for key, values in self.losses.items() if not np.isnan(values).any()]
+        seen = {key: Seen(self.judged(key), self.losses[key], self.scores[key]) for key in complete}
+        best = best_setting(seen, way.usual, settings)
+        nested = Seen(*(values.copy() for values in seen[best]))
+        for places in self._places():
+            others = np.setdiff1d(np.arange(self.count), places)
+            if not len(others):
+                continue
+            chosen = seen[
+                best_setting({key: one.at(others) for key, one in seen.items()}, way.usual, settings)
+            ]
+            for own, found in zip(nested, chosen, strict=True):
+                own[places] = found[places]
+        curve = tuple(
+            (dict(key), float(self.losses[key].mean()), float(self.scores[key].mean())) for key in complete
+        )
+        return Candidate(
+            way.name,
+            way.label,
+            dict(best),
+            self.losses[best],
+            self.scores[best],
+            nested,
+            curve,
+            measured=self.measured if validated else {},
+        )
+
+    def _places(self) -> list[Sequence[int]]:
+        """The samples by part; what came in one part is dealt into several."""
+        if len(self.parts) > 1:
+            return [part.places for part in self.parts]
+        return [range(first, self.count, SPLITS) for first in range(min(SPLITS, self.count))]
+
+
+def cross_validate(
+    context: SelectionContext,
+    way: Method,
+    *,
+    validation: EncodedRows | None = None,
+    rival: Candidate | None = None,
+    progress: Progress = silent,
+) -> Candidate:
+    """Walk a way and judge every setting on samples that had no part in it: each method and each baseline alike.
+
+    Args:
+        context: The model and its samples.
+        way: What to walk.
+        validation: Samples to judge on; without them the support set is cross-fitted.
+        rival: Where re-votes or training set out: a walk that only leads away from it is given up early.
+        progress: Told the parts done.
+
+    Returns:
+        The best setting by the rule of :mod:`gradfix.transport.selection`, with each sample's loss.
+    """
+    table = _Table(_parts(context, way, validation))
+    if isinstance(way, FineTune):
+        _search_training(context, way, table, rival, progress)
+    else:
+        _walk_parts(context, way, table, table.parts, rival, progress)
+    return table.choose(way, context.settings, validated=validation is not None)
+
+
+def _parts(context: SelectionContext, way: Method, validation: EncodedRows | None) -> list[_Part]:
+    """Who judges: validation data, all samples where none shaped the way, else each part what the others shaped."""
+    if validation is not None:
+        return [_Part((), range(sum(map(len, validation.positions))), validation)]
+    if not way.labelled:
+        return [_Part((), range(len(context.support)), context.encoded(()))]
+    parts = context.halves if isinstance(way, FineTune | Revote) else context.singles
+    return [_Part(held, context.places(held), context.encoded(held)) for held in parts]
+
+
+def _walk_parts(
+    context: SelectionContext,
+    way: Method,
+    table: _Table,
+    parts: Sequence[_Part],
+    rival: Candidate | None,
+    progress: Progress,
+    *,
+    whole: bool = False,
+) -> list[float]:
+    """Measure settings of a way: all if ``whole``, else of re-votes and training those that the first part goes to.
+
+    Returns:
+        The mean loss of each setting that was measured, in the order of the walk.
+    """
+    sums: list[float] = []
+    for number, part in enumerate(parts):
+        losses: list[float] = []
+        measured: list[Evaluation] = []
+        try:
+            for setting in way.candidates(context, part.held):
+                measured.append(context.model.evaluate(part.rows, logits=True))
+                table.add(setting, part, measured[-1])
+                losses.append(len(part.places) * measured[-1].loss)
+                if number and len(losses) == len(sums):
+                    break
+                steps = not whole and not number and isinstance(way, FineTune | Revote)
+                if steps and _hopeless(measured, part, rival, context.settings):
+                    break
+        finally:
+            context.model.restore()
+        sums = [(sums[index] if number else 0.0) + loss for index, loss in enumerate(losses)]
+        progress(f"trying {way.label}", number + 1, len(parts), "parts")
+    count = sum(len(part.places) for part in parts)
+    return [loss / count for loss in sums]
+
+
+def _hopeless(
+    measured: Sequence[Evaluation], part: _Part, rival: Candidate | None, settings: SelectionSettings
+) -> bool:
+    """Whether more steps are not worth their time: they make it worse, or what is ahead is out of reach."""
+    places = list(part.places)
+    losses, scores = [one.loss for one in measured], [one.score for one in measured]
+    if rival is not None:
+        losses.insert(0, float(rival.losses[places].mean()))
+        scores.insert(0, float(rival.scores[places].mean()))
+    recent = losses[-settings.patience - 1 :]
+    worse = len(recent) > settings.patience and recent == sorted(set(recent))
+    if worse and scores[-1] <= max(scores[:-1]):
+        return True
+    if rival is None or len(measured) < 2:
+        return False
+    behind = np.asarray(measured[-1].losses) - rival.losses[places]
+    gap, error = float(behind.mean()), float(behind.std()) / math.sqrt(len(behind))
+    reach = 2 * max(measured[-2].loss - measured[-1].loss, 0.0)
+    return gap > max(settings.behind * error, reach) and scores[-1] < scores[0]
+
+
+def _search_training(
+    context: SelectionContext, way: FineTune, table: _Table, rival: Candidate | None, progress: Progress
+) -> None:
+    """Search a learning rate and steps on half of the parts; the other half joins for the best rate alone.
+
+    A walk that is still getting better at its last stop asks for a larger rate first, which is cheaper than more
+    steps, and only then for more steps; one that gets worse from the start asks for a smaller one.
+    """
+    settings = context.settings
+    if len(way.stops) == 1:  # the steps were given
+        for rate in way.rates:
+            _walk_parts(context, replace(way, rates=(rate,)), table, table.parts, rival, progress)
+        return
+    half = (len(table.parts) + 1) // 2
+    searching, joining = table.parts[:half], table.parts[half:]
+    tried: dict[float, dict[int, float]] = {}
+
+    def attempt(rate: float, stops: Sequence[int]) -> float:
+        walk = replace(way, rates=(rate,), stops=stops)
+        losses = _walk_parts(context, walk, table, searching, rival, progress)
+        tried.setdefault(rate, {}).update(zip(stops, losses, strict=False))
+        return min(losses)
+
+    first, *_ = way.rates
+    start = (
+        math.inf
+        if rival is None
+        else float(np.mean([rival.losses[list(part.places)].mean() for part in searching]))
+    )
+    upwards = attempt(first, way.stops) < start
+    ladder = sorted({*way.rates, *settings.more_rates}, reverse=not upwards)
+    lowest = min(tried[first].values())
+    for rate in ladder[ladder.index(first) + 1 :]:
+        found = attempt(rate, way.stops)
+        if found > lowest:
+            break
+        lowest = found
+    best = min(tried, key=lambda rate: min(tried[rate].values()))
+    while (steps := max(tried[best])) < settings.most_steps and min(tried[best].values()) == tried[best][
+        steps
+    ]:
+        if steps < max(way.stops):  # given up as hopeless
+            break
+        attempt(best, (min(2 * steps, settings.most_steps),))
+    if joining:
+        stops = sorted(tried[best])
+        turn = min(stops, key=lambda stop: tried[best][stop])
+        walk = replace(way, rates=(best,), stops=stops[: stops.index(turn) + 2])
+        _walk_parts(context, walk, table, joining, None, progress, whole=True)
