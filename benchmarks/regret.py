@@ -59,19 +59,21 @@ def main() -> None:
     parser.add_argument("--pair", action="append", help="only pairs whose name has this in it, repeatable")
     parser.add_argument("--samples-per-class", type=int, nargs="+", default=BUDGETS)
     parser.add_argument("--draws", type=int, default=DRAWS)
+    parser.add_argument("--first-draw", type=int, default=0, help="seed of the first draw")
     parser.add_argument(
         "--results", type=Path, help="where results are kept; results.jsonl in the work directory"
     )
-    parser.add_argument("--only-write", action="store_true", help="cross_validate nothing")
+    parser.add_argument("--only-write", action="store_true", help="measure nothing")
     parser.add_argument("--write", type=Path, help="put the table into this page")
     options = parser.parse_args()
     options.workdir.mkdir(parents=True, exist_ok=True)
     results = options.results or options.workdir / "results.jsonl"
     known = read(results)
+    draws = range(options.first_draw, options.first_draw + options.draws)
     for name, make in PAIRS.items():
         if options.only_write or (options.pair and not any(part in name for part in options.pair)):
             continue
-        wanted = [(b, d) for d in range(options.draws) for b in options.samples_per_class]
+        wanted = [(b, d) for d in draws for b in options.samples_per_class]
         missing = [cell for cell in wanted if (name, *cell) not in known]
         if missing:
             measure(name, make, options.workdir, missing, results)

@@ -122,6 +122,7 @@ class Told:
     losses: Mapping[str, list[float]]
     asked: list[Method] = field(default_factory=list)
     score: float = 0.9
+    classes: int | None = None
 
     def __call__(self, context: SelectionContext, way: Method, **_: Any) -> Candidate:
         self.asked.append(way)
@@ -130,7 +131,7 @@ class Told:
         curve = ((setting, float(losses.mean()), 0.5),)
         scores = np.full(len(losses), self.score)
         seen = Seen(losses, losses, scores)
-        return Candidate(way.name, way.label, setting, losses, scores, seen, curve)
+        return Candidate(way.name, way.label, setting, losses, scores, seen, curve, self.classes)
 
 
 FLAT = [1.0, 1.0, 1.0, 1.0]
@@ -213,12 +214,25 @@ def test_what_labels_shaped_must_gain_more_than_luck(
     assert trained.start.way is (None if start == "nothing" else ways[start])
 
 
-@pytest.mark.parametrize(("score", "chosen"), [(0.3, "gradfix"), (1.0, "nothing")])
+@pytest.mark.parametrize(
+    ("score", "classes", "chosen"),
+    [
+        (0.3, None, "gradfix"),
+        (1.0, None, "nothing"),
+        (1.0, 2, "gradfix"),  # the losses are 1, and those of guessing one of two are 0.69
+        (0.3, 3, "nothing"),
+    ],
+)
 def test_luck_is_asked_for_only_where_there_is_something_to_lose(
-    score: float, chosen: str, model: TargetModel, work: Job, monkeypatch: pytest.MonkeyPatch
+    score: float,
+    classes: int | None,
+    chosen: str,
+    model: TargetModel,
+    work: Job,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     names = ("nothing", "naive", "gradfix", "re-voted", "few-shot")
-    told = Told({**dict.fromkeys(names, FLAT), "gradfix": LUCKY}, score=score)
+    told = Told({**dict.fromkeys(names, FLAT), "gradfix": LUCKY}, score=score, classes=classes)
     monkeypatch.setattr(methods, "cross_validate", told)
     assert select(ground_of(model, work.rows)).candidate.name == chosen
 

@@ -147,6 +147,7 @@ class Candidate:
         scores: Each sample's score there.
         seen: What is compared with other methods: each sample judges the setting that samples of other parts chose.
         curve: Every setting tried, with mean loss and score.
+        classes: How many classes its scores are of; None for a task without class scores.
         measured: By α, what validation data gave where α is all there is to set.
     """
 
@@ -157,6 +158,7 @@ class Candidate:
     scores: Values
     seen: Seen
     curve: tuple[tuple[Setting, float, float], ...]
+    classes: int | None = None
     measured: Mapping[float, Evaluation] = field(default_factory=dict)
 
     @classmethod

@@ -89,6 +89,7 @@ class _Table:
             self.scores[best],
             nested,
             curve,
+            classes=self.logits[best].shape[1] if best in self.logits else None,
             measured=self.measured if validated else {},
         )
 

@@ -14,10 +14,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from gradfix.evaluation.evaluate import EncodedRows
 from gradfix.progress import Progress, silent
 from gradfix.recipes.settings import SelectionSettings
-from gradfix.transport.candidates import Candidate, Choice, beats, verdict
+from gradfix.transport.candidates import Candidate, Choice, beats, loss_sign, verdict
 from gradfix.transport.context import SelectionContext, StartingPoint
 from gradfix.transport.cross_validation import cross_validate
 from gradfix.transport.methods import AddVector, FineTune, MaskVector, Method, Revote
@@ -65,7 +67,7 @@ def select(
         return new if beats(best[1].seen, new[1].seen, settings) else best
 
     best = attempt(nothing(tau))
-    if _at_chance(best[1], context, settings):
+    if _at_chance(best[1], context):
         # What is no better than guessing can't be lost: caution would only lose what others gain.
         settings = replace(settings, luck=0.0)
     naive = AddVector("naive", "naive addition", vector=tau, grid=settings.alphas)
@@ -163,8 +165,12 @@ def _simpler(
     return new if sign > 0 or within else best
 
 
-def _at_chance(base: Candidate, context: SelectionContext, settings: SelectionSettings) -> bool:
-    """Whether θ_B is right no more often, beyond luck, than who always names the commonest class of the samples."""
+def _at_chance(base: Candidate, context: SelectionContext) -> bool:
+    """Whether θ_B does no better, beyond luck, than who gives every class the same probability, or names one class."""
+    settings = context.settings
+    if base.classes is not None:
+        guess = np.full_like(base.seen.judged, math.log(base.classes))
+        return loss_sign(guess, base.seen.judged, settings) <= 0
     counts = Counter(context.model.task.classes(context.support))
     share = max(counts.values()) / counts.total()
     error = math.sqrt(share * (1 - share) / len(base.scores))
