@@ -169,7 +169,9 @@ def one_draw(
         "chosen": choice.candidate.name,
         "setting": dict(choice.candidate.setting),
         "seconds": seconds,
-        "candidates": [one.to_json() for one in choice.candidates],
+        "held out": {
+            one.name: [dict(one.setting), one.calibrated_loss, one.score] for one in choice.candidates
+        },
     }
 
 
