@@ -77,11 +77,12 @@ def main() -> None:
         path.write_text(page, encoding="utf-8")
 
 
-def prepare(work: Path) -> None:
-    """Make the four models and the data, each unless it is there.
+def prepare(work: Path, *, oracle: bool = True) -> None:
+    """Make the models and the data, each unless it is there.
 
     Args:
         work: Work directory.
+        oracle: Also fine-tune the new release itself.
     """
     work.mkdir(parents=True, exist_ok=True)
     stage(work, STAGES[0], work / "test.jsonl", lambda: write_data(work))
@@ -103,7 +104,8 @@ def prepare(work: Path) -> None:
 
     stage(work, STAGES[2], work / "old-tuned", tune("old"))
     stage(work, STAGES[3], work / "new", release)
-    stage(work, STAGES[4], work / "new-tuned", tune("new"))
+    if oracle:
+        stage(work, STAGES[4], work / "new-tuned", tune("new"))
 
 
 def stage(work: Path, name: str, output: Path, make: Callable[[], None]) -> None:

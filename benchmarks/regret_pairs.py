@@ -380,7 +380,7 @@ def minilm_pair(work: Path) -> Pair:
     """all-MiniLM-L6-v2 and its next release, as benchmarks/language.py makes them: half an hour the first time."""
     import language
 
-    language.prepare(work)
+    language.prepare(work, oracle=False)
     pool, test = (language.read_rows(work / f"{name}.jsonl") for name in ("pool", "test"))
     return Pair(
         work / "old", work / "old-tuned", work / "new",

@@ -151,7 +151,7 @@ class Votes(Part):
 
 
 class Candidate(Part):
-    """One method with its best setting; see :class:`gradfix.transport.selection.Candidate`."""
+    """One method with its best setting; see :class:`gradfix.transport.candidates.Candidate`."""
 
     name: str
     label: str
