@@ -506,6 +506,31 @@ def test_the_search_for_a_rate_and_steps_goes_on_where_its_end_is_the_best(
     assert (candidate.setting["learning_rate"], candidate.setting["finetune_steps"]) == found
 
 
+def test_a_search_never_trains_for_longer_than_it_was_told(
+    model: TargetModel, work: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: set[int] = set()
+    evaluate = TargetModel.evaluate
+
+    def train(
+        self: FineTune, context: SelectionContext, rate: float, stops: Any, held: Held
+    ) -> Iterator[int]:
+        for stop in stops:
+            trained.add(stop)
+            BUMP[0] = 1.0 / stop
+            yield stop
+
+    def evaluating(self: TargetModel, rows: Any, **options: Any) -> Any:
+        seen = evaluate(self, rows, **options)
+        return replace(seen, losses=[BUMP[0]] * seen.n, loss=BUMP[0], logits=None)
+
+    monkeypatch.setattr(FineTune, "_train", train)
+    monkeypatch.setattr(TargetModel, "evaluate", evaluating)
+    with ground_of(model, work.rows) as context:
+        cross_validate(context, methods.training_from(StartingPoint(), None, SETTINGS, 20))
+    assert trained == {5, 15, 20}
+
+
 def test_training_that_only_leads_away_is_given_up(
     model: TargetModel, work: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -118,7 +118,7 @@ def cross_validate(
         progress: Told the parts done.
 
     Returns:
-        The best setting by the rule of :mod:`gradfix.transport.selection`, with each sample's loss.
+        The best setting by the rule of :func:`gradfix.transport.candidates.best_setting`, with each sample's loss.
     """
     table = _Table(_parts(context, way, validation))
     if isinstance(way, FineTune):
@@ -234,12 +234,10 @@ def _search_training(
             break
         lowest = found
     best = min(tried, key=lambda rate: min(tried[rate].values()))
-    while (steps := max(tried[best])) < settings.most_steps and min(tried[best].values()) == tried[best][
-        steps
-    ]:
+    while (steps := max(tried[best])) < way.most and min(tried[best].values()) == tried[best][steps]:
         if steps < max(way.stops):  # given up as hopeless
             break
-        attempt(best, (min(2 * steps, settings.most_steps),))
+        attempt(best, (min(2 * steps, way.most),))
     if joining:
         stops = sorted(tried[best])
         turn = min(stops, key=lambda stop: tried[best][stop])

@@ -231,6 +231,8 @@ class FineTune(Method):
     start: StartingPoint = field(kw_only=True)
     rates: Sequence[float] = field(kw_only=True)
     stops: Sequence[int] = field(kw_only=True)
+    most: int = field(kw_only=True, default=0)
+    """Steps to which a search may go on past the last stop."""
 
     def candidates(self, context: SelectionContext, held: Held) -> Iterator[Setting]:
         """Pause at the given numbers of steps, for each learning rate."""

@@ -144,12 +144,11 @@ def training_from(
         The way.
     """
     stops = settings.stops if most is None else (*(stop for stop in settings.stops if stop < most), most)
-    if start.way is None or candidate is None:
-        return FineTune(
-            "few-shot", "few-shot fine-tuning", start=StartingPoint(), rates=settings.rates, stops=stops
-        )
-    label = f"{candidate.label}, then fine-tuning"
-    return FineTune("fine-tuned", label, start=start, rates=settings.rates, stops=stops)
+    name, label = "few-shot", "few-shot fine-tuning"
+    if start.way is not None and candidate is not None:
+        name, label = "fine-tuned", f"{candidate.label}, then fine-tuning"
+    most = settings.most_steps if most is None else most
+    return FineTune(name, label, start=start, rates=settings.rates, stops=stops, most=most)
 
 
 def _simpler(
