@@ -120,6 +120,7 @@ def test_an_unknown_architecture_ties_nothing(tmp_path: Path, config: str) -> No
     assert list(checkpoint) == ["x"]
 
 
+@pytest.mark.slow
 def test_an_untied_model_is_opened_without_importing_transformers(tmp_path: Path) -> None:
     models.tiny_llama().save_pretrained(tmp_path)
     script = (

@@ -139,7 +139,7 @@ def test_a_record_of_another_version_or_kind_is_refused_by_name(tmp_path: Path) 
     with pytest.raises(GradfixError, match=r"expected a record of gradfix .*, found format None"):
         report_of(tmp_path)
     (tmp_path / "gradfix.json").write_text('{"format": ')
-    with pytest.raises(GradfixError, match="not readable as JSON"):
+    with pytest.raises(GradfixError, match="not valid JSON"):
         report_of(tmp_path)
     (tmp_path / "gradfix.json").write_text(
         json.dumps({**transport_record(), "judgement": {"gain": 3, "base": 1}})

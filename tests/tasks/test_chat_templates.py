@@ -38,9 +38,10 @@ def test_a_template_says_what_it_says_without_bounds(prompt: bool) -> None:
         ("{{ 1 // 0 }}", "division by zero|modulo by zero"),
         ("{{ raise_exception('no system turn') }}", "no system turn"),
         ("{{ 'x' * 10 ** 10 }}", "more memory|takes more than"),
-        (
+        pytest.param(
             "{% set n = namespace(x='x') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
             "more memory|takes",
+            marks=pytest.mark.slow,
         ),
         ("{{ messages.nothing.at_all }}", "no attribute"),
         ("{% for", "unexpected|expected|Expected"),

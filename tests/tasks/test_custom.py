@@ -231,6 +231,7 @@ def test_bare_files_are_transported_as_by_hand(files: Files) -> None:
             assert measured.predictions == predict(model, encode(test))[0]
 
 
+@pytest.mark.slow
 def test_the_output_tells_all_and_promises_no_rerun(files: Files) -> None:
     result = files.run(batch_size=5)
     out = files.folder / "out"
@@ -580,6 +581,7 @@ def test_a_column_of_numbers_named_image_is_no_picture(files: Files) -> None:
     assert shown[0].label in CLASSES
 
 
+@pytest.mark.slow
 def test_the_page_on_custom_models_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = Path(__file__).parents[2] / "docs" / "custom-models.md"
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)

@@ -117,6 +117,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(
     st.lists(
         st.dictionaries(st.text(st.characters(codec="utf-8"), min_size=1), VALUES, min_size=1), min_size=1

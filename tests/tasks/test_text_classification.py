@@ -257,6 +257,7 @@ def test_an_unknown_task_or_option_is_refused():
         get_task("text-classification", colour="red")
 
 
+@pytest.mark.slow
 def test_importing_tasks_loads_neither_transformers_nor_datasets():
     code = "import sys, gradfix.tasks, gradfix.tasks.data; assert not {'transformers', 'datasets'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -170,6 +170,7 @@ def pairs(options: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str, dict[s
             yield one, other, both
 
 
+@pytest.mark.slow
 def test_each_option_of_a_pair_has_an_effect_or_the_pair_is_refused(
     outcome: Callable[[dict[str, Any]], str | None], places: dict[str, str]
 ) -> None:

@@ -561,6 +561,7 @@ def test_the_command_writes_a_file_that_apply_takes(files: Files, tmp_path: Path
     assert {t.dtype for t in load_file(tmp_path / "tau.safetensors").values()} == {torch.bfloat16}
 
 
+@pytest.mark.slow
 def test_the_command_takes_a_mask_and_a_seed(files: Files, tmp_path: Path) -> None:
     _, taus, votes_without = files
     arguments = ["merge", *repeated("--task-vector", taus), *repeated("--votes", votes_without)]
