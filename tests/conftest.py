@@ -1,7 +1,17 @@
 """Settings that every test shares."""
 
+import os
+import random
+
 from hypothesis import settings
 
 # A slow machine must not fail a property: deadlines measure the machine, not the code.
 settings.register_profile("any-machine", deadline=None)
 settings.load_profile("any-machine")
+
+# Before workers start, so that they draw the same.
+os.environ.setdefault("CAMPAIGN_SEED", str(random.SystemRandom().randrange(10**6)))
+
+
+def pytest_report_header() -> str:
+    return f"campaigns: CAMPAIGN_SEED={os.environ['CAMPAIGN_SEED']} repeats what they draw"

@@ -1,6 +1,15 @@
-"""``python -m gradfix``: the same as ``gradfix``."""
+"""Where the ``gradfix`` command starts: Ctrl-C has its answer before anything that takes time is imported."""
 
-from gradfix.cli import main
+from gradfix.interrupts import end_at_once
+
+
+def main() -> None:
+    """Run the ``gradfix`` command."""
+    end_at_once()
+    from gradfix.cli import main as run
+
+    run()
+
 
 if __name__ == "__main__":
     main()

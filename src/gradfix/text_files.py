@@ -234,22 +234,34 @@ def read_yaml(path: Path) -> Any:
 
     Returns:
         The value.
+    """
+    return parse_yaml(read_text(path, MAX_YAML_BYTES), str(path))
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Parse YAML as :func:`read_yaml` does.
+
+    Args:
+        text: The YAML.
+        where: What it is from, for messages.
+
+    Returns:
+        The value.
 
     Raises:
         GradfixError: If it is something else, or beyond a limit.
     """
     import yaml
 
-    text = read_text(path, MAX_YAML_BYTES)
     try:
         value = yaml.load(text, Loader=_plain_loader())
         check_depth(value)
         json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
-        raise GradfixError(f"{path}: is nested deeper than {MAX_DEPTH} levels: write it again") from None
+        raise GradfixError(f"{where}: is nested deeper than {MAX_DEPTH} levels: write it again") from None
     except (yaml.YAMLError, ValueError, TypeError) as error:
         raise GradfixError(
-            f"{path}: not a readable YAML file: {' '.join(str(error).split())[:300]}"
+            f"{where}: not a readable YAML file: {' '.join(str(error).split())[:300]}"
         ) from None
     return value
 

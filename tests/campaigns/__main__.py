@@ -47,10 +47,13 @@ def main() -> None:
             shutil.rmtree(root)
     started = time.monotonic()
     rows.insert(0, (MUTATED, parallel(seed, round(MUTATIONS * share)), time.monotonic() - started))
-    print("| campaign | tried | passed | minutes |")
-    print("|---|---|---|---|")
+    print("| campaign | tried | passed | slowest command | most memory | minutes |")
+    print("|---|---|---|---|---|---|")
     for what, result, seconds in rows:
-        print(f"| {what} | {result.tried} | {result.tried - len(result.faults)} | {seconds / 60:.1f} |")
+        print(
+            f"| {what} | {result.tried} | {result.tried - len(result.faults)} | {result.slowest:.1f} s "
+            f"| {result.largest / 1e9:.2f} GB | {seconds / 60:.1f} |"
+        )
     print(f"\nRepeat it with `python -m tests.campaigns {seed}`.")
     for _, result, _ in rows:
         for case, fault in result.faults:

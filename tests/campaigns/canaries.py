@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from tests.campaigns.results import Result
-from tests.campaigns.runner import Runner
+from tests.campaigns.runner import runner
 from tests.campaigns.world import CHAT, CHECK, LABELLED
 
 CODE = "import pathlib; pathlib.Path({!r}).touch()"
@@ -203,15 +203,14 @@ def canaries(world: Path, seed: int, count: int) -> Result:
         Whose code ran, and which ended otherwise than in plain words.
     """
     result = Result("hostile canaries")
-    with Runner() as runner:
-        for name, plant in list(PLANTS.items())[:count]:
-            root = Path(shutil.copytree(world, world.parent / "hostile"))
-            mark = root.parent / "ran"
-            try:
-                outcome = runner.run(*plant(root, mark).split(), cwd=root)
-                result.add(name, "its code ran" if mark.exists() else outcome.fault)
-            finally:
-                shutil.rmtree(root)
-                if mark.exists():
-                    os.unlink(mark)
+    for name, plant in list(PLANTS.items())[:count]:
+        root = Path(shutil.copytree(world, world.parent / "hostile"))
+        mark = root.parent / "ran"
+        try:
+            outcome = runner().run(*plant(root, mark).split(), cwd=root)
+            result.add(name, "its code ran" if mark.exists() else outcome.fault, outcome)
+        finally:
+            shutil.rmtree(root)
+            if mark.exists():
+                os.unlink(mark)
     return result

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tests.campaigns.results import Result
-from tests.campaigns.runner import Fault, Outcome, Runner
+from tests.campaigns.runner import Fault, Outcome, runner
 
 APPLY = [
     "apply",
@@ -62,12 +62,12 @@ def _left(root: Path) -> list[str]:
     return sorted(path.name for path in (*root.glob("out*"), *root.glob(".out*")) if path.name != "out")
 
 
-def _references(runner: Runner, root: Path) -> tuple[str, str, float]:
+def _references(root: Path) -> tuple[str, str, float]:
     """The digests of the output with α of 1 and of 0.5, and how long a run takes."""
     found = []
     for alpha in (1.0, 0.5):
         _clear(root)
-        outcome = runner.run(*APPLY, "--alpha", alpha, cwd=root)
+        outcome = runner().run(*APPLY, "--alpha", alpha, cwd=root)
         assert outcome.status == 0, outcome.stderr
         found.append(digest(root / "out"))
     _clear(root)
@@ -87,26 +87,25 @@ def kills(root: Path, seed: int, count: int) -> Result:
         repeated or gives other bytes, an interrupt that ends otherwise than with 130 and one line.
     """
     result, draw = Result("kills"), random.Random(seed)
-    with Runner() as runner:
-        one, half, seconds = _references(runner, root)
-        for _ in range(count):
-            _clear(root)
-            overwrite = draw.random() < 0.5
-            if overwrite:
-                runner.run(*APPLY, "--alpha", 0.5, cwd=root)
-            command = [*APPLY, "--alpha", 1.0, *(["--overwrite"] if overwrite else [])]
-            number, after = draw.choice(SIGNALS), draw.uniform(0, seconds)
-            outcome = runner.run(*command, cwd=root, signal=number, after=after)
-            result.add(
-                f"{number.name} after {after:.3f} s",
-                _killed(runner, root, outcome, command, number, one, half),
-            )
+    one, half, seconds = _references(root)
+    for _ in range(count):
+        _clear(root)
+        overwrite = draw.random() < 0.5
+        if overwrite:
+            runner().run(*APPLY, "--alpha", 0.5, cwd=root)
+        command = [*APPLY, "--alpha", 1.0, *(["--overwrite"] if overwrite else [])]
+        number, after = draw.choice(SIGNALS), draw.uniform(0, seconds)
+        outcome = runner().run(*command, cwd=root, signal=number, after=after)
+        result.add(
+            f"{number.name} after {after:.3f} s",
+            _killed(root, outcome, command, number, one, half),
+            outcome,
+        )
     _clear(root)
     return result
 
 
 def _killed(
-    runner: Runner,
     root: Path,
     outcome: Outcome,
     command: list[object],
@@ -125,7 +124,7 @@ def _killed(
         return outcome.stderr[-200:]
     if outcome.status == 0:
         return ""
-    again = runner.run(
+    again = runner().run(
         *command, *([] if "--overwrite" in command else ["--overwrite"]), "--restart", cwd=root
     )
     if again.status != 0 or digest(root / "out") != one:
@@ -145,30 +144,29 @@ def faults(root: Path, seed: int, count: int) -> Result:
         What was found: an end without one line, an output that is not whole, an earlier one that is gone.
     """
     result = Result("faults")
-    with Runner() as runner:
-        one, half, _ = _references(runner, root)
-        cases = list(_each_call(runner, root))
-        random.Random(seed).shuffle(cases)
-        for fault in cases[:count]:
-            _clear(root)
-            runner.run(*APPLY, "--alpha", 0.5, cwd=root)
-            outcome = runner.run(*APPLY, "--alpha", 1.0, "--overwrite", cwd=root, fault=asdict(fault))
-            now = digest(root / "out")
-            found = outcome.fault
-            if not found and outcome.status == 0 and now != one:
-                found = "said that it wrote, and did not"
-            if not found and outcome.status and now not in {one, half}:
-                found = "the earlier output is gone"
-            result.add(f"{fault.call} {fault.number}: {errno.errorcode.get(fault.code, 'short')}", found)
+    one, half, _ = _references(root)
+    cases = list(_each_call(root))
+    random.Random(seed).shuffle(cases)
+    for fault in cases[:count]:
+        _clear(root)
+        runner().run(*APPLY, "--alpha", 0.5, cwd=root)
+        outcome = runner().run(*APPLY, "--alpha", 1.0, "--overwrite", cwd=root, fault=asdict(fault))
+        now = digest(root / "out")
+        found = outcome.fault
+        if not found and outcome.status == 0 and now != one:
+            found = "said that it wrote, and did not"
+        if not found and outcome.status and now not in {one, half}:
+            found = "the earlier output is gone"
+        result.add(f"{fault.call} {fault.number}: {errno.errorcode.get(fault.code, 'short')}", found, outcome)
     _clear(root)
     return result
 
 
-def _each_call(runner: Runner, root: Path) -> Iterator[Fault]:
+def _each_call(root: Path) -> Iterator[Fault]:
     count = root / "count"
     for call, codes in CALLS.items():
-        runner.run(*APPLY, "--alpha", 0.5, cwd=root)
-        runner.run(
+        runner().run(*APPLY, "--alpha", 0.5, cwd=root)
+        runner().run(
             *APPLY, "--alpha", 1.0, "--overwrite", cwd=root, fault=asdict(Fault(call, 0, 0, str(count)))
         )
         calls = int(count.read_text())
@@ -188,27 +186,26 @@ def races(root: Path, seed: int, pairs: int) -> Result:
         What was found: nobody wrote, both wrote without ``--overwrite``, an output of neither, something left behind.
     """
     result, draw = Result("two at once"), random.Random(seed)
-    with Runner() as runner:
-        one, half, _ = _references(runner, root)
-        for _ in range(pairs):
-            _clear(root)
-            overwrite = draw.random() < 0.5
-            if overwrite:
-                runner.run(*APPLY, "--alpha", 1.0, cwd=root)
-            extra = ["--overwrite"] if overwrite else []
-            outcomes = runner.together(
-                [[*APPLY, "--alpha", 1.0, *extra], [*APPLY, "--alpha", 0.5, *extra]], cwd=root
-            )
-            wrote = [
-                digest_ for digest_, outcome in zip((one, half), outcomes, strict=True) if outcome.status == 0
-            ]
-            found = next((outcome.fault for outcome in outcomes if outcome.fault), "")
-            if not found and digest(root / "out") not in wrote:
-                found = f"the output is of none of those that wrote it: {[o.stderr[-150:] for o in outcomes]}"
-            if not found and len(wrote) == 2 and not overwrite:
-                found = "both say that they wrote it"
-            if not found and _left(root):
-                found = f"left {_left(root)}"
-            result.add("--overwrite" if overwrite else "plain", found)
+    one, half, _ = _references(root)
+    for _ in range(pairs):
+        _clear(root)
+        overwrite = draw.random() < 0.5
+        if overwrite:
+            runner().run(*APPLY, "--alpha", 1.0, cwd=root)
+        extra = ["--overwrite"] if overwrite else []
+        outcomes = runner().together(
+            [[*APPLY, "--alpha", 1.0, *extra], [*APPLY, "--alpha", 0.5, *extra]], cwd=root
+        )
+        wrote = [
+            digest_ for digest_, outcome in zip((one, half), outcomes, strict=True) if outcome.status == 0
+        ]
+        found = next((outcome.fault for outcome in outcomes if outcome.fault), "")
+        if not found and digest(root / "out") not in wrote:
+            found = f"the output is of none of those that wrote it: {[o.stderr[-150:] for o in outcomes]}"
+        if not found and len(wrote) == 2 and not overwrite:
+            found = "both say that they wrote it"
+        if not found and _left(root):
+            found = f"left {_left(root)}"
+        result.add("--overwrite" if overwrite else "plain", found, *outcomes)
     _clear(root)
     return result

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from tests.campaigns.results import Result
-from tests.campaigns.runner import Runner
+from tests.campaigns.runner import runner
 from tests.campaigns.world import CHECK, LABELLED, MODELS
 
 APPLY = f"apply {MODELS}"
@@ -96,17 +96,16 @@ def handmade(root: Path, seed: int, count: int) -> Result:
     (root / "link").symlink_to("target")
     os.mkfifo(root / "pipe")
     before = _snapshot(root)
-    with Runner() as runner:
-        for command in COMMANDS[:count]:
-            outcome = runner.run(*[word.strip("'") for word in command.split()], cwd=root)
-            found = outcome.fault or ("" if outcome.status in {1, 2} else "not refused")
-            if not found and outcome.status == 1 and not _told(outcome.stderr):
-                found = f"no line of its own: {outcome.stderr[-200:]!r}"
-            if not found and _snapshot(root) != before:
-                found = f"changed files: {sorted(set(_snapshot(root)) ^ set(before))[:3]}"
-            result.add(command, found)
-            if (root / "out").exists():
-                shutil.rmtree(root / "out") if (root / "out").is_dir() else (root / "out").unlink()
+    for command in COMMANDS[:count]:
+        outcome = runner().run(*[word.strip("'") for word in command.split()], cwd=root)
+        found = outcome.fault or ("" if outcome.status in {1, 2} else "not refused")
+        if not found and outcome.status == 1 and not _told(outcome.stderr):
+            found = f"no line of its own: {outcome.stderr[-200:]!r}"
+        if not found and _snapshot(root) != before:
+            found = f"changed files: {sorted(set(_snapshot(root)) ^ set(before))[:3]}"
+        result.add(command, found, outcome)
+        if (root / "out").exists():
+            shutil.rmtree(root / "out") if (root / "out").is_dir() else (root / "out").unlink()
     (root / "link").unlink()
     (root / "pipe").unlink()
     return result

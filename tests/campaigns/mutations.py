@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.campaigns.grammar import as_json, as_safetensors, as_yaml, changed, damaged, safetensors_parts
 from tests.campaigns.results import Result
-from tests.campaigns.runner import Runner
+from tests.campaigns.runner import runner
 from tests.campaigns.world import SUBJECTS, Subject, build
 
 
@@ -110,25 +110,23 @@ def campaign(root: Path, number: int, count: int) -> Result:
         The faults.
     """
     result = Result("mutations")
-    with Runner() as runner:
 
-        @seed(number)
-        @settings(
-            max_examples=count,
-            phases=[Phase.generate],
-            database=None,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        )
-        @given(cases(root))
-        def probe(case: Case) -> None:
-            with broken(root, case):
-                outcome = runner.run(*case.command.split(), cwd=root)
-            result.add(f"{case.subject.path} for `{case.command}`: {case.content[:2000]!r}", outcome.fault)
-            result.slowest = max(result.slowest, outcome.seconds)
-            result.largest = max(result.largest, outcome.peak)
+    @seed(number)
+    @settings(
+        max_examples=count,
+        phases=[Phase.generate],
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(cases(root))
+    def probe(case: Case) -> None:
+        with broken(root, case):
+            outcome = runner().run(*case.command.split(), cwd=root)
+        what = f"{case.subject.path} for `{case.command}`: {case.content[:2000]!r}"
+        result.add(what, outcome.fault, outcome)
 
-        probe()
+    probe()
     return result
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from tests.campaigns.results import Result
-from tests.campaigns.runner import Runner
+from tests.campaigns.runner import runner
 from tests.triples import save_triple
 
 FAMILIES = ("bert", "gpt2", "vit")
@@ -33,35 +33,34 @@ def numbers(root: Path, seed: int, count: int) -> Result:
         save_triple(family, folder / family)
     cases = list(_cases(folder))
     draw.shuffle(cases)
-    with Runner() as runner:
-        for family, name, value in cases[:count]:
-            model = draw.choice(("base", "tuned", "target"))
-            path = folder / family / model / "model.safetensors"
-            content = path.read_bytes()
-            tensors = load_file(path)
-            tensors[name].view(-1)[draw.randrange(tensors[name].numel())] = value
-            save_file(tensors, path, metadata={"format": "pt"})
-            outcome = runner.run(
-                *[
-                    "apply",
-                    "--source-base",
-                    "base",
-                    "--source-tuned",
-                    "tuned",
-                    "--target-base",
-                    "target",
-                    "--output",
-                    "out",
-                ],
-                cwd=folder / family,
-            )
-            path.write_bytes(content)
-            found = outcome.fault
-            if not found and (outcome.status != 1 or name not in outcome.stderr):
-                found = f"status {outcome.status}: {outcome.stderr[-200:]}"
-            if not found and (folder / family / "out").exists():
-                found = "it was written"
-            result.add(f"{value} in {name} of the {model} {family}", found)
+    for family, name, value in cases[:count]:
+        model = draw.choice(("base", "tuned", "target"))
+        path = folder / family / model / "model.safetensors"
+        content = path.read_bytes()
+        tensors = load_file(path)
+        tensors[name].view(-1)[draw.randrange(tensors[name].numel())] = value
+        save_file(tensors, path, metadata={"format": "pt"})
+        outcome = runner().run(
+            *[
+                "apply",
+                "--source-base",
+                "base",
+                "--source-tuned",
+                "tuned",
+                "--target-base",
+                "target",
+                "--output",
+                "out",
+            ],
+            cwd=folder / family,
+        )
+        path.write_bytes(content)
+        found = outcome.fault
+        if not found and (outcome.status != 1 or name not in outcome.stderr):
+            found = f"status {outcome.status}: {outcome.stderr[-200:]}"
+        if not found and (folder / family / "out").exists():
+            found = "it was written"
+        result.add(f"{value} in {name} of the {model} {family}", found, outcome)
     shutil.rmtree(folder)
     return result
 

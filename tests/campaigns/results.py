@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from tests.campaigns.runner import Outcome
+
 
 @dataclass
 class Result:
@@ -21,13 +23,16 @@ class Result:
     slowest: float = 0.0
     largest: int = 0
 
-    def add(self, case: str, fault: str) -> None:
+    def add(self, case: str, fault: str, *outcomes: Outcome) -> None:
         """Count a case.
 
         Args:
             case: What was tried.
             fault: What was wrong; empty where nothing was.
+            *outcomes: Of its commands.
         """
+        self.slowest = max([self.slowest, *(outcome.seconds for outcome in outcomes)])
+        self.largest = max([self.largest, *(outcome.peak for outcome in outcomes)])
         self.tried += 1
         if fault:
             self.faults.append((case, fault))

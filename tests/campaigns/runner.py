@@ -4,6 +4,7 @@
 imports everything heavy once and forks for each request, so that a case costs milliseconds.
 """
 
+import atexit
 import json
 import os
 import resource
@@ -16,6 +17,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ class Outcome:
 
     Attributes:
         status: Exit status; negative for the signal that ended it; None where it was killed for its time.
-        seconds: From start to end.
+        seconds: From start to end, without what it waited for a processor that others had.
         peak: Bytes of memory at most.
         stderr: What it said.
         stdout: Its result.
@@ -76,9 +78,15 @@ class Runner:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process."""
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait()
+        self._process.stdout.close()
 
     def run(self, *arguments: object, cwd: Path | None = None, **more: Any) -> Outcome:
         """Run one command.
@@ -164,7 +172,7 @@ def _child(request: dict[str, Any], arguments: list[str], stdout: int, stderr: i
         resource.setrlimit(resource.RLIMIT_AS, (_MOST_ADDRESSES, _MOST_ADDRESSES))
         os.chdir(request["cwd"])
         sys.argv = ["gradfix", *arguments]
-        from gradfix.cli import main
+        from gradfix.__main__ import main
 
         fault = Fault(**request["fault"]) if "fault" in request else None
         if fault is not None:
@@ -200,8 +208,15 @@ class _Running:
 
     def wait(self, seconds: float) -> bool:
         """Wait for its end for so long."""
-        left = self._started + seconds - time.monotonic()
-        return bool(select.select([self._watch], [], [], max(0.0, left))[0])
+        while (left := seconds - self.seconds()) > 0:
+            if select.select([self._watch], [], [], left)[0]:
+                return True
+        return bool(select.select([self._watch], [], [], 0)[0])
+
+    def seconds(self) -> float:
+        """How long it has run; a machine that is busy with other work does not make a command hang."""
+        delay = Path(f"/proc/{self._child}/schedstat").read_text().split()[1]
+        return time.monotonic() - self._started - int(delay) / 1e9
 
     def send(self, number: int) -> None:
         """Send it a signal."""
@@ -211,10 +226,10 @@ class _Running:
     def outcome(self) -> Outcome:
         """Wait for the end, and tell how it was."""
         ended = self.wait(LIMIT_SECONDS)
+        seconds = self.seconds()
         if not ended:
             os.killpg(self._child, signal.SIGKILL)
         _, code, usage = os.wait4(self._child, 0)
-        seconds = time.monotonic() - self._started
         os.close(self._watch)
         texts = []
         for file in (self._stdout, self._stderr):
@@ -223,6 +238,18 @@ class _Running:
             file.close()
         status = os.waitstatus_to_exitcode(code) if ended else None
         return Outcome(status, seconds, usage.ru_maxrss * 1024, texts[1], texts[0])
+
+
+@cache
+def runner() -> Runner:
+    """One warm process for all campaigns of this one; it ends with this one.
+
+    Returns:
+        It.
+    """
+    warm = Runner()
+    atexit.register(warm.close)
+    return warm
 
 
 def _answer(request: dict[str, Any]) -> list[Outcome]:

@@ -53,7 +53,10 @@ def test_a_lock_held_by_another_process_is_seen(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", '{"pid": "x"}', '{"pid": -1}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[1]", '{"pid": "x"}', '{"pid": -1}', f'{{"pid": {10**20}}}', "[" * 9_000, "9" * 5_000, "\xff"],
+)
 def test_a_record_that_says_nothing_is_taken_over(tmp_path, text):
     lock = OutputLock(tmp_path / "out")
     lock.path.write_text(text)

@@ -62,3 +62,23 @@ def test_only_a_demos_folder_is_replaced(tmp_path: Path) -> None:
         assert (mine / "thesis.tex").exists()
     with pytest.raises(GradfixError, match="not the folder of a demo"):
         module.demo(mine, overwrite=True)
+    (mine / "models").mkdir()
+    with pytest.raises(GradfixError, match="not the folder of a demo"):
+        module.demo(mine, overwrite=True)
+
+
+def test_a_demo_replaces_what_a_demo_wrote_and_nothing_else(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    module._make_room(folder, overwrite=False)
+    theirs = ("model", "models/old-base", "close-release/model", "support")
+    mine = ("model-again", "models/mine", "notes")
+    for name in (*theirs, *mine):
+        (folder / name).mkdir()
+        (folder / name / "file").write_text("text")
+    (folder / "table.md").symlink_to(folder / "notes" / "file")
+    (folder / "digits.png").write_text("text")
+    module._make_room(folder, overwrite=True)
+    left = {str(path.relative_to(folder)) for path in folder.rglob("file")}
+    assert left == {f"{name}/file" for name in mine}
+    assert not (folder / "table.md").is_symlink()
+    assert not (folder / "digits.png").exists()

@@ -10,6 +10,7 @@ from PIL import Image
 
 from gradfix.errors import GradfixError
 from gradfix.tasks.data import Row, load_rows, origin, row_hash
+from gradfix.tasks.data_files import read_text
 from gradfix.tasks.repeated_rows import distinct
 from tests import tiny
 
@@ -177,3 +178,18 @@ def test_repeated_rows_are_left_out_and_both_are_named(tmp_path):
     kept, repeats = distinct([{"text": "x"}, {"text": "b"}, {"text": "x"}], lambda row: ["text"], known=rows)
     assert [row.origin for row in kept] == ["row 0"]
     assert repeats == [("row 1", f"line 3 of {path}"), ("row 2", "row 0")]
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(GradfixError, match="pipe: is not a regular file"):
+        load_rows(tmp_path / "pipe")
+    with pytest.raises(GradfixError, match="pipe: is not a regular file"):
+        read_text(tmp_path / "pipe")
+
+
+def test_a_file_that_does_not_fit_the_memory_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("gradfix.tasks.data_files.MAX_ROWS_BYTES", 10)
+    (tmp_path / "rows.csv").write_text("text,label\na,b\n")
+    with pytest.raises(GradfixError, match=r"rows\.csv: is too long"):
+        load_rows(tmp_path / "rows.csv")

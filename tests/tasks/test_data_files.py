@@ -77,7 +77,7 @@ def test_a_compressed_file_is_read_like_what_it_holds(tmp_path: Path, name: str)
 def test_a_small_file_that_unpacks_to_more_than_memory_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gradfix.tasks.data_files.MAX_UNCOMPRESSED", 10_000)
+    monkeypatch.setattr("gradfix.tasks.data_files.MAX_ROWS_BYTES", 10_000)
     (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress(b" " * 1_000_000))
     assert "holds more than" in message_of(tmp_path / "d.jsonl.gz")
 

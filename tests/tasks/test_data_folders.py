@@ -210,6 +210,18 @@ def test_a_folder_that_declares_itself_is_read_as_it_says(tmp_path: Path) -> Non
     assert "run[12]: its README declares data files" in message_of(tmp_path / "run[12]")
 
 
+@pytest.mark.parametrize(
+    "head", ["configs: [{", "configs: !!python/name:os.system", "configs: " + "[" * 5_000]
+)
+def test_a_declaration_that_cannot_be_read_is_refused(tmp_path: Path, head: str) -> None:
+    (tmp_path / "train.csv").write_text("text,label\na,b\n")
+    (tmp_path / "README.md").write_text(f"---\n{head}\n---\n")
+    with pytest.raises(GradfixError, match=r"README\.md: "):
+        load_rows(tmp_path)
+    (tmp_path / "README.md").write_text("---\ntitle: [{\ndate: 2026-13-45\n---\n")
+    assert len(load_rows(tmp_path)) == 1
+
+
 def test_json_that_is_declared_keeps_its_dates(tmp_path: Path) -> None:
     lines(tmp_path / "a.jsonl", "a", when="2020-01-01T00:00:00")
     (tmp_path / "README.md").write_text(

@@ -168,6 +168,19 @@ def test_a_module_outside_the_folder_is_refused(trio: Path) -> None:
         _apply(trio)
 
 
+@pytest.mark.parametrize("text", ["null", "{}", "[[]]", '[{"path": 3}]', "[" * 9_000, "[{}]"])
+def test_a_list_of_modules_that_is_none_is_refused_by_name(trio: Path, text: str) -> None:
+    (trio / "target" / "modules.json").write_text(text)
+    with pytest.raises(GradfixError, match=r"modules\.json: "):
+        _apply(trio)
+
+
+def test_a_chat_template_in_another_encoding_is_refused_by_name(trio: Path) -> None:
+    (trio / "tuned" / "chat_template.jinja").write_bytes(b"{{ 'caf\xe9' }}")
+    with pytest.raises(GradfixError, match=r"chat_template\.jinja: is not UTF-8"):
+        _apply(trio)
+
+
 def test_nothing_is_said_where_nothing_is_brought(trio: Path) -> None:
     assert _apply(trio).remarks == []
     assert Checkpoint.open(trio / "output").config == Checkpoint.open(trio / "target").config

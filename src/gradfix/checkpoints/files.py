@@ -188,41 +188,6 @@ def replace_file(path: Path, content: bytes) -> None:
     sync_directory(path.parent)
 
 
-def output_file(path: Path, *, overwrite: bool) -> Path:
-    """Check where a small file is to be written.
-
-    Args:
-        path: As the user gave it.
-        overwrite: Replace a file that is there.
-
-    Returns:
-        The absolute path.
-
-    Raises:
-        GradfixError: There is no such directory, the path is a directory, or a file that may not be replaced.
-    """
-    target = resolve_output(path)
-    if os.path.lexists(target):
-        if target.is_symlink() or not target.is_file():
-            raise GradfixError(f"{target}: is not a regular file; choose another output")
-        if not overwrite:
-            raise GradfixError(
-                f"{target}: exists already; replace it with --overwrite or choose another output"
-            )
-    return target
-
-
-def replace_output(path: Path, content: bytes) -> None:
-    """Write a small file that a user asked for; one that is there is replaced in one step.
-
-    Args:
-        path: Of :func:`output_file`.
-        content: All of it.
-    """
-    with explain_os_errors(path, "choose an output in a directory you may write to"):
-        replace_file(path, content)
-
-
 def refuse_inside(output: Path, inputs: Iterable[str | os.PathLike[str]]) -> None:
     """Refuse an output that is an input, lies inside of one, or has one inside: replacing it would delete what is read.
 

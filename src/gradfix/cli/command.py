@@ -12,8 +12,8 @@ from pydantic_core import PydanticUndefined
 from gradfix._version import __version__
 from gradfix.cli.console import Console
 from gradfix.cli.help import Command, columns_help
-from gradfix.cli.interrupts import interrupts_raised
 from gradfix.errors import GradfixError, options_as_on
+from gradfix.interrupts import interrupts_raised
 from gradfix.recipes import Recipe, TaskRecipe, validate
 from gradfix.recipes.groups import GROUPS, group_of, ordered
 

@@ -10,7 +10,9 @@ from typing import Any
 
 from gradfix.alignment import align, run_source
 from gradfix.checkpoints import Checkpoint
+from gradfix.checkpoints.files import resolve_output
 from gradfix.checkpoints.writing.atomic import refuse_taken
+from gradfix.checkpoints.writing.lock import OutputLock
 from gradfix.demo.bench import BATCH, INDEPENDENT, PAIRS, Bench, bench
 from gradfix.demo.datasets import load_task
 from gradfix.demo.pair import load
@@ -23,7 +25,7 @@ from gradfix.progress import Progress, silent
 from gradfix.recipes import TransportRecipe
 from gradfix.recipes.settings import SelectionSettings
 from gradfix.report import REPORT_FILE, report_of
-from gradfix.report.record import RECORD_FILE, ChangedDigit, CloseRelease, DemoRecord
+from gradfix.report.record import ChangedDigit, CloseRelease, DemoRecord
 from gradfix.tasks.data import load_rows
 from gradfix.transport.comparison import (
     Judge,
@@ -48,6 +50,16 @@ SAMPLES_PER_CLASS = 5
 DRAWS = 3
 MODELS = {"old-base": "A", "my-fine-tune": "A-digits", "new-base": "B", "new-base-tuned": "B-digits"}
 CLOSE_MODELS = {"old-base": "B", "my-fine-tune": "B-digits", "new-base": "B-next"}
+MARKER = ".gradfix-demo"
+"""Says of a folder that a demo made it, from its first moment on."""
+
+WRITTEN = (
+    *(f"models/{name}" for name in MODELS), *(f"close-release/{name}" for name in CLOSE_MODELS),
+    "close-release/model", "model", "support", "templates.txt", "table.md", "table.csv", "digits.png", "demo.json",
+    REPORT_FILE,
+)  # fmt: skip
+"""What a demo writes, and may replace."""
+
 SETTINGS = SelectionSettings(stops=(5, 15, 40), most_steps=40)
 """More steps gain a point or two and take half a minute."""
 SHOWN_METHODS = ("naive", "gradfix", "control")
@@ -99,7 +111,7 @@ def demo(output: Path, *, overwrite: bool = False, progress: Progress = silent) 
 
     Args:
         output: The folder to make: models as a user has them, support images, the transported model, tables, picture.
-        overwrite: Replace an earlier demo's folder.
+        overwrite: Replace what an earlier demo wrote there; other files stay.
         progress: Told what is being done.
 
     Returns:
@@ -108,7 +120,13 @@ def demo(output: Path, *, overwrite: bool = False, progress: Progress = silent) 
     Raises:
         GradfixError: if the folder exists and is not a demo's, or may not be replaced.
     """
-    _make_room(output, overwrite)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with OutputLock(resolve_output(output)):
+        _make_room(output, overwrite)
+        return _demo(output, progress)
+
+
+def _demo(output: Path, progress: Progress) -> Demo:
     models = {name: load(stored, output / "models" / name) for name, stored in MODELS.items()}
     here, task = bench(INDEPENDENT, TASK, TEST_IMAGES), load_task(TASK)
     templates = output / "templates.txt"
@@ -221,20 +239,22 @@ def _support(here: Bench, samples_per_class: int, *, seed: int) -> Rows:
 
 
 def _make_room(output: Path, overwrite: bool) -> None:
+    """Make the folder, or delete from an earlier demo's what the demo wrote, and nothing else."""
     refuse_taken(output, overwrite=overwrite)
     if output.exists():
-        if (
-            any(output.iterdir())
-            and not (output / "model" / RECORD_FILE).exists()
-            and not (output / "models").is_dir()
-        ):
+        if not output.is_dir() or (any(output.iterdir()) and not (output / MARKER).is_file()):
             raise GradfixError(
                 f"{output}: is not the folder of a demo, so it is not replaced; choose another output"
             )
-        shutil.rmtree(output)
-    output.mkdir(parents=True)
-    (output / "models").mkdir()
-    (output / "close-release").mkdir()
+        for name in WRITTEN:
+            path = output / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    for folder in (output, output / "models", output / "close-release"):
+        folder.mkdir(parents=True, exist_ok=True)
+    (output / MARKER).write_text("gradfix demo --overwrite replaces its own files beside this one\n")
 
 
 def _written(result: Transported, base: Path) -> TaskVector:

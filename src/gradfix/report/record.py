@@ -30,6 +30,7 @@ from gradfix.report.facts import (
     Step,
     Votes,
 )
+from gradfix.text_files import parse_json_value, read_text
 
 RECORD_FILE = "gradfix.json"
 
@@ -286,16 +287,8 @@ def read_json(path: Path) -> object:
 
     Returns:
         What it holds.
-
-    Raises:
-        GradfixError: if it can't be read as JSON.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise GradfixError(
-            f"{path}: not readable as JSON ({' '.join(str(error).split())}); restore the file as gradfix wrote it"
-        ) from error
+    return parse_json_value(read_text(path), str(path), finite=False)
 
 
 def read_applied(path: Path) -> TransportRecord | AppliedRecord:

@@ -12,8 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-SECONDS = 8.0
-"""A template takes milliseconds for a conversation, and starting the renderer about one second."""
+SECONDS = 6.0
+"""Of the processor, for one conversation; a template takes milliseconds."""
+
+PATIENCE = 120.0
+"""Seconds to wait for an answer: the renderer, too, is slow where the machine is busy."""
 
 LONGEST = 50_000_000
 """Letters of one answer."""
@@ -49,7 +52,7 @@ class _Renderer:
     def render(self, **arguments: Any) -> Any:
         """Render as transformers' function of the same arguments does."""
         try:
-            request = json.dumps(arguments).encode() + b"\n"
+            request = json.dumps({"seconds": SECONDS, "arguments": arguments}).encode() + b"\n"
         except (TypeError, ValueError) as error:
             raise ValueError(f"a message holds what is no text: {error}") from None
         with self._lock:
@@ -68,7 +71,7 @@ class _Renderer:
             process.stdin.write(request)
             process.stdin.flush()
             while not answer.endswith(b"\n") and len(answer) <= LONGEST:
-                ready, _, _ = select.select([process.stdout], [], [], SECONDS)
+                ready, _, _ = select.select([process.stdout], [], [], PATIENCE)
                 part = os.read(process.stdout.fileno(), 1 << 20) if ready else b""
                 if not part:
                     break

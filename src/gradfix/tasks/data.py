@@ -21,6 +21,7 @@ from gradfix.tasks.data_folders import SPLITS, is_declared, read_folder
 from gradfix.tasks.data_hub import read_declared
 from gradfix.tasks.data_library import is_saved, read_saved, sliced
 from gradfix.tasks.data_table import Readers, Table
+from gradfix.text_files import require_regular
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -126,6 +127,7 @@ def _readers(path: Path, location: str, configuration: str | None, encoding: str
     if path.is_file():
         return {None: lambda: read_file(path, encoding)}
     if not path.is_dir():
+        require_regular(path)
         if kind_of(path) in FILE_KINDS or not _HUB_ID.fullmatch(location):
             raise GradfixError(f"{location}: no such file or directory")
         return read_declared(location, configuration, encoding=encoding)

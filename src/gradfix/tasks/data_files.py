@@ -20,12 +20,13 @@ from typing import Any
 from gradfix.errors import GradfixError, listed, option
 from gradfix.tasks.data_library import table_of
 from gradfix.tasks.data_table import Table
-from gradfix.text_files import check_depth, require_regular
+from gradfix.text_files import check_depth, read_bytes, require_regular
+
+MAX_ROWS_BYTES = 2_000_000_000
+"""Rows are held in memory, several times as large as they are written; of a compressed file it is what it holds."""
 
 FILE_KINDS = (".csv", ".json", ".jsonl", ".parquet", ".tsv")
 _TEXT_KINDS = (".csv", ".json", ".jsonl", ".tsv")  # these may be compressed, as .jsonl.gz
-MAX_UNCOMPRESSED = 2_000_000_000
-"""Bytes that a compressed file may hold: a few kilobytes of one can fill any memory."""
 
 # Longest first: the mark of UTF-32 in little-endian order begins with that of UTF-16.
 _MARKS = (
@@ -129,7 +130,8 @@ def read_text(path: Path, encoding: str | None = None) -> str:
         GradfixError: If it can't be read, or not in this encoding; names the byte.
     """
     try:
-        content = _uncompressed(path) if path.suffix.lower() == ".gz" else path.read_bytes()
+        require_regular(path)
+        content = _uncompressed(path) if path.suffix.lower() == ".gz" else read_bytes(path, MAX_ROWS_BYTES)
         "".encode(encoding or "utf-8")  # codecs also knows what is no encoding of text, such as hex
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise GradfixError(f"{path}: is no whole gzip file ({error}); compress it again") from error
@@ -168,10 +170,10 @@ def read_text(path: Path, encoding: str | None = None) -> str:
 
 def _uncompressed(path: Path) -> bytes:
     with gzip.open(path) as file:
-        content = file.read(MAX_UNCOMPRESSED + 1)
-    if len(content) > MAX_UNCOMPRESSED:
+        content = file.read(MAX_ROWS_BYTES + 1)
+    if len(content) > MAX_ROWS_BYTES:
         raise GradfixError(
-            f"{path}: holds more than {MAX_UNCOMPRESSED / 1e9:g} GB; uncompress it, or give a .parquet file"
+            f"{path}: holds more than {MAX_ROWS_BYTES / 1e9:g} GB; uncompress it, or give a .parquet file"
         )
     return content
 

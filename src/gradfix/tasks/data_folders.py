@@ -7,11 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gradfix.errors import GradfixError, listed
 from gradfix.tasks.data_files import FILE_KINDS, kind_of, read_file, read_files
 from gradfix.tasks.data_table import Readers, Table
+from gradfix.text_files import MAX_YAML_BYTES, parse_yaml, read_bytes
 
 SPLITS = {
     **dict.fromkeys(["train", "training"], "train"),
@@ -20,6 +19,7 @@ SPLITS = {
 }
 """Names of splits, with what the Hub calls them. A name is a split's only as a whole: ``latest`` is no test."""
 
+_DECLARING = frozenset({"configs", "dataset_info"})
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 _DESCRIPTIONS = frozenset({"dataset_info.json", "dataset_infos.json"})
 
@@ -32,18 +32,19 @@ def is_declared(path: Path) -> bool:
 
     Returns:
         Whether its README.md names configurations or features.
+
+    Raises:
+        GradfixError: If what it says of itself can't be read: guessing instead would give other rows.
     """
     readme = path / "README.md"
     if not readme.is_file():
         return False
-    found = re.match(
-        r"---\r?\n(.*?)\r?\n---", readme.read_text(encoding="utf-8", errors="replace"), re.DOTALL
-    )
-    try:
-        head = yaml.safe_load(found.group(1)) if found else None
-    except yaml.YAMLError:
+    text = read_bytes(readme, MAX_YAML_BYTES).decode("utf-8", "replace")
+    found = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
+    if found is None or not any(key in found.group(1) for key in _DECLARING):
         return False
-    return isinstance(head, dict) and bool(head.keys() & {"configs", "dataset_info"})
+    head = parse_yaml(found.group(1), str(readme))
+    return isinstance(head, dict) and bool(head.keys() & _DECLARING)
 
 
 def read_folder(path: Path, encoding: str | None = None) -> Readers:

@@ -129,12 +129,11 @@ def explained(location: str | Path) -> Iterator[None]:
     Raises:
         GradfixError: In place of what was raised.
     """
-    from datasets.exceptions import DatasetsError
-    from pyarrow import ArrowException
-
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, StopIteration, ArrowException, DatasetsError) as error:
+    except GradfixError:
+        raise
+    except Exception as error:
         cause = error.__cause__ or error
         words = " ".join(str(cause).split())
         raise GradfixError(

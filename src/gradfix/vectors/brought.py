@@ -7,15 +7,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, RootModel
+
 from gradfix.checkpoints.reading.json_files import read_json_object
 from gradfix.checkpoints.vocabulary import read_tokens, same_tokenizer
 from gradfix.errors import GradfixError, listed
+from gradfix.text_files import parse_json_value, read_text, validated
 
 MODULES = "modules.json"
 """Where sentence-transformers lists the modules that follow the network, each in a folder of its own."""
 
 _OF_MODULES = (MODULES, "config_sentence_transformers.json", "sentence_bert_config.json")
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+
+
+class _Module(BaseModel):
+    path: str
+
+
+class _Modules(RootModel[list[_Module]]):
+    pass
 
 
 @dataclass
@@ -98,7 +109,7 @@ def _template(found: Brought, tuned: Path, base: Path | None, target: Path, miss
 def _chat_template(folder: Path) -> Any:
     single, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     if single.is_file():
-        return single.read_text(encoding="utf-8")
+        return read_text(single)
     return read_json_object(settings).get("chat_template") if settings.is_file() else None
 
 
@@ -167,11 +178,8 @@ def module_paths(folder: Path) -> list[str]:
     path = folder / MODULES
     if not path.is_file():
         return []
-    try:
-        listing = json.loads(path.read_text(encoding="utf-8"))
-        named = [str(entry["path"]) for entry in listing if entry["path"]]
-    except (ValueError, TypeError, KeyError) as error:
-        raise GradfixError(f"{path}: is no list of modules ({error}); restore it") from error
+    listing = validated(_Modules, parse_json_value(read_text(path), str(path)), str(path), "restore it")
+    named = [module.path for module in listing.root if module.path]
     for name in named:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise GradfixError(f"{path}: names the module {name!r} outside its folder; don't use it")

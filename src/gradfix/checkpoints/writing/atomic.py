@@ -18,6 +18,7 @@ from gradfix.checkpoints.files import (
     unique_sibling,
     write_file,
 )
+from gradfix.checkpoints.writing.lock import OutputLock
 from gradfix.errors import GradfixError
 
 _AT_FDCWD = -100
@@ -158,12 +159,12 @@ def write_folder(output: Path, files: Mapping[str, str | bytes], *, overwrite: b
         overwrite: Allow an existing folder.
 
     Raises:
-        GradfixError: if the folder exists and may not be changed, or can't be written.
+        GradfixError: if the folder exists and may not be changed, another run writes it, or it can't be written.
     """
     output = resolve_output(output)
     contents = {name: text.encode() if isinstance(text, str) else text for name, text in files.items()}
     refuse_taken(output, overwrite=overwrite)
-    with explain_os_errors(output, "choose a folder you may write to"):
+    with OutputLock(output), explain_os_errors(output, "choose a folder you may write to"):
         if output.exists():
             for name, content in contents.items():
                 replace_file(output / name, content)

@@ -12,6 +12,9 @@ from filelock import FileLock, Timeout
 
 from gradfix.checkpoints.files import UNSUPPORTED, explain_os_errors
 from gradfix.errors import GradfixError
+from gradfix.text_files import parse_json, read_text
+
+_LONGEST = 10_000
 
 
 class OutputLock:
@@ -84,10 +87,9 @@ class OutputLock:
 def _read(path: Path) -> dict[str, object]:
     """What the holder wrote; nothing when it was killed before it could."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        return parse_json(read_text(path, _LONGEST), str(path))
+    except GradfixError:
         return {}
-    return record if isinstance(record, dict) else {}
 
 
 def _own_record() -> dict[str, object]:
@@ -99,7 +101,7 @@ def _own_record() -> dict[str, object]:
 def _alive(record: dict[str, object]) -> bool:
     """Whether a record that the system's lock doesn't protect may still be someone's."""
     pid = record.get("pid")
-    if not isinstance(pid, int) or pid < 1:
+    if not isinstance(pid, int) or not 0 < pid < 2**31:
         return False
     if record.get("host") != socket.gethostname():
         return True  # no way to ask another machine

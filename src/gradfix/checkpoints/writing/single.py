@@ -1,7 +1,8 @@
-"""One safetensors file, written as it is computed: votes and task vectors."""
+"""Single files: safetensors written as they are computed (votes, task vectors), and small ones of text."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -13,11 +14,13 @@ from gradfix.checkpoints.files import (
     resolve_output,
     sync_directory,
     unique_sibling,
+    write_file,
 )
 from gradfix.checkpoints.tensors import TensorSpec
 from gradfix.checkpoints.writing.atomic import publish
 from gradfix.checkpoints.writing.background import Background, HashingFile, checked_blocks
 from gradfix.checkpoints.writing.layout import file_layout
+from gradfix.checkpoints.writing.lock import OutputLock
 from gradfix.errors import GradfixError
 
 
@@ -40,17 +43,20 @@ def write_safetensors(
         overwrite: Replace an existing file, at the end and in one step.
 
     Raises:
-        GradfixError: The file exists; no such directory, no permission or no space; blocks that don't make
-            up their tensor. Nothing is left behind then.
+        GradfixError: The file exists, or another run is writing it; no such directory, no permission or no space;
+            blocks that don't make up their tensor. Nothing is left behind then.
     """
-    target = resolve_output(Path(path))
-    if os.path.lexists(target):
-        if not overwrite:
-            raise GradfixError(
-                f"{target}: exists already; replace it with --overwrite or choose another output"
-            )
-        if target.is_symlink() or not target.is_file():
-            raise GradfixError(f"{target}: is not a regular file; choose another output")
+    with claimed(Path(path), overwrite=overwrite) as target:
+        _write(target, specs, blocks, metadata, overwrite)
+
+
+def _write(
+    target: Path,
+    specs: Mapping[str, TensorSpec],
+    blocks: Callable[[str], Iterable[torch.Tensor]],
+    metadata: Mapping[str, str],
+    overwrite: bool,
+) -> None:
     layout = file_layout(target.name, specs, metadata)
     check_space(target, layout.size)
     temporary = unique_sibling(target, "partial")
@@ -67,13 +73,62 @@ def write_safetensors(
                     offset += len(data)
             background.drain()
             file.sync()
-            if overwrite:
-                os.replace(temporary, target)
-                sync_directory(target.parent)
-            else:
-                publish(temporary, target)
+            _place(temporary, target, overwrite)
     finally:
         background.stop()
         if file is not None:
             file.close()
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def claimed(path: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Keep a single file to be for one run, from before its content is computed until it is written.
+
+    Args:
+        path: As the user gave it.
+        overwrite: Replace a file that is there.
+
+    Yields:
+        The absolute path.
+
+    Raises:
+        GradfixError: There is no such directory; the path is a directory, or a file that may not be replaced; another
+            run is writing it.
+    """
+    target = resolve_output(path)
+    with OutputLock(target):
+        if os.path.lexists(target):
+            if not overwrite:
+                raise GradfixError(
+                    f"{target}: exists already; replace it with --overwrite or choose another output"
+                )
+            if target.is_symlink() or not target.is_file():
+                raise GradfixError(f"{target}: is not a regular file; choose another output")
+        yield target
+
+
+def write_text(target: Path, text: str, *, overwrite: bool) -> None:
+    """Write a small file that a user asked for, in one step.
+
+    Args:
+        target: Of :func:`claimed`.
+        text: All of it.
+        overwrite: As it was told.
+    """
+    temporary = unique_sibling(target, "new")
+    with explain_os_errors(target, "choose an output in a directory you may write to"):
+        try:
+            write_file(temporary, text.encode())
+            _place(temporary, target, overwrite)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _place(temporary: Path, target: Path, overwrite: bool) -> None:
+    """Give a finished file its name."""
+    if overwrite:
+        os.replace(temporary, target)
+        sync_directory(target.parent)
+    else:
+        publish(temporary, target)
