@@ -26,6 +26,9 @@ LIMIT_BYTES = 2 * 10**9
 _MOST_ADDRESSES = 12 * 2**30
 """What a child may map: beyond, it fails instead of taking the machine with it."""
 
+_HELD = {signal.SIGINT}
+"""Kept back until a child is the command: what interrupts the copy of the runner says nothing of gradfix."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -173,7 +176,10 @@ def _child(request: dict[str, Any], arguments: list[str], stdout: int, stderr: i
         os.chdir(request["cwd"])
         sys.argv = ["gradfix", *arguments]
         from gradfix.__main__ import main
+        from gradfix.interrupts import end_at_once
 
+        end_at_once()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
         fault = Fault(**request["fault"]) if "fault" in request else None
         if fault is not None:
             fault.install()
@@ -201,9 +207,11 @@ class _Running:
     def __init__(self, request: dict[str, Any], arguments: list[str]) -> None:
         self._stdout, self._stderr = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115  closed at its end
         self._started = time.monotonic()
+        signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
         self._child = os.fork()
         if self._child == 0:
             _child(request, arguments, self._stdout.fileno(), self._stderr.fileno())
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
         self._watch = os.pidfd_open(self._child)
 
     def wait(self, seconds: float) -> bool:
@@ -280,6 +288,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     _warm()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background would ignore it
     for line in sys.stdin:
         answers.write(json.dumps([asdict(outcome) for outcome in _answer(json.loads(line))]) + "\n")
         answers.flush()
