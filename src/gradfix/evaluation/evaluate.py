@@ -2,9 +2,10 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -32,6 +33,10 @@ __all__ = [
     "paired_samples",
     "score_interval",
 ]
+
+
+Run: TypeAlias = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
+"""Maps a function, which runs a model on a batch, over batches, in order."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,7 @@ def evaluate(
     strict: bool = False,
     logits: bool = False,
     progress: Progress = silent,
+    run: Run | None = None,
 ) -> Evaluation:
     """Measure a model on labelled rows.
 
@@ -122,6 +128,7 @@ def evaluate(
         strict: Refuse samples longer than the model's context.
         logits: Keep the scores of the classes, where the task has any.
         progress: Told after each batch.
+        run: Maps a function over the batches; by default one batch after the other, the model in eval mode.
 
     Returns:
         The measurement; per-sample values in the order of the rows.
@@ -134,14 +141,21 @@ def evaluate(
     n = sum(map(len, positions))
     scores, losses, predictions = [0.0] * n, [0.0] * n, [None] * n
     kept: list[torch.Tensor] = []
-    truncated = done = 0
-    with evaluating(model):
+    done = 0
+    cut: list[int] = []
+
+    def batches() -> Iterator[Any]:
         for number, places in enumerate(positions):
             if isinstance(rows, EncodedRows):
                 batch = rows.batches[number]
             else:
                 batch = task.encode([rows[index] for index in places], strict=strict)
-            measured = task.measure(model, batch)
+            cut.append(int(batch["truncated"].sum()) if isinstance(batch, dict) and "truncated" in batch else 0)
+            yield batch
+
+    with nullcontext() if run else evaluating(model):
+        found = (run or map)(lambda batch: task.measure(model, batch), batches())
+        for places, measured in zip(positions, found, strict=True):
             _finite(measured.losses, places)
             if logits and measured.logits is not None:
                 kept.append(measured.logits.detach().float().cpu())
@@ -150,8 +164,6 @@ def evaluate(
             )
             for index, score, loss, prediction in values:
                 scores[index], losses[index], predictions[index] = score, loss, prediction
-            if isinstance(batch, dict) and "truncated" in batch:
-                truncated += int(batch["truncated"].sum())
             done += len(places)
             progress("evaluating", done, n, "samples")
     return Evaluation(
@@ -161,7 +173,7 @@ def evaluate(
         score=math.fsum(scores) / n,
         interval=score_interval(scores),
         loss=math.fsum(losses) / n,
-        truncated=truncated,
+        truncated=sum(cut),
         seconds=time.perf_counter() - start,
         scores=scores,
         losses=losses,

@@ -5,12 +5,14 @@ There is never a second model in memory. θ_B is read from its checkpoint whenev
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from gradfix.checkpoints import Checkpoint, TensorSource
 from gradfix.checkpoints.architecture import untied_config
@@ -121,11 +123,12 @@ class TargetModel:
         *,
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
+        compute_dtype: torch.dtype = torch.float32,
         batch_size: int = 32,
         strict: bool = False,
         trust_remote_code: bool = False,
-    ) -> "TargetModel":
-        """Load θ_B in float32 with the architecture and labels of the tuned model's head.
+    ) -> Self:
+        """Load θ_B with the architecture and labels of the tuned model's head.
 
         Args:
             task: Bound to the target or not yet.
@@ -133,6 +136,7 @@ class TargetModel:
             placement: τ laid onto it.
             device: Where to compute.
             dtype: Of the output; the target's if None.
+            compute_dtype: Number format in which the model computes.
             batch_size: Samples a forward pass.
             strict: Refuse samples that would be truncated.
             trust_remote_code: Allow the code that a repository brings.
@@ -164,14 +168,20 @@ class TargetModel:
         if "id2label" in overrides:
             overrides["id2label"] = {int(key): name for key, name in overrides["id2label"].items()}
         target.fetch()  # what the task loads must be in the directory
-        model = task.load_model(
+        model = cls._module(
+            task,
             target.model_directory or target.location,
-            dtype=torch.float32,
+            dtype=compute_dtype,
             device=device,
             trust_remote_code=trust_remote_code,
             **overrides,
         )
         return cls(model, task, target, placement, dtype=dtype, batch_size=batch_size, strict=strict)
+
+    @staticmethod
+    def _module(task: ModelTask, location: str | Path, **options: Any) -> nn.Module:
+        """Make the module that stands for θ_B."""
+        return task.load_model(location, **options)
 
     @property
     def names(self) -> Mapping[str, str]:
@@ -229,7 +239,13 @@ class TargetModel:
             strict=self._strict,
             logits=logits,
             progress=progress,
+            run=self._run,
         )
+
+    def _run(self, function: Callable[[Any], Any], batches: Iterable[Any]) -> Iterator[Any]:
+        """Run what needs no gradient on one batch after the other."""
+        with evaluating(self.model):
+            yield from map(function, batches)
 
     def restricted(self, vector: TaskVector) -> TaskVector:
         """Leave out of a vector what the task's gradients don't reach.
@@ -270,8 +286,7 @@ class TargetModel:
             Float32 of shape [samples, features], in the order of the rows.
         """
         encoded = self.encode(rows)
-        with evaluating(self.model):
-            parts = [self.task.features(self.model, batch).cpu() for batch in encoded.batches]
+        parts = list(self._run(lambda batch: self.task.features(self.model, batch).cpu(), encoded.batches))
         order = torch.tensor([index for places in encoded.positions for index in places])
         return torch.cat(parts)[order.argsort()].clone()
 
@@ -301,18 +316,19 @@ class TargetModel:
         order = [index for places in encoded.positions for index in places]
         # A model of the caller's own shows its errors as they are.
         with nullcontext() if self.task.builds_model else explained(self._target.location, "run its model"):
-            votes = count_votes(
-                self.model,
+            votes = self._count(
                 encoded.batches,
-                self.task.loss,
                 vote=vote,
-                parameters=self._voting,
                 dtype=dtype,
                 seed=seed,
                 samples=[ids[index] for index in order],
                 progress=progress,
             )
         return self._stored_votes(votes)
+
+    def _count(self, batches: Sequence[Any], **options: Any) -> Votes:
+        """Count votes with the module's names."""
+        return count_votes(self.model, batches, self.task.loss, parameters=self._voting, **options)
 
     def _stored_votes(self, votes: Votes) -> Votes:
         """Give votes the target checkpoint's names, and its form where it stores another one."""
@@ -322,8 +338,7 @@ class TargetModel:
         )
         weights = self._stored.as_stored(self._here())
         return votes.renamed(self.names).joined(
-            {theirs: counts.read(theirs) for theirs in counts.specs},
-            {theirs: stored_fingerprint(weights, theirs) for theirs in counts.specs},
+            counts, {theirs: stored_fingerprint(weights, theirs) for theirs in counts.specs}
         )
 
     def move(self, delta: TaskVector, alpha: float) -> None:
@@ -342,11 +357,20 @@ class TargetModel:
         """
         with torch.no_grad():
             for name, parameter in self._parameters.items():
-                home = self._stored_as.get(name)
-                if name in self._heads:
-                    parameter.copy_(self._heads[name])
-                elif home is not None and home.addition is not None:
-                    self._fill(parameter, home.addition)
+                self._write_head(name, parameter)
+        self._restore_buffers()
+        self._set(None, 0.0)
+
+    def _write_head(self, name: str, parameter: Tensor) -> None:
+        """Write a parameter that is not θ_B's."""
+        home = self._stored_as[name]
+        if name in self._heads:
+            parameter.copy_(self._heads[name])
+        elif home.addition is not None:
+            self._fill(parameter, home.addition)
+
+    def _restore_buffers(self) -> None:
+        with torch.no_grad():
             for name, buffer in self._buffers.items():
                 home = self._stored_as[name]
                 if home.addition is not None:
@@ -357,7 +381,6 @@ class TargetModel:
                         require_finite(value, self._target.location, home.theirs[0])
                         value = value.to(self._dtype or value.dtype)
                     buffer.copy_(value)
-        self._set(None, 0.0)
 
     def _find_stored(self) -> dict[str, StoredAs]:
         """Find where each parameter, and each buffer that a checkpoint may hold, is stored."""
@@ -526,7 +549,15 @@ class TargetModel:
 
     def _set_one(self, name: str, changes: TensorSource | None, alpha: float) -> None:
         """Set one parameter to θ_B + α·δ; one that is not stored, or was given anew, stays."""
-        parameter, home = self._parameters[name], self._stored_as[name]
+        self._write(name, self._parameters[name], changes, alpha)
+
+    def _in_memory(self, delta: TaskVector) -> TensorSource:
+        """Give a vector with the names, and in the form, that the module has."""
+        return self._stored.in_memory(delta)
+
+    def _write(self, name: str, parameter: Tensor, changes: TensorSource | None, alpha: float) -> None:
+        """Write θ_B + α·δ to a parameter, unless the parameter is a head's."""
+        home = self._stored_as[name]
         if not home.theirs or name in self._heads:
             return
         moving = changes is not None and name in self._covered and home.memory in changes.specs
@@ -537,11 +568,7 @@ class TargetModel:
                 value = add_scaled(value, changes.read(home.memory, rows), alpha)
             (parameter if rows is None else parameter[rows]).copy_(value.to(dtype))
 
-    def _in_memory(self, delta: TaskVector) -> TensorSource:
-        """Give a vector with the names, and in the form, that the module has."""
-        return self._stored.in_memory(delta)
-
-    def _here(self) -> Given:
+    def _here(self) -> TensorSource:
         """The parameters that vote, where the model stands, by the name in the module that is stored."""
         return Given(
             {self._stored_as[name].memory: self._parameters[name].detach().cpu() for name in self._covered}

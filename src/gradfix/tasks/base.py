@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gradfix.errors import GradfixError, column_option, option
 from gradfix.tasks.data import origin
-from gradfix.tasks.loading import explained, load_config, load_pretrained
+from gradfix.tasks.loading import empty_model, explained, load_config, load_pretrained
 
 Batch = dict[str, Tensor]
 RowLike = Mapping[str, Any]
@@ -167,6 +167,35 @@ class ModelTask(ABC):
         )
         with explained(f"--device {device}", "be used"):
             return model.to(device)
+
+    def empty_model(
+        self, location: str | Path, *, dtype: torch.dtype, trust_remote_code: bool = False, **config: Any
+    ) -> nn.Module:
+        """Build the model this task runs, without weights.
+
+        Args:
+            location: A model directory or Hub id.
+            dtype: Of the weights that it will get.
+            trust_remote_code: Allow the code that a repository brings.
+            **config: Values that replace the configuration's, such as ``id2label``.
+
+        Returns:
+            The model, its parameters on the meta device.
+
+        Raises:
+            GradfixError: If it cannot be built as a model of this task, or the task builds its model itself.
+        """
+        if self.builds_model:
+            raise GradfixError(
+                f"{self.name}: a model that the task builds itself can't be fetched block by block; give --memory a "
+                "size that it fits in"
+            )
+        if self.config is None:
+            self.bind(location, trust_remote_code=trust_remote_code)
+        overrides = {**self._config_overrides(), **config}
+        return empty_model(
+            self.auto_class, location, overrides, dtype=dtype, trust_remote_code=trust_remote_code
+        )
 
     def _config_overrides(self) -> dict[str, Any]:
         return {}

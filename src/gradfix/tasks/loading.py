@@ -232,6 +232,50 @@ def load_pretrained(
     return loaded
 
 
+def empty_model(
+    auto_class: str,
+    location: str | Path,
+    overrides: Mapping[str, Any],
+    *,
+    dtype: torch.dtype,
+    trust_remote_code: bool,
+) -> nn.Module:
+    """Build a model through one of the Auto classes of transformers, without any weights.
+
+    Args:
+        auto_class: For example "AutoModelForSequenceClassification".
+        location: A model directory or Hub id.
+        overrides: Values that replace the configuration's.
+        dtype: Of the weights that it will get.
+        trust_remote_code: Allow the code that a repository brings.
+
+    Returns:
+        The model in eval mode: its parameters on the meta device, its buffers computed.
+
+    Raises:
+        GradfixError: If it cannot be built.
+    """
+    import transformers
+    from accelerate import init_empty_weights
+
+    with explained(location, f"build a model for {auto_class}"), torch.random.fork_rng(devices=[]):
+        config = transformers.AutoConfig.from_pretrained(
+            str(location), trust_remote_code=trust_remote_code, **overrides
+        )
+        for part in (config, *(getattr(config, name) for name in config.sub_configs)):
+            if getattr(part, "use_cache", None):
+                part.use_cache = False  # a cache would grow each time that a block is run again
+        with init_empty_weights(include_buffers=False):
+            model = getattr(transformers, auto_class).from_config(
+                config, dtype=dtype, trust_remote_code=trust_remote_code
+            )
+        model.tie_weights()
+        if model.can_generate() and (Path(location) / "generation_config.json").exists():
+            model.generation_config = transformers.GenerationConfig.from_pretrained(str(location))
+    built: nn.Module = model.eval()
+    return built
+
+
 @contextmanager
 def explained(location: str | Path, what: str) -> Iterator[None]:
     """Turn what another library raises on a user's file into one line.

@@ -1,14 +1,15 @@
 """The counted votes: integers a coordinate, and what is needed to trust them later."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradfix.checkpoints.expressions import Elementwise, Given
+from gradfix.checkpoints.expressions import Elementwise, Expression, Gathered, Given, Selection
 from gradfix.checkpoints.fingerprint import CONTENT, check_content, content_fingerprint, fingerprints
 from gradfix.checkpoints.reading.safetensors_file import SafetensorsFile
 from gradfix.checkpoints.tensors import TensorSource, TensorSpec
@@ -29,9 +30,9 @@ class Votes(Mapping[str, Tensor]):
         record: Everything beside the counts; its fields are attributes of the votes too.
     """
 
-    def __init__(self, counts: "Mapping[str, Tensor] | _InBounds", record: VoteRecord) -> None:
+    def __init__(self, counts: Mapping[str, Tensor] | TensorSource, record: VoteRecord) -> None:
         self.record = record
-        self._source = counts if isinstance(counts, _InBounds) else Given(dict(counts))
+        self._source: TensorSource = Given(dict(counts)) if isinstance(counts, Mapping) else counts
 
     @property
     def vote(self) -> str:
@@ -211,20 +212,21 @@ class Votes(Mapping[str, Tensor]):
             uncovered=tuple(names.get(name, name) for name in self.uncovered),
             plain={names.get(name, name): reason for name, reason in self.plain.items()},
         )
-        return Votes({new: self.read(old) for old, new in kept.items()}, record)
+        return Votes(Selection(self, {new: old for old, new in kept.items()}), record)
 
-    def joined(self, counts: Mapping[str, Tensor], fingerprints: Mapping[str, str]) -> "Votes":
+    def joined(self, counts: TensorSource, fingerprints: Mapping[str, str]) -> "Votes":
         """Take in what the same samples voted on other tensors.
 
         Args:
-            counts: By name; none of them is here already.
+            counts: Integers by name; none of them is here already.
             fingerprints: Of the weights at which they were counted.
 
         Returns:
             All of them.
         """
         record = replace(self.record, fingerprints={**self.fingerprints, **fingerprints})
-        return Votes({**{name: self.read(name) for name in self}, **counts}, record)
+        sources: dict[str, TensorSource] = {**dict.fromkeys(self.specs, self), **dict.fromkeys(counts.specs, counts)}
+        return Votes(Gathered(sources), record)
 
     def __add__(self, other: "Votes") -> "Votes":
         """Add the votes of other samples for the same target."""
@@ -262,12 +264,7 @@ class Votes(Mapping[str, Tensor]):
             plain={**self.plain, **other.plain},
         )
         record = replace(record, uncovered=tuple(dict.fromkeys(record.uncovered)))
-        dtype = counts_dtype(record.samples)
-        sums: dict[str, Tensor] = {}
-        for name in dict.fromkeys((*self, *other)):
-            parts = [votes.read(name).to(dtype) for votes in (self, other) if name in votes]
-            sums[name] = parts[0] + parts[1] if len(parts) == 2 else parts[0].clone()
-        return Votes(sums, record)
+        return Votes(_Added((self, other), counts_dtype(record.samples)), record)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the counts and all that is known of them to one safetensors file.
@@ -306,6 +303,28 @@ class Votes(Mapping[str, Tensor]):
         record = VoteRecord.from_metadata(source.metadata, path)
         check_content(path, source.metadata, source, "count the votes again")
         return cls(_InBounds(source, record.samples if record.vote == "majority" else 1), record)
+
+
+@dataclass(frozen=True)
+class _Added(Expression):
+    """Sums of votes, read lazily; a tensor that one of them lacks is the other's."""
+
+    parts: tuple[Votes, ...]
+    dtype: torch.dtype
+
+    @cached_property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """All tensors, in integers wide enough for the sums."""
+        found = {name: spec for votes in self.parts for name, spec in votes.specs.items()}
+        return {name: TensorSpec(self.dtype, spec.shape) for name, spec in found.items()}
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """Add up one range of rows."""
+        first, *others = (votes.read(name, rows) for votes in self.parts if name in votes)
+        total = first.to(self.dtype, copy=True)
+        for other in others:
+            total += other
+        return total
 
 
 class _InBounds:

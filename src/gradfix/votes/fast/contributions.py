@@ -57,6 +57,7 @@ class Product:
             left: Shape (N, T, R).
             right: Shape (N, T, C).
         """
+        left, right = left.detach(), right.detach()  # they may know their graph, and this may outlive it
         self.left, self.right = left, right
         self.dtype = left.dtype
         self.held = left.nbytes + right.nbytes
@@ -87,6 +88,7 @@ class Summed:
             values: Shape (N, R, C), or (N, R).
             magnitude: Computes the norm of the terms that were summed; only a verification asks.
         """
+        values = values.detach()
         self.values = values if values.ndim == 3 else values.unsqueeze(-1)
         self._magnitude = magnitude
         self.dtype = values.dtype
@@ -118,6 +120,7 @@ class Rows:
             rows: R.
             left_out: A row without a gradient (``padding_idx``).
         """
+        values = values.detach()
         N, T, C = values.shape
         keys = (torch.arange(N, device=ids.device).unsqueeze(1) + ids * N).reshape(-1)
         # sorted by row, then by sample: a block of rows is a contiguous range

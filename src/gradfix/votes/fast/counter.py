@@ -1,17 +1,17 @@
 """The fast path: one forward and one backward pass a batch, and the plain loop for what no rule covers."""
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from types import MethodType
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gradfix.errors import GradfixError
 from gradfix.tasks.batches import Batch, batch_size, select
 from gradfix.votes.fast.accumulate import Blocks, Tally
-from gradfix.votes.fast.contributions import Form
+from gradfix.votes.fast.contributions import Contribution, Form
 from gradfix.votes.fast.derived import SampleGradients
 from gradfix.votes.fast.recorder import Recorder, Use, only
 from gradfix.votes.fast.threads import Crew
@@ -38,6 +38,9 @@ class FastCounter:
         parameters: Mapping[str, nn.Parameter],
         tally: Tally,
         dtype: torch.dtype | None,
+        *,
+        plan: Plan | None = None,
+        leaves: Callable[[], Sequence[Tensor]] = tuple,
     ) -> None:
         """Prepare.
 
@@ -47,13 +50,17 @@ class FastCounter:
             parameters: Name to parameter, each requiring a gradient.
             tally: The running votes.
             dtype: Autocast's, or None.
+            plan: What was verified of models like this one; by default of this very one and its loss.
+            leaves: Gives, once the loss was computed, further tensors whose gradients are wanted; they have them after
+                :meth:`count` unless the plain loop had to count everything.
         """
         self.reasons: dict[str, str] = {}
         self._model, self._loss, self._parameters = model, loss, parameters
         self._tally, self._dtype = tally, dtype
         self._device = next(iter(parameters.values())).device
         self._blocks, self._crew = Blocks(), Crew(self._device)
-        self._plan = plan_for(model, loss, parameters)
+        self._plan = plan_for(model, loss, parameters) if plan is None else plan
+        self._leaves = leaves
 
     def count(self, batch: Batch, first: int) -> None:
         """Add the votes of a batch.
@@ -77,6 +84,7 @@ class FastCounter:
         with closing(Recorder(self._parameters, N, self._plan.derived)) as recorder:
             with recorder, autocast(self._device, self._dtype):
                 losses = self._loss(self._model, batch)
+            leaves = self._leaves()
             losses = checked_losses(losses, N)
             if not bool(torch.isfinite(losses.detach()).all()):
                 for n in range(N):
@@ -91,7 +99,7 @@ class FastCounter:
 
             if len(left) < len(self._parameters):
                 with self._crew:
-                    recorder.backward(losses, take)
+                    recorder.backward(losses, take, leaves)
                     self._crew.finish()
         poisoned = not bool(torch.isfinite(recorder.poison))
         if poisoned or not bool(torch.isfinite(recorder.excess)):
@@ -152,15 +160,33 @@ class FastCounter:
                 self._tally.of(name)  # a gradient of zeros is a gradient
             return
         if all(use.source.whole and not use.per_sample_rows for use, _ in arrived):
-            counts = self._tally.of(name)
-            rows = counts.shape[0] if counts.ndim else 1
-            jobs = self._blocks.jobs(counts.view(rows, -1), parts, recorder.samples)
-            self._crew.add(jobs, sum(part.held for part in parts))
+            self.vote_together(name, parts, recorder.samples)
             return
         uses = [use for use, _ in arrived]
         for gradient in SampleGradients(name, self._parameters[name], uses, parts, recorder.samples):
             recorder.watch(gradient)
-            self._tally.vote(name, gradient)
+            self.vote(name, gradient)
+
+    def vote_together(self, name: str, parts: Sequence[Contribution], samples: int) -> None:
+        """Add the votes of all samples of a batch.
+
+        Args:
+            name: The parameter.
+            parts: What its per-sample gradients are the sum of.
+            samples: N.
+        """
+        counts = self._tally.of(name)
+        jobs = self._blocks.jobs(counts.view(counts.shape[0] if counts.ndim else 1, -1), parts, samples)
+        self._crew.add(jobs, sum(part.held for part in parts))
+
+    def vote(self, name: str, gradient: Tensor) -> None:
+        """Add one sample's vote; called for the samples in turn.
+
+        Args:
+            name: The parameter.
+            gradient: The sample's gradient, of the parameter's shape.
+        """
+        self._tally.vote(name, gradient)
 
     def _count_plainly(self, batch: Batch, samples: int, first: int, names: Mapping[str, str]) -> None:
         if not names:
@@ -174,7 +200,7 @@ class FastCounter:
                 samples,
                 self._loss,
                 chosen,
-                self._tally.vote,
+                self.vote,
                 first=first,
                 dtype=self._dtype,
             )

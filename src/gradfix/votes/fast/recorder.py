@@ -203,15 +203,16 @@ class Recorder(TorchFunctionMode):
         """Give a parameter's uses, in the order of the forward pass."""
         return self._progress[name].uses
 
-    def backward(self, losses: Tensor, sink: Sink) -> None:
+    def backward(self, losses: Tensor, sink: Sink, leaves: Sequence[Tensor] = ()) -> None:
         """Run the backward pass and hand on each parameter as its last contribution arrives.
 
         Args:
             losses: One a sample; they count alike.
             sink: Takes the parameters that have contributions, but those refused.
+            leaves: Further tensors whose gradients are wanted.
         """
         self._sink = sink
-        torch.autograd.backward(losses.sum(), inputs=[self.anchor])
+        torch.autograd.backward(losses.sum(), inputs=[self.anchor, *leaves])
         with torch.no_grad():  # as in the backward pass: what was saved for it still knows its graph
             for name in self._progress:
                 self._complete(name)

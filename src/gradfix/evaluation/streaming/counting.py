@@ -1,0 +1,350 @@
+"""Votes counted unit by unit on the way back, by the engine that counts a whole model.
+
+A unit's part in the gradients is that of a loss of its own: its outputs, each times the gradient that has arrived for
+it. To this loss and the unit's inputs everything applies that applies to a model and a batch: the rules, their
+verification, the plain loop.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradfix.errors import GradfixError
+from gradfix.evaluation.streaming.execution import (
+    Call,
+    Execution,
+    Pass,
+    Visitor,
+    differentiable,
+)
+from gradfix.evaluation.streaming.units import Unit
+from gradfix.tasks.batches import tensors_of
+from gradfix.votes.fast.accumulate import Blocks, Tally
+from gradfix.votes.fast.contributions import Contribution, Summed
+from gradfix.votes.fast.counter import FastCounter
+from gradfix.votes.fast.recorder import Recorder
+from gradfix.votes.fast.verification import FEWEST, Plan
+from gradfix.votes.isolation import autocast
+
+Put = Callable[[int, Mapping[str, Tensor]], None]
+"""Takes the complete counts of some parameters, for the samples of one group."""
+
+
+class VoteVisitor(Visitor):
+    """Counts the votes of several groups of samples.
+
+    Attributes:
+        reasons: Parameters that the plain loop counted, with the reason.
+    """
+
+    def __init__(
+        self,
+        execution: Execution,
+        groups: Sequence[int],
+        sizes: Sequence[int],
+        put: Put,
+        plans: dict[object, Plan],
+        lower: torch.dtype | None = None,
+    ) -> None:
+        """Prepare to count at the execution's ``wanted`` parameters.
+
+        Args:
+            execution: Runs the model.
+            groups: The group of each pass.
+            sizes: N of each pass.
+            put: Told each parameter's counts once they are complete.
+            plans: What was verified, by kind of unit; added to.
+            lower: Autocast's dtype, or None.
+        """
+        super().__init__(execution.device, lower)
+        self.reasons: dict[str, str] = {}
+        self._execution, self._put, self._plans = execution, put, plans
+        self._groups, self._samples = groups, Counter[int]()
+        self._first: list[int] = []
+        for group, size in zip(groups, sizes, strict=True):
+            self._first.append(self._samples[group])
+            self._samples[group] += size
+        self._owners = Counter(
+            name for unit in execution.division.units for name in unit.names if name in execution.wanted
+        )
+        self._tallies: dict[tuple[int, object], Tally] = {}
+        self._held: dict[tuple[int, str], list[tuple[Sequence[Contribution], int]]] = {}
+
+    @contextmanager
+    def running(self, unit: Unit, samples: int) -> Iterator[None]:
+        """Run the forward pass by the same rules as the backward pass will: to the same bits."""
+        parameters = self._parameters(unit)
+        with autocast(self.device, self.lower):
+            if not parameters or samples < FEWEST:
+                yield
+                return
+            with closing(Recorder(parameters, samples, self._plan(unit).derived)) as recorder, recorder:
+                yield
+
+    def go_back(self, item: Pass, call: Call, run: Callable[[Sequence[Tensor]], Any]) -> list[Tensor | None]:
+        """Count the votes of one batch at one unit, and compute the gradients of its inputs."""
+        parameters = self._parameters(call.unit)
+        if not parameters:
+            return self.gradients(call, run)
+        group = self._groups[item.number]
+        loss = UnitLoss(call, run)
+        plan = self._plan(call.unit)
+        if call.samples >= FEWEST and not plan.verdicts:
+            check_alone(call, loss, run)
+        leaves: list[Tensor] = []
+
+        def wanted() -> list[Tensor]:
+            leaves[:] = loss.leaves
+            return [leaf for leaf in dict.fromkeys(leaves) if leaf.requires_grad]
+
+        counter = UnitCounter(
+            call.unit.module,
+            loss,
+            parameters,
+            self._tally(group, call.unit, call.unit.names),
+            self.lower,
+            plan=plan,
+            leaves=wanted,
+            shared={
+                relative
+                for relative in parameters
+                if self._is_shared(item, call.unit, _named(call.unit, relative))
+            },
+        )
+        try:
+            counter.count(loss.batch, self._first[item.number])
+        except GradfixError as error:
+            raise GradfixError(f"{call.unit.name}: {error}") from error
+        self.reasons.update(
+            {_named(call.unit, relative): reason for relative, reason in counter.reasons.items()}
+        )
+        for relative, parts in counter.parts().items():
+            self._held.setdefault((item.number, _named(call.unit, relative)), []).append((parts, call.samples))
+        if call.samples < FEWEST:  # the plain loop ran the batch as it is
+            leaves[:] = loss.leaves
+        if not leaves or any(leaf.grad is None for leaf in leaves if leaf.requires_grad):
+            return self.gradients(call, run)
+        return [leaf.grad for leaf in leaves]
+
+    def settle(self, passes: Sequence[Pass]) -> None:
+        """Hand on the counts that no pass will add to any more."""
+        ended = {
+            group
+            for group in self._samples
+            if all(item.done for item in passes if self._groups[item.number] == group)
+        }
+        left: dict[int, Counter[str]] = {group: Counter() for group in ended}
+        for item in passes:
+            group = self._groups[item.number]
+            if group in ended:
+                names = Counter(name for call in item.calls for name in call.unit.names)
+                left[group].update(names)
+                for key in [key for key in self._held if key[0] == item.number and not names[key[1]]]:
+                    self._vote_held(group, key[1], self._held.pop(key))
+        for group, key in list(self._tallies):
+            names = [key] if isinstance(key, str) else key.names  # type: ignore[attr-defined]
+            if group in ended and not any(left[group][name] for name in names):
+                counts = self._tallies.pop((group, key)).counts()
+                named = (
+                    counts
+                    if isinstance(key, str)
+                    else {_named(key, relative): value for relative, value in counts.items()}  # type: ignore[arg-type]
+                )
+                if named:
+                    self._put(group, named)
+
+    def first_sample(self, item: Pass) -> int:
+        """Give the index of a pass's first sample among those of its group."""
+        return self._first[item.number]
+
+    def _parameters(self, unit: Unit) -> dict[str, nn.Parameter]:
+        """The unit's parameters that vote, by their names in it, each once."""
+        found: dict[str, nn.Parameter] = {}
+        seen: set[str] = set()
+        for slot in unit.slots:
+            if slot.name in self._execution.wanted and slot.name not in seen:
+                seen.add(slot.name)
+                parameter = slot.owner._parameters[slot.attribute]
+                assert parameter is not None
+                found[slot.relative] = parameter
+        return found
+
+    def _plan(self, unit: Unit) -> Plan:
+        key = unit.kind, frozenset(self._parameters(unit))
+        return self._plans.setdefault(key, Plan())
+
+    def _tally(self, group: int, key: Any, names: Sequence[str]) -> Tally:
+        """The counts of a unit's parameters by their names in it, or of one that several units share."""
+        if (group, key) not in self._tallies:
+            placeholders = self._execution.placeholders
+            shapes = (
+                {key: placeholders[key]}
+                if isinstance(key, str)
+                else {slot.relative: placeholders[slot.name] for slot in key.slots}
+            )
+            tally = self._tallies[group, key] = Tally(shapes)
+            tally.expect(self._samples[group])
+        return self._tallies[group, key]
+
+    def _is_shared(self, item: Pass, unit: Unit, name: str) -> bool:
+        """Whether a parameter is used by several calls of one pass, so that its gradient is their sum."""
+        if (item.number, name) in self._held:
+            return True
+        if self._owners[name] == 1 and sum(call.unit is unit for call in item.calls) == 1:
+            return False
+        return sum(name in call.unit.names for call in item.calls) > 1
+
+    @torch.no_grad()
+    def _vote_held(self, group: int, name: str, held: list[tuple[Sequence[Contribution], int]]) -> None:
+        parts = [part for parts, _ in reversed(held) for part in parts]
+        samples = held[0][1]
+        for part in parts:
+            if not float(part.largest()) <= torch.finfo(part.dtype).max / len(parts):
+                raise GradfixError(
+                    f"the gradient of {name} may leave the range of {part.dtype}; use --compute-dtype float32"
+                )
+        counts = self._tally(group, name, [name]).of(name)
+        for job in Blocks().jobs(counts.view(counts.shape[0] if counts.ndim else 1, -1), parts, samples):
+            job()
+
+
+class UnitLoss:
+    """The part of the losses that goes through one call of a unit: its outputs times their gradients.
+
+    Attributes:
+        batch: The unit's inputs that have a row for each sample, and the gradients.
+        leaves: The inputs of the last run, one for each of the call's tensors, whether they are in the batch or shared
+            by all samples.
+    """
+
+    def __init__(self, call: Call, run: Callable[[Sequence[Tensor]], Any]) -> None:
+        """Prepare.
+
+        Args:
+            call: Has the inputs and gradients.
+            run: Runs the unit on other tensors in the place of the call's.
+        """
+        self._call, self._run = call, run
+        unique = {id(tensor): tensor for tensor in call.tensors}
+        self._own = [
+            key for key, tensor in unique.items() if tensor.ndim > 1 and len(tensor) == call.samples
+        ]
+        self._numbers = list(call.gradients)
+        self.batch: dict[str, list[Tensor]] = {
+            "inputs": [unique[key].detach() for key in self._own],
+            "gradients": list(call.gradients.values()),
+        }
+        self.leaves: list[Tensor] = []
+
+    def __call__(self, module: nn.Module, batch: Mapping[str, list[Tensor]]) -> Tensor:
+        """Compute one value a sample, of any samples of the batch."""
+        gradients = dict(zip(self._numbers, batch["gradients"], strict=True))
+        losses: Tensor | None = None
+        for number, output in differentiable(self._run(self.inputs(batch["inputs"]))):
+            if number in gradients:
+                wide = torch.promote_types(output.dtype, torch.float32)
+                products = output.to(wide) * gradients[number].to(wide)
+                part = products.reshape(len(products), -1).sum(1)
+                losses = part if losses is None else losses + part
+        assert losses is not None
+        return losses
+
+    def inputs(self, own: Sequence[Tensor]) -> list[Tensor]:
+        """Make leaves for all of the call's tensors, of which those with a row a sample are given."""
+        given = dict(zip(self._own, own, strict=True))
+        made: dict[int, Tensor] = {}
+        for tensor in self._call.tensors:
+            if id(tensor) not in made:
+                value = given.get(id(tensor), tensor)
+                made[id(tensor)] = value.detach().requires_grad_(tensor.requires_grad)
+        self.leaves = [made[id(tensor)] for tensor in self._call.tensors]
+        return self.leaves
+
+
+class UnitCounter(FastCounter):
+    """Counts at one unit; what other calls of the pass contribute to as well is held back until all have."""
+
+    def __init__(self, *arguments: Any, shared: set[str], **options: Any) -> None:
+        """Prepare; see :class:`FastCounter`.
+
+        Args:
+            *arguments: Its arguments.
+            shared: Parameters whose gradients are not complete yet.
+            **options: Its options.
+        """
+        super().__init__(*arguments, **options)
+        self._shared = shared
+        self._parts: dict[str, Sequence[Contribution]] = {}
+        self._single: dict[str, list[Tensor]] = {}
+
+    def vote_together(self, name: str, parts: Sequence[Contribution], samples: int) -> None:
+        """Count, or hold back."""
+        if name in self._shared:
+            self._parts[name] = parts
+        else:
+            super().vote_together(name, parts, samples)
+
+    def vote(self, name: str, gradient: Tensor) -> None:
+        """Count, or hold back."""
+        if name in self._shared:
+            self._single.setdefault(name, []).append(gradient.clone())
+        else:
+            super().vote(name, gradient)
+
+    def parts(self) -> dict[str, Sequence[Contribution]]:
+        """Give what was held back."""
+        found = dict(self._parts)
+        for name, gradients in self._single.items():
+            values = torch.stack(gradients)
+            rows = values.reshape(len(values), values.shape[1] if values.ndim > 1 else 1, -1)
+            found[name] = [Summed(rows, values.norm)]
+        return found
+
+
+def check_alone(call: Call, loss: UnitLoss, run: Callable[[Sequence[Tensor]], Any]) -> None:
+    """Refuse a unit that does something else to a sample alone than among others.
+
+    Args:
+        call: With two samples or more.
+        loss: Knows which inputs have a row for each.
+        run: Runs the unit.
+
+    Raises:
+        GradfixError: naming the unit.
+    """
+    last = slice(call.samples - 1, call.samples)
+    with torch.no_grad():
+        together = _outputs(run(call.tensors))
+        try:
+            alone = _outputs(run(loss.inputs([tensor[last] for tensor in loss.batch["inputs"]])))
+        except (RuntimeError, IndexError) as error:
+            raise _mixing(call) from error
+    for number in call.gradients:
+        expected, found = together[number], alone[number]
+        expected = expected[last] if len(expected) == call.samples else expected
+        eps = torch.finfo(expected.dtype).eps
+        tolerance = 1e-3 if eps < 1e-4 else 0.2
+        if expected.shape != found.shape or float((expected - found).float().norm()) > tolerance * float(
+            expected.float().norm()
+        ):
+            raise _mixing(call)
+
+
+def _mixing(call: Call) -> GradfixError:
+    return GradfixError(
+        f"{call.unit.name}: gives another output for a sample alone than for the same sample among "
+        f"{call.samples}: it mixes samples, or has them in another dimension than the first; give --memory a size "
+        "that the model fits in"
+    )
+
+
+def _outputs(outputs: Any) -> list[Tensor]:
+    return [tensor for _, tensor in tensors_of(outputs)]
+
+
+def _named(unit: Unit, relative: str) -> str:
+    return next(slot.name for slot in unit.slots if slot.relative == relative)
