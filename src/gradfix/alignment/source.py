@@ -17,6 +17,7 @@ from gradfix.checkpoints import Checkpoint
 from gradfix.errors import AlignmentError, GradfixError
 from gradfix.evaluation.binding import Rows, bind, without_labels
 from gradfix.evaluation.evaluate import Evaluation
+from gradfix.evaluation.streaming.choice import load_target
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.progress import Progress, silent
 from gradfix.recipes.settings import SETTINGS, SelectionSettings
@@ -71,7 +72,7 @@ def observe(
         method: How the target will be aligned: it tells where to look. ``none`` looks at no activations.
         control_seed: Also record the base with τ's values shuffled, as the control; None for not.
         progress: Told the passes done.
-        **loading: Options of :meth:`gradfix.evaluation.target_model.TargetModel.load`.
+        **loading: Options of :func:`gradfix.evaluation.streaming.choice.load_target`.
 
     Returns:
         What the rest needs.
@@ -79,7 +80,7 @@ def observe(
     Raises:
         GradfixError: if the source can't be loaded, or can't be aligned.
     """
-    model = TargetModel.load(task, base, place(tau, base), **loading)
+    model = load_target(task, base, place(tau, base), **loading)
     encoded = model.encode(inputs)
     run = runner(task, model)
     writers: Sequence[Writer] = ()
@@ -211,7 +212,7 @@ def run_source(
         control_seed: Of the control's shuffle; None for no control.
         seed: Of the draw of inputs, where the labelled rows are more than are aligned on.
         settings: How many inputs, and what counts as alike.
-        loading: How to load a model, as :meth:`gradfix.evaluation.target_model.TargetModel.load` takes it.
+        loading: How to load a model, as :func:`gradfix.evaluation.streaming.choice.load_target` takes it.
         remark: Told why ``auto`` does without an alignment that the two bases would need.
         progress: Told the passes done.
 

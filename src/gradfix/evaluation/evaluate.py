@@ -150,7 +150,9 @@ def evaluate(
                 batch = rows.batches[number]
             else:
                 batch = task.encode([rows[index] for index in places], strict=strict)
-            cut.append(int(batch["truncated"].sum()) if isinstance(batch, dict) and "truncated" in batch else 0)
+            cut.append(
+                int(batch["truncated"].sum()) if isinstance(batch, dict) and "truncated" in batch else 0
+            )
             yield batch
 
     with nullcontext() if run else evaluating(model):

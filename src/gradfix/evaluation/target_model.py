@@ -49,6 +49,9 @@ class TargetModel:
             keeps θ_B's value.
     """
 
+    streams = False
+    """Whether weights are fetched when they are needed: then nothing can train them all."""
+
     def __init__(
         self,
         model: nn.Module,
@@ -326,9 +329,28 @@ class TargetModel:
             )
         return self._stored_votes(votes)
 
-    def _count(self, batches: Sequence[Any], **options: Any) -> Votes:
+    def _count(
+        self,
+        batches: Sequence[Any],
+        *,
+        vote: str,
+        dtype: str | None,
+        seed: int | None,
+        samples: Sequence[str],
+        progress: Progress,
+    ) -> Votes:
         """Count votes with the module's names."""
-        return count_votes(self.model, batches, self.task.loss, parameters=self._voting, **options)
+        return count_votes(
+            self.model,
+            batches,
+            self.task.loss,
+            vote=vote,
+            parameters=self._voting,
+            dtype=dtype,
+            seed=seed,
+            samples=samples,
+            progress=progress,
+        )
 
     def _stored_votes(self, votes: Votes) -> Votes:
         """Give votes the target checkpoint's names, and its form where it stores another one."""

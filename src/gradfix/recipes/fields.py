@@ -113,6 +113,28 @@ Vote = Literal["majority", "mean"]
 Sampling = Literal["random", "herding", "k-medoids", "coreset"]
 
 
+def _readable_size(text: Any) -> Any:
+    if isinstance(text, int) and not isinstance(text, bool):
+        text = str(text)
+    if isinstance(text, str) and text != "auto":
+        parse_size(text)
+    return text
+
+
+Memory = Annotated[
+    str,
+    BeforeValidator(_readable_size),
+    Field(description="auto, or how much may be used, as 4GB: a larger model is fetched block by block"),
+]
+ComputeDtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    Field(
+        description="number format in which the model computes; auto: as stored where the device does so natively, "
+        "else float32"
+    ),
+]
+
+
 def parse_size(text: str) -> int:
     """Read a size such as ``5GB`` or ``500MB``, in powers of ten as disks are sold.
 

@@ -16,7 +16,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "What is written": (
         "dtype", "rounding", "shard_size", "examples", "overwrite", "resume", "restart",
     ),
-    "The run": ("batch_size", "device", "trust_remote_code", "json", "debug"),
+    "The run": ("batch_size", "device", "memory", "compute_dtype", "trust_remote_code", "json", "debug"),
 }  # fmt: skip
 """Headings, in their order, with the options below each, of whichever command."""
 

@@ -11,8 +11,10 @@ from gradfix.recipes.fields import (
     TASKS,
     Align,
     AlignData,
+    ComputeDtype,
     Encoding,
     Head,
+    Memory,
     Names,
     Output,
     Overwrite,
@@ -21,6 +23,7 @@ from gradfix.recipes.fields import (
     SourceTuned,
     TargetBase,
     Vote,
+    parse_size,
 )
 
 
@@ -48,6 +51,8 @@ class TaskRecipe(Recipe):
     ] = None
     batch_size: Annotated[int, Field(ge=1, description="samples a pass")] = 32
     device: Annotated[str, Field(description="cpu, cuda or mps")] = "cpu"
+    memory: Memory = "auto"
+    compute_dtype: ComputeDtype = "auto"
     strict: Annotated[bool, Field(description="refuse samples that would be truncated")] = False
     trust_remote_code: Annotated[
         bool,
@@ -93,12 +98,14 @@ class TaskRecipe(Recipe):
         return {**options, **{key: value for key, value in given.items() if value}}
 
     def loading(self) -> dict[str, Any]:
-        """Give the options that :meth:`gradfix.evaluation.target_model.TargetModel.load` takes by these names.
+        """Give the options that :func:`gradfix.evaluation.streaming.choice.load_target` takes by these names.
 
         Returns:
             Keyword arguments.
         """
-        return {name: getattr(self, name) for name in ("device", "batch_size", "strict", "trust_remote_code")}
+        names = ("device", "batch_size", "strict", "trust_remote_code", "compute_dtype")
+        memory = self.memory if self.memory == "auto" else parse_size(self.memory)
+        return {**{name: getattr(self, name) for name in names}, "memory": memory}
 
 
 class SupportRecipe(TaskRecipe):

@@ -91,6 +91,18 @@ class TransportRecipe(SupportRecipe, WritingRecipe):
         int, Field(ge=0, description="judged inputs to show in the report; 0 keeps them out of the output")
     ] = 12
 
+    @property
+    def may_train(self) -> bool:
+        """Whether the weights may be trained on the samples."""
+        return self.finetune_steps is not None or (self.method == "auto" and self.training)
+
+    def loading(self) -> dict[str, Any]:
+        """Give the options that load a target; what may train computes in float32 unless it is told otherwise."""
+        options = super().loading()
+        if self.may_train and self.compute_dtype == "auto":
+            options["compute_dtype"] = "float32"  # a few small steps are lost in fewer digits
+        return options
+
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, options: Any) -> Any:

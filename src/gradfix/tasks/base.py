@@ -261,6 +261,11 @@ class ModelTask(ABC):
         """What messages call the groups of `classes`; None where they have no names."""
         return None
 
+    @property
+    def generates(self) -> bool:
+        """Whether measuring runs the model once a token of the answer."""
+        return False
+
     def classes(self, rows: Sequence[RowLike]) -> list[int]:
         """The group that each row is sampled within.
 

@@ -256,7 +256,7 @@ def empty_model(
         GradfixError: If it cannot be built.
     """
     import transformers
-    from accelerate import init_empty_weights
+    from accelerate import init_empty_weights  # type: ignore[import-untyped]
 
     with explained(location, f"build a model for {auto_class}"), torch.random.fork_rng(devices=[]):
         config = transformers.AutoConfig.from_pretrained(

@@ -73,6 +73,12 @@ class TextToText(ModelTask):
         """The candidates."""
         return self.candidates
 
+    @property
+    @override
+    def generates(self) -> bool:
+        """Without candidates, answers are generated."""
+        return self.candidates is None
+
     @override
     def classes(self, rows: Sequence[RowLike]) -> list[int]:
         """Which candidate each target is."""

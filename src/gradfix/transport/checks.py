@@ -136,7 +136,7 @@ class Models:
     adapter: bool = False
 
 
-def _as_weights(tuned: Checkpoint, placement: Placement) -> bool:
+def _as_weights(tuned: Checkpoint, target: Checkpoint, placement: Placement) -> bool:
     return False
 
 
@@ -148,7 +148,7 @@ def open_models(
     *,
     output: Path | None = None,
     overwrite: bool = False,
-    as_adapter: Callable[[Checkpoint, Placement], bool] = _as_weights,
+    as_adapter: Callable[[Checkpoint, Checkpoint, Placement], bool] = _as_weights,
 ) -> Models:
     """Open three models and hold their headers, configurations and tokenizers against each other; no weight is read.
 
@@ -174,7 +174,7 @@ def open_models(
     _note_custom_code(found, base, tuned, target)
     tau = _heads_whole(TaskVector.between(base, tuned), tuned, target)
     placement = place(tau, target)
-    adapter = as_adapter(tuned, placement)
+    adapter = as_adapter(tuned, target, placement)
     note_placement(found, placement, target, adapter=adapter)
     # An adapter's configuration names neither its head's architecture nor its classes: the task tells them later, and
     # the output is judged before it gets its name.

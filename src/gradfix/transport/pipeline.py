@@ -19,6 +19,7 @@ from gradfix.evaluation.binding import Rows, bind, choose_support, describe_head
 from gradfix.evaluation.certificate import Certificate, certify
 from gradfix.evaluation.evaluate import Evaluation
 from gradfix.evaluation.judgement import Judgement, judge
+from gradfix.evaluation.streaming.choice import load_target
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.progress import Progress, silent
 from gradfix.recipes import IN_PYTHON, EvaluateRecipe, TaskRecipe, TransportRecipe, VotesRecipe, validate
@@ -31,6 +32,7 @@ from gradfix.transport.checks import Finding, Findings, Models, check_weights, i
 from gradfix.transport.decision import Decision, cross_fitting_doubts, decide, selection_context
 from gradfix.transport.folds import AlphaChoice
 from gradfix.transport.inputs import Data, counted_once, models_of, note_cut, note_unread, ready_task, rows_at
+from gradfix.transport.memory import possible
 from gradfix.transport.record import Clock, output_files, transport_record, votes_facts
 from gradfix.transport.run import TransportRun
 from gradfix.transport.space import note_apart
@@ -116,6 +118,8 @@ def transport(
     max_length: int | None = None,
     batch_size: int = 32,
     device: str = "cpu",
+    memory: str | int = "auto",
+    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     strict: bool = False,
     trust_remote_code: bool = False,
     split: str | None = None,
@@ -173,6 +177,9 @@ def transport(
         max_length: Longest input in tokens; the model's context if not given.
         batch_size: Samples a pass.
         device: Cpu, cuda or mps.
+        memory: ``"auto"``, or how much may be used, as 4GB: a larger model is fetched block by block.
+        compute_dtype: Number format in which the model computes; auto: as stored where the device does so natively,
+            else float32.
         strict: Refuse samples that would be truncated.
         trust_remote_code: Run code that a model repository brings.
         split: Of the data, where it has several.
@@ -247,8 +254,15 @@ def run_transport(
             source = _run_source(recipe, models, data, task, found, stack, settings, progress)
         with clock.stage("load"):
             dtype = getattr(torch, recipe.dtype) if recipe.dtype else None
-            kind = AdapterModel if models.adapter else TargetModel
-            model = kind.load(task, models.target, models.placement, dtype=dtype, **recipe.loading())
+            model = load_target(
+                task,
+                models.target,
+                models.placement,
+                dtype=dtype,
+                adapter=models.adapter,
+                **recipe.loading(),
+            )
+            recipe = possible(recipe, model, found)
             describe_head(models.placement.vector, model)
         crossing = recipe.fixed_alpha() is None and "validation" not in data.held
         with clock.stage("choose samples"):
@@ -480,7 +494,7 @@ def open_target(
     )
     task.check(rows, support=support)
     note_unread(task, rows, found)
-    model = TargetModel.load(task, target, placement, **recipe.loading())
+    model = load_target(task, target, placement, **recipe.loading())
     model.require_weights()
     return model
 

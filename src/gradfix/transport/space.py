@@ -6,11 +6,12 @@ from gradfix.recipes import TransportRecipe
 from gradfix.recipes.fields import TASKS
 from gradfix.recipes.settings import SETTINGS
 from gradfix.transport.checks import Findings
+from gradfix.transport.memory import plan_for
 from gradfix.vectors.task_vector import Placement
 
 
 def moved_as_adapter(
-    recipe: TransportRecipe, found: Findings, tuned: Checkpoint, placement: Placement
+    recipe: TransportRecipe, found: Findings, tuned: Checkpoint, target: Checkpoint, placement: Placement
 ) -> bool:
     """Choose the space: the adapter's, where the source is one and nothing that was asked for needs weights.
 
@@ -18,6 +19,7 @@ def moved_as_adapter(
         recipe: The options.
         found: Told why an adapter is moved as weights.
         tuned: The tuned model.
+        target: θ_B.
         placement: τ laid onto the target.
 
     Returns:
@@ -29,6 +31,8 @@ def moved_as_adapter(
     if recipe.space == "weights" or (recipe.space is None and placement.adapter is None):
         return False
     reason = _obstacle(recipe, placement)
+    if reason is None and plan_for(recipe, target, ()).streams:
+        reason = "the new base does not fit in memory, and block by block only weights are moved"
     if reason is None:
         return True
     if recipe.space == "adapter":

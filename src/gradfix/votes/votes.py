@@ -225,7 +225,10 @@ class Votes(Mapping[str, Tensor]):
             All of them.
         """
         record = replace(self.record, fingerprints={**self.fingerprints, **fingerprints})
-        sources: dict[str, TensorSource] = {**dict.fromkeys(self.specs, self), **dict.fromkeys(counts.specs, counts)}
+        sources: dict[str, TensorSource] = {
+            **dict.fromkeys(self.specs, self),
+            **dict.fromkeys(counts.specs, counts),
+        }
         return Votes(Gathered(sources), record)
 
     def __add__(self, other: "Votes") -> "Votes":

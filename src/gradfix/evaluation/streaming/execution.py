@@ -142,7 +142,8 @@ class Pass(Lane):
         }
         found = [(tensor, self._pending.pop(key)) for key, tensor in ready.items() if key in self._pending]
         if found:
-            torch.autograd.backward(*map(list, zip(*found, strict=True)), retain_graph=True)  # type: ignore[arg-type]
+            tensors, sums = zip(*found, strict=True)
+            torch.autograd.backward(tensors, sums, retain_graph=True)
         for key in ready:
             del self._first[key]
 
@@ -258,7 +259,7 @@ class Execution:
                     made = placeholder(slot.name, stored, self.dtype, self.device)
                     self.placeholders[slot.name] = shared[id(stored)] = made
             self._forwards[unit] = unit.module.forward
-            unit.module.forward = partial(self._called, unit)  # type: ignore[method-assign]
+            unit.module.forward = partial(self._called, unit)
         for module in self.model.modules():
             for name, parameter in module._parameters.items():
                 if parameter is not None and id(parameter) in shared:
@@ -397,7 +398,7 @@ class Execution:
         return self._forwards[unit](*args, **kwargs)
 
     def _load(self, unit: Unit, point: Any) -> None:
-        """Fetch a unit's weights, unless they are there. A block is there alone; what is outside of blocks, together."""
+        """Fetch a unit's weights, unless they are there. A block is there alone, what is outside of blocks together."""
         if unit in self._present and self._present[unit] is point:
             return
         for other, there in list(self._present.items()):
@@ -443,9 +444,7 @@ def leaves_of(tensors: Sequence[Tensor]) -> list[Tensor]:
 def differentiable(outputs: Any) -> list[tuple[int, Tensor]]:
     """Give the tensors among a unit's outputs that have a gradient, with their numbers."""
     return [
-        (number, tensor)
-        for number, (_, tensor) in enumerate(tensors_of(outputs))
-        if tensor.requires_grad
+        (number, tensor) for number, (_, tensor) in enumerate(tensors_of(outputs)) if tensor.requires_grad
     ]
 
 

@@ -92,7 +92,7 @@ class Lane:
             self.result = self._function()
         except Cancelled:
             pass
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised again where the lane is waited for
             self._error = error
         finally:
             self.done, self.request = True, None

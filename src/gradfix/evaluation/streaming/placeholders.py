@@ -20,25 +20,15 @@ class Placeholder(Tensor):
 
     @staticmethod
     def __new__(cls, name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Any:
-        """Make one.
-
-        Args:
-            name: The parameter's, for messages.
-            shape: Its shape.
-            dtype: Number format in which the model computes.
-            device: Where the model computes.
-
-        Returns:
-            The placeholder.
-        """
-        made = torch.Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=dtype, device=device)  # type: ignore[attr-defined]
+        """Make one for a parameter of this name, shape, number format and device."""
+        made = torch.Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=dtype, device=device)
         made._name = name
         return made
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Refuse to compute."""
@@ -51,7 +41,7 @@ class Placeholder(Tensor):
             "model must be held in memory: give --memory a size that it fits in"
         )
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"Placeholder({self._name!r}, {tuple(self.shape)}, {self.dtype})"
 
 

@@ -15,6 +15,7 @@ from typing_extensions import override
 from gradfix.checkpoints import Checkpoint, TensorSource, TensorSpec
 from gradfix.checkpoints.expressions import Expression
 from gradfix.errors import GradfixError, listed
+from gradfix.evaluation.evaluate import EncodedRows, Evaluation
 from gradfix.evaluation.streaming.averaging import GradientVisitor, MeanVisitor
 from gradfix.evaluation.streaming.counting import VoteVisitor
 from gradfix.evaluation.streaming.execution import Execution, Visitor
@@ -103,6 +104,23 @@ class StreamedModel(TargetModel):
             "training needs all weights at once, and this model is fetched block by block: leave training out "
             "(--no-training, no --finetune-steps), or give --memory a size that the model fits in"
         )
+
+    @override
+    def evaluate(
+        self,
+        rows: Sequence[Any] | EncodedRows,
+        *,
+        task: ModelTask | None = None,
+        logits: bool = False,
+        progress: Progress = silent,
+    ) -> Evaluation:
+        if (task or self.task).generates:
+            raise GradfixError(
+                "answers are generated token by token, and this model is fetched block by block: each token would read "
+                "the whole checkpoint; give the answers to rank with --candidate, or --memory a size that the model "
+                "fits in"
+            )
+        return super().evaluate(rows, task=task, logits=logits, progress=progress)
 
     @override
     def slope(self, delta: TaskVector, rows: Sequence[Any]) -> float:
@@ -215,11 +233,11 @@ class StreamedModel(TargetModel):
         self,
         batches: Sequence[Any],
         *,
-        vote: str = "majority",
-        dtype: str | None = None,
-        seed: int | None = None,
-        samples: Sequence[str] = (),
-        progress: Progress = silent,
+        vote: str,
+        dtype: str | None,
+        seed: int | None,
+        samples: Sequence[str],
+        progress: Progress,
     ) -> Votes:
         voting = [name for name in self._voting if self._parameters[name].is_floating_point()]
         number, lower = number_format(dtype, [self._parameters[name] for name in voting])

@@ -10,6 +10,7 @@ from gradfix.checkpoints import Checkpoint
 from gradfix.evaluation.binding import bind, choose_support, use_head
 from gradfix.evaluation.evaluate import EncodedRows
 from gradfix.evaluation.intervals import interval_words
+from gradfix.evaluation.streaming.choice import load_target
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.progress import Progress, silent
 from gradfix.recipes import CompareRecipe
@@ -120,7 +121,7 @@ def compare(
             remark=partial(found.add, "note"),
             progress=progress,
         )
-        model = TargetModel.load(task, target, models.placement, **recipe.loading())
+        model = load_target(task, target, models.placement, **recipe.loading())
         if recipe.head == "copy":
             model.require_weights()
         aligned = align(source, model, control_seed=0) if source is not None else None

@@ -1,0 +1,63 @@
+"""Hold a model in memory where it fits there, else fetch it block by block."""
+
+from typing import Any
+
+from gradfix.checkpoints import Checkpoint
+from gradfix.evaluation.adapter_model import AdapterModel
+from gradfix.evaluation.streaming.plan import compute_dtype_of, plan_memory
+from gradfix.evaluation.streaming.streamed_model import StreamedModel
+from gradfix.evaluation.target_model import TargetModel
+from gradfix.tasks import ModelTask
+from gradfix.vectors.task_vector import Placement
+
+
+def load_target(
+    task: ModelTask,
+    target: Checkpoint,
+    placement: Placement,
+    *,
+    memory: str | int = "auto",
+    compute_dtype: str = "auto",
+    adapter: bool = False,
+    device: str = "cpu",
+    batch_size: int = 32,
+    **options: Any,
+) -> TargetModel:
+    """Load θ_B in the way that fits.
+
+    Args:
+        task: Bound to the target or not yet.
+        target: θ_B's checkpoint.
+        placement: τ laid onto it.
+        memory: Bytes that may be used; ``auto`` for most of what is free.
+        compute_dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+        adapter: Move it in the coordinates of τ's adapter, in memory.
+        device: Where to compute.
+        batch_size: Samples a forward pass; fewer where so many don't fit.
+        **options: Of :meth:`TargetModel.load`.
+
+    Returns:
+        The model at θ_B.
+
+    Raises:
+        GradfixError: if it can't be loaded, or not even one block fits.
+    """
+    if adapter and compute_dtype == "auto":
+        compute_dtype = "float32"  # an adapter's weights are few, and small beside the model's
+    number = compute_dtype_of(target, compute_dtype, device)
+    options = {**options, "device": device, "compute_dtype": number}
+    if adapter:
+        return AdapterModel.load(task, target, placement, batch_size=batch_size, **options)
+    plan = plan_memory(
+        target,
+        voting=placement.vector.specs.keys(),
+        memory=memory,
+        compute_dtype=number,
+        device=device,
+        batch_size=batch_size,
+        length=task.max_length,
+    )
+    if not plan.streams or (task.builds_model and memory == "auto"):
+        return TargetModel.load(task, target, placement, batch_size=batch_size, **options)
+    plan.refuse(target.location)
+    return StreamedModel.load(task, target, placement, batch_size=plan.batch, **options)

@@ -1,0 +1,247 @@
+"""How much memory a model needs in memory whole, and block by block: from headers alone, before anything is loaded.
+
+Index letters: ``T`` tokens of a batch (samples times their length). A matrix of R rows and C columns that meets T
+tokens leaves its input, T·C numbers, and its output's gradient, T·R numbers: that is what activations are estimated by.
+"""
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gradfix.checkpoints import Checkpoint
+from gradfix.checkpoints.tensors import TensorSpec
+from gradfix.errors import GradfixError
+
+USUAL_LENGTH = 512
+"""Tokens of a sample that are reckoned with where nothing limits them: most are shorter, and padded to the longest."""
+
+SHARE = 0.85
+"""Of the memory that is free, what may be used."""
+
+_BLOCK = re.compile(r"^(.*?\.\d+)\.")
+SCORES = 4
+"""Copies of the head's scores that a loss makes: as they are, in float32, their logarithms, their gradient."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What a model needs.
+
+    Attributes:
+        limit: Bytes that may be used.
+        resident: Bytes by part with all weights in memory.
+        streamed: The same with one block's.
+        batch: Samples that run through a block at once.
+        blocks: How many there are.
+        read: Bytes read from the checkpoint a count, where it is streamed: each weight twice.
+    """
+
+    limit: int
+    resident: Mapping[str, int]
+    streamed: Mapping[str, int]
+    batch: int
+    blocks: int
+    read: int
+
+    @property
+    def streams(self) -> bool:
+        """Whether the model must be fetched block by block."""
+        return sum(self.resident.values()) > self.limit
+
+    def refuse(self, location: str) -> None:
+        """Refuse a model of which not even one block fits.
+
+        Args:
+            location: The model's, for the message.
+
+        Raises:
+            GradfixError: with the figures.
+        """
+        needed = sum(self.streamed.values())
+        if self.streams and needed > self.limit:
+            parts = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in self.streamed.items())
+            raise GradfixError(
+                f"{location}: block by block it needs {needed / 1e9:.2f} GB for one sample at a time ({parts}), and "
+                f"{self.limit / 1e9:.2f} GB may be used; give more with --memory, or shorter samples with --max-length"
+            )
+
+
+def plan_memory(
+    target: Checkpoint,
+    *,
+    voting: Collection[str],
+    memory: str | int = "auto",
+    compute_dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    batch_size: int = 32,
+    length: int | None = None,
+    samples: int | None = None,
+) -> MemoryPlan:
+    """Estimate what a count of votes at a model needs.
+
+    Args:
+        target: θ_B.
+        voting: The target's tensors that τ changes.
+        memory: Bytes that may be used; ``auto`` for most of what is free.
+        compute_dtype: Number format of the computation.
+        device: Where to compute: its memory counts.
+        batch_size: Samples a pass.
+        length: Tokens of the longest sample; the model's context if None, but at most 512.
+        samples: How many will vote; as many as are in a batch if None.
+
+    Returns:
+        The plan.
+    """
+    blocks: dict[str, dict[str, TensorSpec]] = defaultdict(dict)
+    outside: dict[str, TensorSpec] = {}
+    for name, spec in target.specs.items():
+        if not spec.dtype.is_floating_point:
+            continue
+        found = _BLOCK.match(name)
+        (blocks[found[1]] if found else outside)[name] = spec
+    largest = max(blocks.values(), key=_elements, default={})
+    item = compute_dtype.itemsize
+    table = max(outside.values(), key=lambda spec: spec.numel, default=TensorSpec(torch.float32, (0, 0)))
+    vocabulary = table.shape[0] if len(table.shape) == 2 else 0
+    length = length or _usual_length(target.config)
+    voted = {name: spec for name, spec in target.specs.items() if name in voting}
+
+    def activations(specs: Mapping[str, TensorSpec], samples: int) -> int:
+        sides = sum(
+            spec.shape[0] + spec.numel // spec.shape[0] for spec in specs.values() if len(spec.shape) > 1
+        )
+        return sides * samples * length * item
+
+    def scores(samples: int) -> int:
+        # Only a head over the vocabulary has scores for each token.
+        return SCORES * samples * length * vocabulary * item if _scores_tokens(target.config) else 0
+
+    everything = {name: spec for specs in blocks.values() for name, spec in specs.items()}
+    resident = {
+        "weights": item * (_elements(everything) + _elements(outside)),
+        "votes": _elements(voted),
+        "activations": activations(everything, batch_size) + scores(batch_size),
+    }
+    limit = usable_memory(device) if memory == "auto" else int(memory)
+    width = min(table.shape[-1] if table.shape else 0, 2**16)
+    kept = (samples or batch_size) * length * width * item * (len(blocks) + 1)
+
+    def streamed(samples: int) -> dict[str, int]:
+        weights = max(_elements(largest), table.numel)
+        votes = max(
+            _elements({n: s for n, s in largest.items() if n in voting}),
+            max((s.numel for n, s in outside.items() if n in voting), default=0),
+        )
+        return {
+            "one block's weights": item * weights,
+            "its votes": votes,
+            "its activations": max(activations(largest, samples), scores(samples)),
+            "inputs kept of all blocks": kept,
+        }
+
+    batch = batch_size
+    while batch > 1 and sum(streamed(batch).values()) > limit:
+        batch -= 1
+    read = 2 * sum(spec.nbytes for specs in (outside, *blocks.values()) for spec in specs.values())
+    return MemoryPlan(limit, resident, streamed(batch), batch, len(blocks), read)
+
+
+def compute_dtype_of(target: Checkpoint, asked: str, device: str | torch.device) -> torch.dtype:
+    """Choose the number format of the computation.
+
+    Args:
+        target: θ_B.
+        asked: ``auto``, or a format.
+        device: Where to compute.
+
+    Returns:
+        What was asked; for ``auto`` the format of most stored weights, where the device computes with it natively, else
+        float32.
+    """
+    if asked != "auto":
+        found: torch.dtype = getattr(torch, asked)
+        return found
+    sizes: dict[torch.dtype, int] = defaultdict(int)
+    for spec in target.specs.values():
+        if spec.dtype.is_floating_point:
+            sizes[spec.dtype] += spec.numel
+    stored = max(sizes, key=lambda dtype: sizes[dtype], default=torch.float32)
+    native = {
+        torch.bfloat16: _native_bfloat16(torch.device(device)),
+        torch.float16: torch.device(device).type != "cpu",
+    }
+    return stored if native.get(stored, False) else torch.float32
+
+
+@lru_cache(maxsize=8)  # one answer a process: every model of a job is held in the same way
+def usable_memory(device: str | torch.device) -> int:
+    """Tell how much memory may be used.
+
+    Args:
+        device: Of the model.
+
+    Returns:
+        Bytes: most of what is free on the device, or of what this process may still have.
+    """
+    place = torch.device(device)
+    if place.type == "cuda":
+        return int(SHARE * torch.cuda.mem_get_info(place)[0])
+    free = available_memory()
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
+        except (OSError, ValueError):
+            continue  # no such limit here
+    return max(0, int(SHARE * free))
+
+
+def available_memory() -> int:
+    """Tell how much memory this machine could still give.
+
+    Returns:
+        Bytes; where that is not told, all there is.
+    """
+    try:
+        entries = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(entries["MemAvailable"].removesuffix("kB")) * 1024
+    except (OSError, KeyError, ValueError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _native_bfloat16(device: torch.device) -> bool:
+    if device.type != "cpu":
+        return True
+    try:
+        flags = Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        return False
+    return re.search(r"\b(avx512_bf16|amx_bf16|svebf16|bf16)\b", flags) is not None
+
+
+def _usual_length(config: Mapping[str, Any]) -> int:
+    """Tokens of a sample: patches of an image, or a text as long as the context, but at most 512."""
+    vision = config.get("vision_config") or config
+    image, patch = vision.get("image_size"), vision.get("patch_size")
+    if isinstance(image, int) and isinstance(patch, int) and patch:
+        return (image // patch) ** 2 + 1
+    context = (config.get("text_config") or config).get("max_position_embeddings")
+    return min(context, USUAL_LENGTH) if isinstance(context, int) and context > 0 else USUAL_LENGTH
+
+
+def _scores_tokens(config: Mapping[str, Any]) -> bool:
+    kinds = config.get("architectures") or []
+    return any(part in str(kind) for kind in kinds for part in ("LM", "ForConditionalGeneration"))
+
+
+def _elements(specs: Mapping[str, TensorSpec]) -> int:
+    return sum(spec.numel for spec in specs.values())

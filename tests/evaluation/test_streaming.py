@@ -1,0 +1,143 @@
+"""A model fetched block by block gives what the same model gives in memory: to the bit, for the same number format."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from gradfix.checkpoints import Checkpoint
+from gradfix.errors import GradfixError
+from gradfix.evaluation.streaming.plan import plan_memory
+from tests.builders import job
+from tests.evaluation.families import FAMILIES, both
+
+PLAIN = {"mixtral", "qwen3-moe"}
+"""Experts are counted one sample at a time: alone in memory, as a row of the batch's inputs block by block. The two
+differ by rounding, which may turn the sign of a gradient that is within rounding of zero."""
+COUNT, BATCH = 7, 4  # the last batch is smaller
+MOST_TURNED = 1e-3
+
+
+def turned(one: object, other: object) -> float:
+    """The share of coordinates with other votes."""
+    differing = sum(int((one[name] != other[name]).sum()) for name in one)  # type: ignore[index,attr-defined]
+    return differing / sum(one[name].numel() for name in one)  # type: ignore[index,attr-defined]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_streamed_equals_resident(family: str, tmp_path: Path) -> None:
+    settings = {"batch_size": BATCH}
+    resident, streamed, rows = both(family, tmp_path, COUNT, **settings)
+    expected, found = resident.votes(rows), streamed.votes(rows)
+    assert found.record == expected.record
+    assert turned(found, expected) <= (MOST_TURNED if family in PLAIN else 0)
+    assert torch.equal(streamed.features(rows[:3]), resident.features(rows[:3]))
+
+    if not streamed.task.generates:
+        ours, theirs = streamed.evaluate(rows, logits=True), resident.evaluate(rows, logits=True)
+        assert (ours.losses, ours.scores, ours.predictions) == (
+            theirs.losses,
+            theirs.scores,
+            theirs.predictions,
+        )
+    mean, theirs_mean = streamed.votes(rows, vote="mean"), resident.votes(rows, vote="mean")
+    assert mean.record == theirs_mean.record
+    assert turned(mean, theirs_mean) <= MOST_TURNED
+    slope = resident.slope(resident.vector, rows)
+    assert streamed.slope(streamed.vector, rows) == pytest.approx(slope, rel=1e-5)
+
+    for model in (resident, streamed):
+        model.move(model.vector, 0.25)
+    expected, found = resident.votes(rows), streamed.votes(rows)
+    assert found.record == expected.record
+    assert turned(found, expected) <= (MOST_TURNED if family in PLAIN else 0)
+    streamed.restore()
+    assert streamed.votes(rows[:4]).fingerprints != found.fingerprints
+
+
+def test_a_sample_alone_in_its_batch_votes_as_in_memory(tmp_path: Path) -> None:
+    resident, streamed, rows = both("llama-tied", tmp_path, 3, batch_size=1)
+    assert turned(streamed.votes(rows), resident.votes(rows)) == 0
+
+
+def test_the_model_holds_no_weights_between_passes(tmp_path: Path) -> None:
+    _, streamed, rows = both("llama", tmp_path, 3)
+    streamed.votes(rows)
+    held = sum(
+        parameter.untyped_storage().nbytes() if type(parameter.data) is torch.Tensor else 0
+        for parameter in streamed.model.parameters()
+    )
+    assert held == 0
+
+
+def test_weights_used_outside_of_their_module_are_refused_by_name(tmp_path: Path) -> None:
+    _, streamed, _ = both("llama", tmp_path, 3)
+    with pytest.raises(
+        GradfixError, match=r"lm_head\.weight: is used outside of the module that owns it.*--memory"
+    ):
+        streamed.model.get_parameter("lm_head.weight") + 1
+
+
+def test_training_is_refused(tmp_path: Path) -> None:
+    _, streamed, _ = both("bert", tmp_path, 3)
+    with pytest.raises(GradfixError, match=r"training needs all weights at once.*--memory"):
+        streamed.trainable()
+
+
+def test_generating_is_refused(tmp_path: Path) -> None:
+    _, streamed, rows = both("t5", tmp_path, 3)
+    with pytest.raises(GradfixError, match=r"token by token.*--candidate"):
+        streamed.evaluate(rows)
+
+
+def test_an_error_in_a_block_ends_every_lane(tmp_path: Path) -> None:
+    import threading
+
+    _, streamed, rows = both("llama", tmp_path, 6, batch_size=2)
+    with torch.no_grad():
+        fetch = streamed._execution.fetch
+
+    def broken(name: str, point: object) -> torch.Tensor:
+        value = fetch(name, point)
+        return value * float("nan") if "layers.1.mlp.up_proj" in name else value
+
+    streamed._execution.fetch = broken
+    with pytest.raises(GradfixError, match=r"sample 0: the loss is not finite"):
+        streamed.votes(rows)
+    assert not [thread for thread in threading.enumerate() if thread.name == "gradfix-lane"]
+
+
+def test_a_block_that_mixes_samples_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    forward = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: forward(self, x) + x.mean(0, keepdim=True))
+    _, streamed, rows = both("llama", tmp_path, 4)
+    with pytest.raises(GradfixError, match=r"model\.layers\.2: gives another output for a sample alone"):
+        streamed.votes(rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"alpha": "0,0.5,1"}, {"alpha": 0.5, "mask": "none"}])
+def test_a_streamed_transport_writes_the_same_bytes(options: dict[str, object], tmp_path: Path) -> None:
+    work = job("causal-lm", tmp_path)
+    target = Checkpoint.open(work.models["target_base"])
+    plan = plan_memory(target, voting=target.specs.keys(), batch_size=4, memory=1)
+    small = (sum(plan.streamed.values()) + sum(plan.resident.values())) // 2
+    made = [
+        work.run(tmp_path / str(memory), memory=memory, batch_size=4, test=work.held_out, **options)
+        for memory in ("auto", small)
+    ]
+    resident, streamed = ((Path(one.output) / "model.safetensors").read_bytes() for one in made)
+    assert streamed == resident
+    assert made[0].alpha == made[1].alpha
+
+
+def test_a_model_of_which_no_block_fits_is_refused_with_the_figures(tmp_path: Path) -> None:
+    work = job("causal-lm", tmp_path)
+    with pytest.raises(
+        GradfixError, match=r"block by block it needs 0\.00 GB for one sample at a time.*--memory"
+    ):
+        work.run(tmp_path / "out", memory="100KB", batch_size=4)
+    assert not (tmp_path / "out").exists()
