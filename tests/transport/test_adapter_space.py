@@ -245,3 +245,25 @@ def test_an_output_is_a_source_again(tmp_path: Path) -> None:
     found = again.run(tmp_path / "second", alpha="0.8")
     assert found.applied.tensors
     assert (tmp_path / "second" / "adapter_config.json").exists()
+
+
+def test_an_adapter_is_extracted_of_a_whole_fine_tune(tmp_path: Path) -> None:
+    work = job("text-classification", tmp_path)
+    options = {"alpha": "0.5", "mask": "none", "test": work.held_out}
+    found = work.run(tmp_path / "out", output_format="lora", rank=4, **options)
+    assert found.applied.retained is not None
+    assert 0 < found.applied.retained < 1
+    record = found.record
+    assert record.judgement is not None
+    assert record.untruncated is not None
+    dense = work.run(tmp_path / "dense", **options)
+    assert dense.judgement is not None
+    assert record.untruncated.loss == pytest.approx(dense.judgement.transported.loss, rel=1e-5)
+    assert record.judgement.transported.loss != pytest.approx(record.untruncated.loss, rel=1e-6)
+    assert "before truncation to an adapter" in (tmp_path / "out" / "README.md").read_text()
+    assert found.judgement is not None
+    with torch.no_grad():
+        adapted = loaded_adapter(tmp_path / "out", work.models["target_base"], work.auto_class)
+        losses = torch.cat(losses_of(work, adapted.get_base_model()))
+    judged = torch.tensor(found.judgement.transported.losses[:4])
+    torch.testing.assert_close(losses, judged, rtol=1e-4, atol=1e-4)

@@ -35,6 +35,8 @@ SHAPES_NOTHING = {
     "max_length": "how inputs are read: tests/tasks", "align": "given with align_data, and by name below",
     "samples_per_class": "goes with data", "split": "of data with several", "validation_split": "likewise",
     "test_split": "likewise", "space": "of a LoRA adapter: tests/transport/test_adapter_space.py",
+    "output_format": "goes with rank or energy: tests/vectors/test_truncation.py", "rank": "likewise",
+    "energy": "likewise", "whole": "likewise",
     "training": "of method auto",  "support": "given unless data is",
 }  # fmt: skip
 """Options that are not paired, and why."""

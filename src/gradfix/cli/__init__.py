@@ -14,6 +14,7 @@ for _name in (
     "votes",
     "apply",
     "diff",
+    "extract",
     "inspect",
     "report",
     "run",

@@ -12,9 +12,9 @@ def apply(recipe: ApplyRecipe, console: Console) -> None:
     from gradfix.checkpoints import Checkpoint, match_names
     from gradfix.report.facts import Applied, Check
     from gradfix.transport.checks import Findings, check_weights, note_placement, open_models
-    from gradfix.vectors.apply import apply as write
     from gradfix.vectors.mask_strategies import STRATEGIES
     from gradfix.vectors.masks import mask
+    from gradfix.vectors.output import write_output
     from gradfix.vectors.placement import place
     from gradfix.vectors.task_vector import TaskVector
     from gradfix.votes import Votes
@@ -40,14 +40,7 @@ def apply(recipe: ApplyRecipe, console: Console) -> None:
     strategy = recipe.mask or ("agreement" if votes is not None else "none")
     options = STRATEGIES[strategy].taking(level=recipe.confidence)
     masked = tau if strategy == "none" else mask(tau, votes, strategy=strategy, seed=recipe.seed, **options)
-    applied = write(
-        masked,
-        target,
-        alpha=recipe.alpha,
-        output=recipe.output,
-        **recipe.writing(),
-        progress=console.progress,
-    )
+    applied = write_output(recipe, masked, target, alpha=recipe.alpha, progress=console.progress)
     found.release()  # only now: a refusal while writing says one thing alone
     for note in applied.notes(told=True):
         console.say(note)

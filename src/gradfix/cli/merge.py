@@ -46,16 +46,9 @@ def merge(recipe: MergeRecipe, console: Console) -> None:
         _write_vector(merged, recipe, console)
         return
     from gradfix.report.facts import Applied
-    from gradfix.vectors.apply import apply
+    from gradfix.vectors.output import write_output
 
-    applied = apply(
-        merged,
-        target,
-        alpha=recipe.alpha,
-        output=recipe.output,
-        **recipe.writing(),
-        progress=console.progress,
-    )
+    applied = write_output(recipe, merged, target, alpha=recipe.alpha, progress=console.progress)
     found.release()
     for note in applied.notes(told=True):
         console.say(note)

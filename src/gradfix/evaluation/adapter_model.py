@@ -12,15 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from gradfix.checkpoints import Checkpoint, TensorSource
-from gradfix.checkpoints.expressions import Difference, Gathered, Given, Selection
+from gradfix.checkpoints.expressions import Difference, Gathered, Given, Selection, count_nonzero
 from gradfix.checkpoints.lora.factors import LowRank, placed
+from gradfix.checkpoints.lora.layout import adaptable
 from gradfix.errors import GradfixError, listed
-from gradfix.evaluation.low_rank_layers import ADAPTABLE, PARAMETER, LowRankLayer
+from gradfix.evaluation.low_rank_layers import PARAMETER, LowRankLayer
 from gradfix.evaluation.stored_weights import NOT_STORED, StoredAs
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.progress import Progress, silent
 from gradfix.tasks import ModelTask
 from gradfix.vectors.adapter_output import AdapterLayer, AdapterOutput
+from gradfix.vectors.applied import TensorFacts
 from gradfix.vectors.task_vector import Placement, TaskVector
 from gradfix.votes import Votes
 
@@ -146,34 +148,46 @@ class AdapterModel(TargetModel):
         return self.vector.derive(Gathered(sources), operation="displacement")
 
     def output(self, delta: TaskVector, alpha: float) -> AdapterOutput:
-        """Tell what else an adapter is made of that adds α·δ to θ_B.
+        """Make the adapter that adds α·δ to θ_B.
 
         Args:
-            delta: A vector of this model's coordinates.
+            delta: A vector of this model's coordinates. A mask counts what it keeps while this reads it, once.
             alpha: Scaling coefficient.
 
         Returns:
-            Layers, modules saved whole, and names. The model is at θ_B afterwards.
+            The adapter. The model is at θ_B afterwards.
         """
-        layers = {
-            path: AdapterLayer(self._stored_as[f"{path}.{PARAMETER}"].memory, layer.shape, layer.down)
-            for path, layer in self._layers.items()
-        }
-        saved = self._saved_whole()
+        layers: dict[str, AdapterLayer] = {}
+        facts: dict[str, TensorFacts] = {}
+        for path, layer in self._layers.items():
+            name = self._stored_as[f"{path}.{PARAMETER}"].memory
+            change = delta.read(name)
+            written = scaled_up(change, alpha, self.adapter_dtype)
+            found = facts[name] = TensorFacts(change.numel())
+            if alpha:
+                found.wanted = count_nonzero(change)
+                found.lost = max(0, found.wanted - count_nonzero(written.float()))
+            layers[path] = AdapterLayer(layer.shape, written, layer.down)
+        whole = {names[0]: delta.read(names[0]) for name in self._whole if (names := self._covered[name])}
+        for name, change in whole.items():
+            facts[name] = TensorFacts(change.numel(), wanted=count_nonzero(change) if alpha else 0)
+        for name, found in facts.items():
+            found.count(delta.tally(name))
+        changes = delta.derive(Given({name: whole[name] for name in whole}), operation="whole tensors")
         try:
-            self.move(delta, alpha)
-            whole = {path: self._state_of(path) for path in saved}
+            self.move(changes, alpha)
+            modules = {path: self._state_of(path) for path in self._saved_whole()}
         finally:
             self.restore()
-        adaptable = [path for path, module in self.model.named_modules() if isinstance(module, ADAPTABLE)]
-        parts = self._placement.adapter.parts if self._placement.adapter is not None else None
+        adapter = self._placement.adapter
         return AdapterOutput(
             layers,
-            whole,
-            adaptable,
+            modules,
+            adaptable(self.model),
             self.adapter_dtype,
-            parts.task_type if parts is not None else None,
+            None if adapter is None else adapter.parts.task_type,
             added=list(self._placement.vector.additions.specs),
+            facts=facts,
         )
 
     def _saved_whole(self) -> list[str]:

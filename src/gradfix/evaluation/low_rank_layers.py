@@ -10,21 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
-from transformers.pytorch_utils import Conv1D
 
 from gradfix.checkpoints.lora.factors import LowRank
-from gradfix.checkpoints.lora.layout import LayerKind, LayerShape
+from gradfix.checkpoints.lora.layout import LayerKind, LayerShape, kind_of
 from gradfix.errors import GradfixError
 
 PARAMETER = "lora_B"
 """Name of the parameter that a layer is given."""
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _CONVOLVE = (functional.conv1d, functional.conv2d, functional.conv3d)
-
-
-ADAPTABLE = (nn.Linear, Conv1D, nn.Embedding, *_CONVOLUTIONS)
-"""Kinds of layers that peft adapts."""
 
 
 class LowRankLayer:
@@ -34,6 +28,7 @@ class LowRankLayer:
         module: The layer.
         up: B, [o, r]: the parameter that votes and moves; 0 at θ_B.
         down: A, [r, i], fixed.
+        kind: How the layer stores its weight.
         calls: How often the layer was called.
     """
 
@@ -50,7 +45,9 @@ class LowRankLayer:
             GradfixError: if nothing is known of how such a layer computes.
         """
         self.module, self.calls = module, 0
-        self._branch = _branch(name, module, factors)
+        kind = kind_of(module)
+        self._branch = _branch(name, module, kind)
+        self.kind: LayerKind = kind or "linear"
         device = next(module.parameters()).device
         self.down = factors.down.to(dtype).float().to(device)
         self.up = nn.Parameter(torch.zeros(factors.up.shape, device=device))
@@ -61,14 +58,7 @@ class LowRankLayer:
     def shape(self) -> LayerShape:
         """How the layer stores its weight, and the rank."""
         weight: Tensor = self.module.get_parameter("weight")
-        kind: LayerKind = "linear"
-        if isinstance(self.module, nn.Embedding):
-            kind = "embedding"
-        elif isinstance(self.module, Conv1D):
-            kind = "transposed"
-        elif isinstance(self.module, _CONVOLUTIONS):
-            kind = "convolution"
-        return LayerShape(kind, tuple(weight.shape), self.up.shape[1])
+        return LayerShape(self.kind, tuple(weight.shape), self.up.shape[1])
 
     def remove(self) -> None:
         """Leave the layer as it was found."""
@@ -86,16 +76,14 @@ class LowRankLayer:
 _Branch = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def _branch(name: str, module: nn.Module, factors: LowRank) -> _Branch:
+def _branch(name: str, module: Any, kind: LayerKind | None) -> _Branch:
     """Find how B A meets the input of a layer; only layers that compute as their class says are known."""
-    computes = type(module).forward
-    if computes in (nn.Linear.forward, Conv1D.forward):
+    if kind in ("linear", "transposed"):
         return _linear
-    if computes is nn.Embedding.forward:
+    if kind == "embedding":
         return _looked_up
-    for kind, convolve in zip(_CONVOLUTIONS, _CONVOLVE, strict=True):
-        if computes is kind.forward and module.groups == 1 and module.padding_mode == "zeros":
-            return _convolution(module, convolve)
+    if kind == "convolution" and module.padding_mode == "zeros":
+        return _convolution(module, _CONVOLVE[len(module.kernel_size) - 1])
     raise GradfixError(
         f"{name}: a {type(module).__name__} computes in a way of its own, so an adapter can't stand beside it; give "
         "--space weights"

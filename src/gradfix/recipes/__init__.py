@@ -18,7 +18,7 @@ from gradfix.recipes.fields import (
 from gradfix.recipes.running import CompareRecipe, EvaluateRecipe, SupportRecipe, TaskRecipe, VotesRecipe
 from gradfix.recipes.showing import DemoRecipe, InspectRecipe, ReportRecipe
 from gradfix.recipes.transport import CheckRecipe, TransportRecipe, only_in_python
-from gradfix.recipes.writing import ApplyRecipe, DiffRecipe, MergeRecipe, WritingRecipe
+from gradfix.recipes.writing import ApplyRecipe, DiffRecipe, ExtractRecipe, MergeRecipe, WritingRecipe
 
 __all__ = [
     "AUTO_STEPS",
@@ -30,6 +30,7 @@ __all__ = [
     "DemoRecipe",
     "DiffRecipe",
     "EvaluateRecipe",
+    "ExtractRecipe",
     "InspectRecipe",
     "Mask",
     "MergeMethod",

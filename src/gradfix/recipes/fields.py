@@ -59,6 +59,23 @@ Alpha = Annotated[
 Names = Annotated[list[str], BeforeValidator(_as_texts)]
 """Texts of which YAML reads some, such as 3 and no, as something else."""
 
+Rank = Annotated[
+    int | None, Field(ge=1, description="of an adapter that stands for whole matrices: at most so much")
+]
+Energy = Annotated[
+    float | None,
+    Field(
+        gt=0,
+        le=1,
+        description="share of each matrix's squared norm that an adapter reaches, by the smallest rank that does",
+    ),
+]
+Whole = Annotated[
+    Literal["save", "leave"],
+    Field(
+        description="norms, embeddings and heads beside an adapter: saved whole, or left out, as vLLM wants them"
+    ),
+]
 Overwrite = Annotated[
     bool,
     Field(

@@ -11,10 +11,11 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "The task": ("candidate", "prefix", "templates", "max_length", "strict", "head"),
     "The method": (
         "alpha", "mask", "confidence", "vote", "steps", "vote_at", "votes_dtype", "align", "training", "finetune_steps",
-        "density", "order", "seed",
+        "space", "density", "order", "seed",
     ),
     "What is written": (
-        "dtype", "rounding", "shard_size", "examples", "overwrite", "resume", "restart",
+        "output_format", "rank", "energy", "whole", "dtype", "rounding", "shard_size", "examples", "overwrite",
+        "resume", "restart",
     ),
     "The run": ("batch_size", "device", "memory", "compute_dtype", "trust_remote_code", "json", "debug"),
 }  # fmt: skip

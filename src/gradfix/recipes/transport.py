@@ -152,6 +152,11 @@ class TransportRecipe(SupportRecipe, WritingRecipe):
             ("align_data", adapter, f"{option('space')} adapter aligns nothing"),
             ("rounding", adapter, f"{option('space')} adapter writes no weights to round"),
             ("shard_size", adapter, f"{option('space')} adapter writes one file"),
+            (
+                "output_format",
+                adapter,
+                f"{option('space')} adapter writes an adapter of the source's rank",
+            ),
             ("vote", told and not asks, f"{option('mask')} {self.mask} asks for no votes"),
             ("votes_dtype", told and not asks, f"{option('mask')} {self.mask} asks for no votes"),
             ("vote_at", told and not asks, f"{option('mask')} {self.mask} asks for no votes"),

@@ -1,7 +1,7 @@
 """Recipes of the commands that do arithmetic on weights: diff, apply, merge."""
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,17 +11,20 @@ from gradfix.recipes.fields import (
     VOTELESS_MASKS,
     Confidence,
     Dtype,
+    Energy,
     Mask,
     MergeMethod,
     MergeOrder,
     Output,
     Overwrite,
+    Rank,
     Restart,
     Resume,
     Rounding,
     SourceBase,
     SourceTuned,
     TargetBase,
+    Whole,
     parse_size,
 )
 
@@ -37,9 +40,19 @@ class DiffRecipe(Recipe):
     overwrite: Overwrite = False
 
 
+_OF_ADAPTERS = ("output_format", "rank", "energy", "whole")
+
+
 class WritingRecipe(Recipe):
     """How a model directory is written, for every command that writes one."""
 
+    output_format: Annotated[
+        Literal["model", "lora"] | None,
+        Field(description="a whole model, or an adapter that peft loads on the target (with rank or energy)"),
+    ] = None
+    rank: Rank = None
+    energy: Energy = None
+    whole: Whole = "save"
     dtype: Annotated[Dtype | None, Field(description="of the output; the target's if not given")] = None
     rounding: Annotated[
         Rounding, Field(description="stochastic keeps small changes in bfloat16 on average")
@@ -56,14 +69,60 @@ class WritingRecipe(Recipe):
         parse_size(size)
         return size
 
+    @model_validator(mode="after")
+    def _one_format(self) -> "WritingRecipe":
+        lora, fields = self.output_format == "lora", type(self).model_fields
+        given = [name for name in _OF_ADAPTERS[1:] if getattr(self, name) != fields[name].default]
+        if given and not lora:
+            raise ValueError(f"{', '.join(map(option, given))}: only with {option('output_format')} lora")
+        if lora and self.rank is None and self.energy is None:
+            raise ValueError(f"{option('output_format')} lora: give {option('rank')} or {option('energy')}")
+        for name in ("rounding", "shard_size"):
+            if lora and getattr(self, name) != fields[name].default:
+                raise ValueError(
+                    f"{option(name)}: {option('output_format')} lora writes no weights; leave it out"
+                )
+        return self
+
+    def extracting(self) -> dict[str, Any]:
+        """Give the options that :class:`gradfix.vectors.truncation.Extraction` takes by these names.
+
+        Returns:
+            Keyword arguments.
+        """
+        return {name: getattr(self, name) for name in ("rank", "energy", "whole", "seed")}
+
     def writing(self) -> dict[str, Any]:
         """Give the options that :func:`gradfix.vectors.apply.apply` takes by these names.
 
         Returns:
             Keyword arguments.
         """
-        options = {name: getattr(self, name) for name in WritingRecipe.model_fields}
+        options = {
+            name: getattr(self, name) for name in WritingRecipe.model_fields if name not in _OF_ADAPTERS
+        }
         return {**options, "shard_size": parse_size(self.shard_size)}
+
+
+class ExtractRecipe(Recipe):
+    """Write the difference between two models as a LoRA adapter on the first."""
+
+    command: ClassVar[str] = "extract"
+    source_base: SourceBase
+    source_tuned: SourceTuned
+    output: Output
+    rank: Rank = None
+    energy: Energy = None
+    whole: Whole = "save"
+    dtype: Annotated[Dtype | None, Field(description="of the adapter; the base's if not given")] = None
+    seed: Annotated[int, Field(description="for what is drawn at random")] = 0
+    overwrite: Overwrite = False
+
+    @model_validator(mode="after")
+    def _some_rank(self) -> "ExtractRecipe":
+        if self.rank is None and self.energy is None:
+            raise ValueError(f"give {option('rank')} or {option('energy')}")
+        return self
 
 
 class ApplyRecipe(WritingRecipe):
@@ -140,7 +199,7 @@ class MergeRecipe(WritingRecipe):
             )
         if self.mask not in {None, *VOTELESS_MASKS} and self.votes is None:
             raise ValueError(f"{option('mask')} {self.mask} needs {option('votes')}")
-        of_models = ("alpha", "rounding", "shard_size", "resume", "restart")
+        of_models = ("alpha", "rounding", "shard_size", "resume", "restart", "output_format")
         fields = type(self).model_fields
         given = [name for name in of_models if getattr(self, name) != fields[name].default]
         if given and self.target_base is None:

@@ -47,7 +47,7 @@ def model_card(record: TransportRecord, figures: Collection[str] = ()) -> str:
         record.verdict,
         "",
         *_picture(figures, RESULTS_FILE, "Scores with 95 % intervals"),
-        *_table(record.judgement),
+        *_table(record.judgement, record.untruncated),
         *_picture(figures, ALPHA_FILE, "Loss along the scale of the update, with the chosen point"),
         *_loading(record),
         "## How it was made",
@@ -65,7 +65,7 @@ def model_card(record: TransportRecord, figures: Collection[str] = ()) -> str:
 def _metadata(record: TransportRecord, title: str) -> ModelCardData:
     """The Hub's metadata; what chose nothing, the test data alone, is a result of the model index."""
     task, judgement = _PIPELINES.get(record.options.task or ""), record.judgement
-    adapter = record.space == "adapter"
+    adapter = record.space == "adapter" or record.options.output_format == "lora"
     hub = {
         entry.location.partition("@")[0]
         for role, entry in record.inputs.items()
@@ -87,7 +87,7 @@ def _metadata(record: TransportRecord, title: str) -> ModelCardData:
 
 def _loading(record: TransportRecord) -> list[str]:
     """Say what an adapter stands on; whole models need no word."""
-    if record.space != "adapter":
+    if record.space != "adapter" and record.options.output_format != "lora":
         return []
     target = _name(record, "target_base")
     return [
@@ -114,13 +114,14 @@ def _results(task: str, data: str | None, measured: Evaluation) -> list[EvalResu
     ]
 
 
-def _table(judgement: Judgement | None) -> list[str]:
+def _table(judgement: Judgement | None, untruncated: Evaluation | None = None) -> list[str]:
     if judgement is None:
         return []
     rows = [
         ("new base", judgement.base),
         ("naive addition of the task vector", judgement.naive),
         ("control: shuffled task vector", judgement.control),
+        *([("before truncation to an adapter", untruncated)] if untruncated is not None else []),
         ("**this model**", judgement.transported),
     ]
     lines = [

@@ -353,6 +353,8 @@ class TensorFacts(Part):
     voted: int | None = None
     tied: int | None = None
     net: int | None = None
+    rank: int | None = None
+    retained: float | None = None
 
 
 class Applied(Part):
@@ -369,6 +371,8 @@ class Applied(Part):
     seconds: float
     kept_share: float | None
     lost_share: float
+    left_out: list[str] = []
+    retained: float | None = None
 
 
 class Options(Part):
@@ -380,5 +384,6 @@ class Options(Part):
     test: str | None = None
     method: str | None = None
     mask: str | None = None
+    output_format: str | None = None
     dtype: str | None = None
     device: str | None = None

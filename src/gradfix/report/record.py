@@ -18,6 +18,7 @@ from gradfix.report.facts import (
     Applied,
     Certificate,
     Check,
+    Evaluation,
     Examples,
     Input,
     Interval,
@@ -95,6 +96,7 @@ class TransportRecord(RecipeRecord):
         alpha: How far it went.
         certificate: What the gradient predicted.
         judgement: None where no data were held out.
+        untruncated: What the vector gives on the same data before an adapter was extracted of it; None without.
         verdict: In sentences.
         examples: None without a judgement.
         applied: What was written.
@@ -119,6 +121,7 @@ class TransportRecord(RecipeRecord):
     alpha: Alpha
     certificate: Certificate
     judgement: Judgement | None = None
+    untruncated: Evaluation | None = None
     verdict: str = ""
     examples: Examples | None = None
     applied: Applied | None = None

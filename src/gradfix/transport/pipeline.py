@@ -38,9 +38,10 @@ from gradfix.transport.run import TransportRun
 from gradfix.transport.space import note_apart
 from gradfix.vectors.adapter_output import write_adapter
 from gradfix.vectors.applied import Applied
-from gradfix.vectors.apply import apply
+from gradfix.vectors.output import write_output
 from gradfix.vectors.placement import own_weights, place
 from gradfix.vectors.task_vector import TaskVector
+from gradfix.vectors.truncation import Extraction
 from gradfix.votes import Votes
 
 
@@ -101,6 +102,10 @@ def transport(
     unlabelled: str | Path | Rows | None = None,
     training: bool = True,
     finetune_steps: int | None = None,
+    output_format: Literal["model", "lora"] | None = None,
+    rank: int | None = None,
+    energy: float | None = None,
+    whole: Literal["save", "leave"] = "save",
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
@@ -160,6 +165,10 @@ def transport(
         unlabelled: Inputs without labels that vote too, as the tuned source labels them, likewise.
         training: For auto: may train on the samples where that does better than the fine-tune.
         finetune_steps: Then train so many steps on the samples; with auto: at most so many.
+        output_format: A whole model, or an adapter that peft loads on the target, of the rank or energy below.
+        rank: Of an adapter that stands for whole matrices: at most so much.
+        energy: Share of each matrix's squared norm that an adapter reaches, by as small a rank as does.
+        whole: Norms, embeddings and heads beside an adapter: saved whole, or left out.
         dtype: Of the output; the target's if not given.
         rounding: Stochastic keeps small changes in bfloat16 on average.
         seed: For what is drawn at random.
@@ -291,10 +300,18 @@ def run_transport(
             )
         with clock.stage("certify"):
             # From a copy: `delta` counts what its mask keeps while it is read, so only writing may read it.
-            tried = replace(decision, delta=decision.kept(context))
+            tried, extraction = replace(decision, delta=decision.kept(context)), None
+            if recipe.output_format == "lora":
+                whole = tried.delta
+                tried, extraction = _truncated(recipe, decision, data, models.target, progress)
             certificate = certify(model, tried.delta, support, decision.alpha.alpha)
         with clock.stage("judge"):
             judgement = _judged(model, tried, data.held, progress)
+            untruncated = None
+            if judgement is not None and extraction is not None:
+                untruncated = _measured(
+                    model, whole, decision.alpha.alpha, data.held[judgement.data], progress
+                )
         run = TransportRun(
             recipe,
             settings,
@@ -308,13 +325,14 @@ def run_transport(
             decision,
             certificate,
             judgement,
+            untruncated,
         )
         with clock.stage("hash inputs"):
             record = transport_record(run)
         with clock.stage("write"):
             applied = _written(
                 run,
-                tried.delta,
+                extraction,
                 lambda applied: output_files(record, recipe, applied, clock.seconds),
                 progress,
             )
@@ -325,17 +343,17 @@ def run_transport(
 
 def _written(
     run: TransportRun,
-    kept: TaskVector,
+    extraction: Extraction | None,
     companions: Callable[[Applied], Mapping[str, bytes]],
     progress: Progress,
 ) -> Applied:
-    """Write the transported model, or the transported adapter; ``kept`` is δ, to be read without counting."""
+    """Write the transported model, or an adapter: the one that was moved, or what was extracted."""
     recipe, decision, alpha = run.recipe, run.decision, run.decision.alpha.alpha
     if isinstance(run.model, AdapterModel):
         return write_adapter(
             decision.delta,
             run.models.target,
-            run.model.output(kept, alpha),
+            run.model.output(decision.delta, alpha),
             alpha=alpha,
             output=recipe.output,
             overwrite=recipe.overwrite,
@@ -344,16 +362,31 @@ def _written(
             companions=companions,
             progress=progress,
         )
-    return apply(
+    return write_output(
+        recipe,
         decision.delta,
         run.models.target,
         alpha=alpha,
-        output=recipe.output,
-        **recipe.writing(),
+        extraction=extraction,
         heads=run.model.head_tensors(),
         companions=companions,
         progress=progress,
     )
+
+
+def _truncated(
+    recipe: TransportRecipe, decision: Decision, data: Data, target: Checkpoint, progress: Progress
+) -> tuple[Decision, Extraction]:
+    """Replace δ, and the control where it will be judged, by what their adapters say."""
+
+    def extracted(vector: TaskVector) -> Extraction:
+        return Extraction(vector, target, **recipe.extracting(), progress=progress)
+
+    found = extracted(decision.delta)
+    control = extracted(decision.control).vector if data.held else decision.control
+    # What was measured of α·δ was of δ as a whole.
+    known = {alpha: measured for alpha, measured in decision.known.items() if alpha == 0}
+    return replace(decision, delta=found.vector, control=control, known=known), found
 
 
 def _control_seed(recipe: TransportRecipe, data: Data) -> int | None:
@@ -508,6 +541,16 @@ def _note_silent(model: TargetModel, tau: TaskVector, found: Findings) -> None:
             f"{len(silent)} of {len(tau)} tensors get no votes, because the task's loss does not depend on them: "
             f"{listed(silent)}; they keep the new base's values",
         )
+
+
+def _measured(
+    model: TargetModel, vector: TaskVector, alpha: float, rows: Rows, progress: Progress
+) -> Evaluation:
+    try:
+        model.move(vector, alpha)
+        return model.evaluate(rows, progress=progress)
+    finally:
+        model.restore()
 
 
 def _judged(

@@ -73,6 +73,8 @@ def transport_record(run: TransportRun) -> TransportRecord:
         record.examples = changed_examples(
             task, held, judgement.base, judgement.transported, limit=run.recipe.examples
         )
+    if run.untruncated is not None:
+        record.untruncated = facts.Evaluation.model_validate(run.untruncated)
     record.verdict = transport_verdict(record).text
     return record
 

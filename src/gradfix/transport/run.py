@@ -6,6 +6,7 @@ from gradfix.alignment import Aligned
 from gradfix.alignment.source import SourceRun
 from gradfix.evaluation.binding import Rows
 from gradfix.evaluation.certificate import Certificate
+from gradfix.evaluation.evaluate import Evaluation
 from gradfix.evaluation.judgement import Judgement
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.recipes import TransportRecipe
@@ -32,6 +33,7 @@ class TransportRun:
         decision: What is added, and how it was found.
         certificate: On the support set.
         judgement: On held-out data; None without any.
+        untruncated: What δ gives there before an adapter was extracted from it; None where none was.
     """
 
     recipe: TransportRecipe
@@ -46,3 +48,4 @@ class TransportRun:
     decision: Decision
     certificate: Certificate
     judgement: Judgement | None
+    untruncated: Evaluation | None = None

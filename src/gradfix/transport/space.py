@@ -51,6 +51,8 @@ def _obstacle(recipe: TransportRecipe, placement: Placement) -> str | None:
         return "the task builds its own model, on which peft puts no adapter"
     if recipe.align not in (None, "none", "auto") or recipe.align_data is not None:
         return "alignment makes changes that are not of low rank"
+    if recipe.output_format is not None:
+        return f"{option('output_format')} {recipe.output_format} was asked for"
     if recipe.rounding != "nearest":
         return f"{option('rounding')} {recipe.rounding} is for weights"
     return None

@@ -1,10 +1,10 @@
-"""A vector of an adapter's coordinates, α (m ⊙ B), written as an adapter that peft loads."""
+"""An adapter written as peft and vLLM load it."""
 
 import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from gradfix._version import __version__
 from gradfix.checkpoints import Checkpoint, CheckpointWriter, TensorSpec
-from gradfix.checkpoints.expressions import count_nonzero
 from gradfix.checkpoints.files import refuse_inside
 from gradfix.checkpoints.fingerprint import combined_fingerprint, fingerprints
 from gradfix.checkpoints.lora.layout import (
@@ -39,19 +38,19 @@ class AdapterLayer:
     """One layer of an adapter to be written.
 
     Attributes:
-        coordinates: Name of B in the vector.
         shape: Of the layer and its factors.
+        up: B, [o, r].
         down: A, [r, i].
     """
 
-    coordinates: str
     shape: LayerShape
+    up: Tensor
     down: Tensor
 
 
 @dataclass(frozen=True)
 class AdapterOutput:
-    """What an adapter will be made of, beside the vector.
+    """What an adapter will be made of.
 
     Attributes:
         layers: The adapted layers, by name in the module.
@@ -60,6 +59,10 @@ class AdapterOutput:
         dtype: Of the factors.
         task_type: What peft calls the task; None to leave it open.
         added: Tensors among the whole ones that only the tuned model has.
+        biases: Biases of adapted layers, by name in the module.
+        facts: What happened to each tensor of the vector.
+        left_out: Tensors of the vector that the adapter has nothing for.
+        retained: Share of the vector's squared norm that the adapter has; None where it has all of it.
     """
 
     layers: Mapping[str, AdapterLayer]
@@ -68,12 +71,17 @@ class AdapterOutput:
     dtype: torch.dtype
     task_type: str | None = None
     added: Sequence[str] = ()
-    remarks: Sequence[str] = field(default_factory=tuple)
+    biases: Mapping[str, Tensor] = field(default_factory=dict)
+    facts: Mapping[str, TensorFacts] = field(default_factory=dict)
+    left_out: Sequence[str] = ()
+    retained: float | None = None
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """The whole tensors of all modules."""
-        return {name: value for module in self.whole.values() for name, value in module.items()}
+        """The whole tensors: of modules, and biases, which peft keeps beside the layer's own weight."""
+        whole = {name: value for module in self.whole.values() for name, value in module.items()}
+        beside = {name.removesuffix("bias") + "base_layer.bias": value for name, value in self.biases.items()}
+        return {**whole, **beside}
 
     @property
     def specs(self) -> dict[str, TensorSpec]:
@@ -87,7 +95,7 @@ def write_adapter(
     target: Checkpoint,
     adapter: AdapterOutput,
     *,
-    alpha: float = 1.0,
+    alpha: float,
     output: str | Path,
     overwrite: bool = False,
     resume: bool = False,
@@ -95,13 +103,13 @@ def write_adapter(
     companions: Callable[[Applied], Mapping[str, bytes]] | None = None,
     progress: Progress = silent,
 ) -> Applied:
-    """Write α·(vector) as a directory that ``PeftModel.from_pretrained`` puts on the target.
+    """Write an adapter as a directory that ``PeftModel.from_pretrained`` puts on the target.
 
     Args:
-        vector: m ⊙ B, by layer.
+        vector: What it adds, for the record.
         target: θ_B, on which the adapter stands.
-        adapter: Everything else of it.
-        alpha: Scaling coefficient α.
+        adapter: The adapter.
+        alpha: The scaling coefficient that is in its factors, for the record.
         output: The directory to make; it appears under this name only when whole.
         overwrite: Replace an existing output once the new one is whole.
         resume: Go on with an interrupted run of the same inputs.
@@ -111,7 +119,7 @@ def write_adapter(
         progress: Told the bytes written.
 
     Returns:
-        What was written; its tensors are B, by layer.
+        What was written.
 
     Raises:
         GradfixError: if a number is not finite or leaves the number format, or the output can't be written.
@@ -129,6 +137,7 @@ def write_adapter(
         modules=adapter.modules,
         base=target.location,
         task_type=adapter.task_type,
+        biases=bool(adapter.biases),
     )
     files["adapter_config.json"] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
     identity: dict[str, Any] = {
@@ -137,7 +146,6 @@ def write_adapter(
         "dtype": str(adapter.dtype),
         "alpha": alpha,
     }
-    facts: dict[str, TensorFacts] = {}
     total, done = sum(spec.nbytes for spec in specs.values()), 0
     writer_context = CheckpointWriter(
         Path(output),
@@ -148,6 +156,7 @@ def write_adapter(
         overwrite=overwrite,
         resume=resume,
         restart=restart,
+        verify=lambda directory: _verify(directory, target),
     )
     with writer_context as writer:
 
@@ -163,27 +172,22 @@ def write_adapter(
 
         for name, layer in adapter.layers.items():
             down, up = factor_keys(name, layer.shape.kind)
-            delta = vector.read(layer.coordinates)
-            written = delta.mul(alpha).to(adapter.dtype)
-            facts[layer.coordinates] = _facts(vector, layer.coordinates, delta, written, alpha)
-            writer.facts[up] = asdict(facts[layer.coordinates])
             write(down, layer.down.to(adapter.dtype))
-            write(up, written)
-        for name in vector.specs.keys() - facts.keys():  # what is stored whole and changes, too
-            delta = vector.read(name)
-            facts[name] = _facts(vector, name, delta, delta, alpha)
+            write(up, layer.up.to(adapter.dtype))
         for name, value in whole.items():
             write(PREFIX + name, value)
         applied = Applied(
             output=str(output),
             alpha=alpha,
-            tensors=facts,
+            tensors=dict(adapter.facts),
             untouched=[],
             added=list(adapter.added),
             dropped=[],
             rule=None,
             matched_tokens={},
-            remarks=[*adapter.remarks, *remarks],
+            remarks=remarks,
+            left_out=list(adapter.left_out),
+            retained=adapter.retained,
             seconds=time.perf_counter() - started,
         )
         record = AppliedRecord(
@@ -195,14 +199,6 @@ def write_adapter(
     return applied
 
 
-def _facts(vector: TaskVector, name: str, delta: Tensor, written: Tensor, alpha: float) -> TensorFacts:
-    found = TensorFacts(delta.numel())
-    if alpha:
-        found.wanted = count_nonzero(delta)
-        found.lost = max(0, found.wanted - count_nonzero(written.float()))
-    if tally := vector.tally(name):
-        found.nonzero, found.kept = tally.coordinates, tally.kept
-        found.square, found.kept_square = tally.square, tally.kept_square
-        if tally.voted:
-            found.voted, found.tied, found.net = tally.voted, tally.tied, tally.net
-    return found
+def _verify(directory: Path, target: Checkpoint) -> None:
+    """Open a written adapter as its user will: each of its tensors must find its place in the target."""
+    Checkpoint.open(directory, base=target)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from gradfix.checkpoints.expressions import Tally
 from gradfix.errors import listed
 
 
@@ -21,6 +22,8 @@ class TensorFacts:
         voted: Coordinates on which samples voted; None where no votes masked.
         tied: Of those, where the votes are even.
         net: Σ abs(v_i), the votes by which the majorities won; over ``voted`` and N, the mean margin.
+        rank: Of the factors that stand for it; None where it is written whole.
+        retained: Share of its squared norm that they keep.
     """
 
     coordinates: int
@@ -33,6 +36,21 @@ class TensorFacts:
     voted: int | None = None
     tied: int | None = None
     net: int | None = None
+    rank: int | None = None
+    retained: float | None = None
+
+    def count(self, tally: Tally | None) -> None:
+        """Take over what a mask counted.
+
+        Args:
+            tally: Of the tensor, once all of it was read; None without a mask.
+        """
+        if tally is None:
+            return
+        self.nonzero, self.kept = tally.coordinates, tally.kept
+        self.square, self.kept_square = tally.square, tally.kept_square
+        if tally.voted:
+            self.voted, self.tied, self.net = tally.voted, tally.tied, tally.net
 
 
 @dataclass(frozen=True)
@@ -50,6 +68,8 @@ class Applied:
         matched_tokens: Rows matched by token text out of all, by vocabulary tensor.
         remarks: What was carried over of the tuned model's files, or left out.
         seconds: Wall time.
+        left_out: Tensors of the vector that an adapter has nothing for.
+        retained: Share of the vector's squared norm that an adapter has; None where nothing was truncated.
     """
 
     output: str
@@ -62,6 +82,8 @@ class Applied:
     matched_tokens: Mapping[str, tuple[int, int]]
     remarks: list[str]
     seconds: float = field(compare=False)
+    left_out: list[str] = field(default_factory=list)
+    retained: float | None = None
 
     @property
     def kept_share(self) -> float | None:
@@ -88,6 +110,12 @@ class Applied:
         count = sum(facts.wanted > 0 for facts in self.tensors.values())
         changed = f"{count} tensors changed, α = {self.alpha:g}{kept}"
         notes = [f"wrote {self.output}: {changed if self.alpha else 'the new base as it is (α = 0)'}"]
+        if self.retained is not None:
+            ranks = sorted({facts.rank for facts in self.tensors.values() if facts.rank is not None})
+            between = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+            notes.append(f"as an adapter of {between}, {self.retained:.1%} of the squared norm is retained")
+        if self.left_out:
+            notes.append(f"left out, an adapter has nothing for it: {listed(self.left_out)}")
         if not told:
             notes += self._placed()
         if self.lost_share > 0.01:

@@ -248,11 +248,7 @@ class _Stream:
             facts.wanted += wanted
             facts.lost += lost
             yield block
-        if tally := vector.tally(theirs):
-            facts.nonzero, facts.kept = tally.coordinates, tally.kept
-            facts.square, facts.kept_square = tally.square, tally.kept_square
-            if tally.voted:
-                facts.voted, facts.tied, facts.net = tally.voted, tally.tied, tally.net
+        facts.count(vector.tally(theirs))
 
     def _block(self, name: str, rows: slice | None) -> tuple[Tensor, int, int]:
         """Compute one block of the output, how many of its weights should change, and how many don't."""

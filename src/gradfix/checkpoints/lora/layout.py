@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from gradfix.checkpoints.tensors import TensorSpec
 
@@ -44,6 +45,45 @@ class LayerShape:
         """Shape of B in the file."""
         outputs = self.weight[1] if self.kind in ("transposed", "embedding") else self.weight[0]
         return (outputs, self.rank, *(1 for _ in self.weight[2:]))
+
+
+def kind_of(module: nn.Module) -> LayerKind | None:
+    """Tell how a layer stores its weight.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        The kind; None for a module that peft adapts in no way, or that computes otherwise than its class.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    computes = type(module).forward
+    if computes is nn.Linear.forward:
+        return "linear"
+    if computes is Conv1D.forward:
+        return "transposed"
+    if computes is nn.Embedding.forward:
+        return "embedding"
+    for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
+        if computes is kind.forward and isinstance(module, kind) and module.groups == 1:
+            return "convolution"
+    return None
+
+
+def adaptable(model: nn.Module) -> list[str]:
+    """List the layers of a model that peft could adapt.
+
+    Args:
+        model: With memory or without.
+
+    Returns:
+        Names of modules.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    kinds = (nn.Linear, Conv1D, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return [path for path, module in model.named_modules() if isinstance(module, kinds)]
 
 
 def factor_keys(layer: str, kind: LayerKind) -> tuple[str, str]:
@@ -88,6 +128,7 @@ def adapter_config(
     modules: Iterable[str],
     base: str,
     task_type: str | None,
+    biases: bool = False,
 ) -> dict[str, Any]:
     """Describe an adapter for peft. The scaling is in B, so alpha is the rank everywhere.
 
@@ -97,6 +138,7 @@ def adapter_config(
         modules: All layers of the model that could be adapted.
         base: Location of the model that the adapter stands on, ``org/name@revision`` for one revision of the Hub.
         task_type: What peft calls the task; None to leave that open.
+        biases: Whether biases of adapted layers are among the tensors.
 
     Returns:
         The content of ``adapter_config.json``.
@@ -120,7 +162,7 @@ def adapter_config(
         "target_modules": targets(layers, modules),
         "modules_to_save": list(whole) or None,
         "fan_in_fan_out": any(layer.kind == "transposed" for layer in layers.values()),
-        "bias": "none",
+        "bias": "lora_only" if biases else "none",
         "lora_dropout": 0.0,
         "use_rslora": False,
         "use_dora": False,
