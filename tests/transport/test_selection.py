@@ -274,7 +274,7 @@ def test_alpha_stays_1_unless_another_is_better_beyond_luck(
     gains = (
         [0.5] * 9 if sure else [3.0, *[-0.3] * 8]
     )  # all of them, or one much and the others less than nothing
-    standing: list[float] = []
+    standing = [0.0]
     move = TargetModel.move
 
     def moving(self: TargetModel, delta: Any, alpha: float) -> None:
@@ -577,6 +577,42 @@ def test_calibration_takes_confidence_away_and_nothing_else() -> None:
     sure = calibrated(8.0 * logits, losses(8.0 * logits), parts)
     assert sure == pytest.approx(fair, abs=1e-9)
     assert losses(8.0 * logits).mean() > 2 * fair.mean()
+
+
+def test_doubt_takes_confidence_away_where_only_the_right_class_is_known() -> None:
+    from gradfix.evaluation.calibration import doubted
+
+    parts = [range(first, 40, 4) for first in range(4)]
+    sure = np.where(np.arange(40) % 3 == 0, 9.0, 0.01)  # right two times of three, and always sure
+    unsure = np.full(40, 1.7)  # a little better than guessing one of six, 1.79
+    assert sure.mean() > unsure.mean()
+    judged, other = doubted(sure, 6, parts), doubted(unsure, 6, parts)
+    assert judged.mean() < other.mean() < np.log(6)
+    assert np.array_equal(
+        np.argsort(judged, kind="stable") // 14 == 0, np.argsort(sure, kind="stable") // 14 == 0
+    )
+    assert doubted(np.full(40, 9.0), 6, parts) == pytest.approx(
+        np.log(6)
+    )  # what is always wrong is as good as guessing
+
+
+@pytest.mark.parametrize(
+    ("losses", "scores", "found"),
+    [
+        ([0.1, 1.3, 0.7], [1.0, 1.0, 0.0], True),
+        ([0.1, 1.5, 0.7], [1.0, 1.0, 0.0], False),  # the class named has less than a quarter
+        ([0.1, 1.3, 0.6], [1.0, 1.0, 0.0], False),  # another one than that named has more than a half
+        ([-0.1, 1.3, 0.7], [1.0, 1.0, 0.0], False),
+        ([0.1, 1.3, 0.7], [1.0, 0.5, 0.0], False),
+    ],
+)
+def test_losses_that_no_classifier_has_are_left_alone(
+    losses: list[float], scores: list[float], found: bool
+) -> None:
+    from gradfix.evaluation.calibration import cross_entropies
+
+    assert cross_entropies(np.array(losses), np.array(scores), 4) == found
+    assert not cross_entropies(np.array(losses), np.array(scores), 1)
 
 
 @given(

@@ -147,7 +147,7 @@ class Candidate:
         scores: Each sample's score there.
         seen: What is compared with other methods: each sample judges the setting that samples of other parts chose.
         curve: Every setting tried, with mean loss and score.
-        classes: How many classes its scores are of; None for a task without class scores.
+        classes: How many classes the losses are cross-entropies of; None where they are something else.
         measured: By α, what validation data gave where α is all there is to set.
     """
 

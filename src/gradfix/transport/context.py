@@ -5,8 +5,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from gradfix.alignment import Aligned
 from gradfix.checkpoints.expressions import Padded, Sum
+from gradfix.evaluation.calibration import cross_entropies
 from gradfix.evaluation.evaluate import EncodedRows
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.progress import Progress, silent
@@ -58,6 +61,7 @@ class SelectionContext:
         self.scratch = self._stack.enter_context(Scratch())
         self._ballots: dict[tuple[StartingPoint, str], VotesByFold] = {}
         self._encoded: dict[Held, EncodedRows] = {}
+        self._classes: tuple[int | None] | None = None
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -111,6 +115,21 @@ class SelectionContext:
             places = self.places(held) if held else range(len(self.support))
             self._encoded[held] = self.model.encode([self.support[index] for index in places])
         return self._encoded[held]
+
+    def classes(self) -> int | None:
+        """Tell how many classes the losses are cross-entropies of, by what is seen at θ_B, where the model must be.
+
+        Returns:
+            The number; None where there are no classes, or the losses are something else.
+        """
+        if self._classes is None:
+            number = len(set(self.model.task.classes(self.support)))
+            self._classes = (number if number > 1 and self._classifies(number) else None,)
+        return self._classes[0]
+
+    def _classifies(self, classes: int) -> bool:
+        found = self.model.evaluate(self.encoded(()))
+        return cross_entropies(np.asarray(found.losses), np.asarray(found.scores), classes)
 
     def count(self, rows: Sequence[Any]) -> Votes:
         """Count votes where the model stands.

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gradfix.evaluation.calibration import SPLITS, calibrated
+from gradfix.evaluation.calibration import SPLITS, calibrated, doubted
 from gradfix.evaluation.evaluate import EncodedRows, Evaluation
 from gradfix.progress import Progress, silent
 from gradfix.recipes.settings import SelectionSettings
@@ -29,6 +29,8 @@ class _Table:
 
     def __init__(self, parts: Sequence[_Part]) -> None:
         self.parts = parts
+        self.classes: int | None = None
+        """How many classes the losses are cross-entropies of, where logits don't tell."""
         self.count = sum(len(part.places) for part in parts)
         self.losses: dict[Key, Values] = {}
         self.scores: dict[Key, Values] = {}
@@ -47,9 +49,10 @@ class _Table:
 
     def judged(self, key: Key) -> Values:
         """The losses after calibration."""
-        if key not in self.logits:
-            return self.losses[key]
-        return calibrated(self.logits[key], self.losses[key], [part.places for part in self.parts])
+        places = [part.places for part in self.parts]
+        if key in self.logits:
+            return calibrated(self.logits[key], self.losses[key], places)
+        return self.losses[key] if self.classes is None else doubted(self.losses[key], self.classes, places)
 
     def choose(self, way: Method, settings: SelectionSettings, *, validated: bool) -> Candidate:
         """Choose among the settings that every part judged, and judge that choice itself.
@@ -89,7 +92,7 @@ class _Table:
             self.scores[best],
             nested,
             curve,
-            classes=self.logits[best].shape[1] if best in self.logits else None,
+            classes=self.logits[best].shape[1] if best in self.logits else self.classes,
             measured=self.measured if validated else {},
         )
 
@@ -125,6 +128,8 @@ def cross_validate(
         _search_training(context, way, table, rival, progress)
     else:
         _walk_parts(context, way, table, table.parts, rival, progress)
+    if not table.logits:
+        table.classes = context.classes()
     return table.choose(way, context.settings, validated=validation is not None)
 
 
