@@ -19,11 +19,11 @@ demo: setup
 	$(BIN)/gradfix demo --overwrite
 
 test: setup
-	$(TESTS) -m "not campaign"
+	$(TESTS)
 
 # Without what runs whole commands: an answer while one waits.
 quick: setup
-	$(TESTS) -m "not slow and not campaign"
+	$(TESTS) -m "not slow"
 
 check: setup
 	$(BIN)/ruff format --check .

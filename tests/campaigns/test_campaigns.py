@@ -24,6 +24,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("world"))
 
 
+@pytest.mark.slow
 @pytest.mark.campaign
 @PEFT_ON_TRANSFORMERS
 @pytest.mark.parametrize(
@@ -34,9 +35,9 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (kills, 12, SEED),
         (canaries, 25, SEED),
         (handmade, 80, SEED),
-        (faults, 20, SEED),
-        (numbers, 20, SEED),
-        (races, 4, SEED),
+        (faults, 5, SEED),
+        (numbers, 5, SEED),
+        (races, 2, SEED),
     ],
     ids=["mutations", "more mutations", "kills", "canaries", "handmade", "faults", "numbers", "races"],
 )
