@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gradfix.alignment import Activations, Aligned, align, observe
+from gradfix.alignment.rows import each_token
 from gradfix.alignment.source import SourceRun
 from gradfix.checkpoints import Checkpoint
 from gradfix.demo.bench import BATCH, PAIRS, bench, task_of
@@ -75,7 +76,7 @@ def sight(pair: str, task: str, test: int, seed: int) -> Sight:
     ours = task_of(task)
     bind(ours, base, tau, inputs)
     stack = ExitStack()
-    activations = stack.enter_context(Activations(len(inputs)))
+    activations = stack.enter_context(Activations(each_token(len(inputs))))
     observed = observe(base, tau, ours, inputs, None, activations, control_seed=seed, batch_size=BATCH)
     alike = similarity(base, Checkpoint.open(load(target)), tau)
     method = "regression" if alike is not None and alike < SETTINGS.close else "none"

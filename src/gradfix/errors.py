@@ -17,6 +17,10 @@ class GradfixError(Exception):
     """
 
 
+class ArchitectureError(GradfixError):
+    """Two models differ in shapes, depth or kind, so that one's tensors have no place in the other."""
+
+
 class AlignmentError(GradfixError):
     """A model is not built in a way that can be aligned; where nobody asked for it, a transport does without."""
 

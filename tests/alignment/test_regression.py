@@ -13,11 +13,11 @@ from gradfix.alignment import regression
 from gradfix.alignment.activations import Activations, Point
 from gradfix.alignment.blocks import Writer, find_writers
 from gradfix.alignment.regression import SHUFFLED, SOURCE, TARGET, TUNED, Fitted, fit_blocks
+from gradfix.alignment.rows import MeanOverTokens, Rows, each_token
 from gradfix.errors import GradfixError
 from gradfix.tasks import get_task
 from tests import tiny
 from tests.alignment.twins import inputs_of, model_of, outputs_of, random_maps, twin_of
-from tests.builders import job
 from tests.models import tiny_bert, tiny_t5
 
 FAMILIES = ["bert", "gpt2", "t5", "clip", "vit", "llama"]
@@ -89,12 +89,12 @@ def test_a_twin_in_other_coordinates_learns_what_the_fine_tune_changed(
     assert torch.allclose(outputs_of(target), before, atol=1e-3)
     distance = (wanted - before).norm()
     assert distance > 0.05 * before.norm()
-    with Activations(SAMPLES) as activations:
+    with Activations(each_token(SAMPLES)) as activations:
         carried = moved(target, fitted(activations, source, target, **{TUNED: tuned}))
         assert (outputs_of(carried) - wanted).norm() < 0.7 * distance
     # Without a ridge to shrink it, nothing is lost.
     monkeypatch.setattr(regression, "RIDGES", (1e-8,))
-    with Activations(SAMPLES) as activations:
+    with Activations(each_token(SAMPLES)) as activations:
         found = fitted(activations, source, target, **{TUNED: tuned})
         carried = moved(target, found)
         assert (outputs_of(carried) - wanted).norm() < 0.02 * distance
@@ -109,7 +109,7 @@ def test_a_twin_in_other_coordinates_learns_what_the_fine_tune_changed(
 @pytest.mark.parametrize("family", ["bert", "gpt2", "t5"])
 def test_a_task_vector_of_zeros_changes_nothing(family: str) -> None:
     source, target = model_of(family), model_of(family, seed=3)
-    with Activations(SAMPLES) as activations:
+    with Activations(each_token(SAMPLES)) as activations:
         found = fitted(activations, source, target, **{TUNED: copy.deepcopy(source)})
         # What is left is how batches of two sizes round.
         assert torch.allclose(outputs_of(moved(target, found)), outputs_of(target), atol=1e-4)
@@ -119,14 +119,14 @@ def test_a_task_vector_of_zeros_changes_nothing(family: str) -> None:
 def test_the_control_is_fitted_to_a_recording_of_its_own() -> None:
     source, target = twins("bert")
     one, other = tuned_from(source, seed=7), tuned_from(source, seed=8)
-    with Activations(SAMPLES) as activations:
+    with Activations(each_token(SAMPLES)) as activations:
         first = fitted(activations, source, target, **{TUNED: one, SHUFFLED: other})
         kept = {name: change.clone() for name, change in first.changes.items()}
         batch = whole(inputs_of(target, SAMPLES))
         control = fit_blocks(target, runner(target), batch, writers_of(source), activations, tuned=SHUFFLED)
         assert all(torch.equal(first.changes[name], kept[name]) for name in kept)
         changes = {name: change.clone() for name, change in control.changes.items()}
-    with Activations(SAMPLES) as activations:
+    with Activations(each_token(SAMPLES)) as activations:
         alone = fitted(activations, source, target, **{TUNED: other})
         assert changes.keys() == alone.changes.keys()
         for name, change in alone.changes.items():
@@ -153,7 +153,7 @@ def test_a_block_whose_change_can_not_be_explained_is_left_alone() -> None:
     layer = tuned.get_submodule("bert.encoder.layer.1.output")
     layer.LayerNorm = nn.Sequential()  # the name stays a point; noise comes before it
     layer.dense = Noisy(layer.dense)
-    with Activations(SAMPLES) as activations:
+    with Activations(each_token(SAMPLES)) as activations:
         found = fitted(activations, source, target, **{TUNED: tuned})
     last = found.blocks["bert.encoder.layer.1.output.dense.weight"]
     assert last.unexplained == 1.0
@@ -194,7 +194,7 @@ def test_hooks_come_off_also_after_an_error(place: str) -> None:
         raise RuntimeError("broken")
 
     batch = whole(inputs_of(target, SAMPLES))
-    with Activations(SAMPLES) as activations:
+    with Activations(each_token(SAMPLES)) as activations:
         fitted(activations, source, target, **{TUNED: tuned_from(source)})
         assert (hooks(source), hooks(target)) == (0, 0)
         stages: dict[str, Callable[[], Any]] = {
@@ -210,7 +210,7 @@ def test_hooks_come_off_also_after_an_error(place: str) -> None:
 def test_a_fit_leaves_the_weights_as_they_are() -> None:
     source, target = twins("gpt2")
     before = {name: value.clone() for name, value in target.state_dict().items()}
-    with Activations(SAMPLES) as activations:
+    with Activations(each_token(SAMPLES)) as activations:
         fitted(activations, source, target, **{TUNED: tuned_from(source)})
     assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())
 
@@ -235,7 +235,8 @@ def test_padding_is_never_recorded_and_batches_make_no_difference(pooled: bool) 
     model = tiny_bert()
     point = Point("bert.encoder.layer.0.output", "out")
     apart = [texts(7, LENGTHS[:2]), texts(9, LENGTHS[2:4]), texts(5, LENGTHS[4:])]
-    with Activations(5, pooled=pooled) as activations:
+    rows = Rows(MeanOverTokens(), MeanOverTokens()) if pooled else each_token(5)
+    with Activations(rows) as activations:
         activations.record("apart", model, runner(model), apart, [point])
         activations.record("together", model, runner(model), [texts(12, LENGTHS)], [point])
         activations.record("alone", model, runner(model), [texts(n, [n]) for n in LENGTHS], [point])
@@ -256,7 +257,7 @@ def test_an_encoders_and_a_decoders_tokens_are_told_apart_whatever_their_lengths
         {"input": "very really so loved", "target": "no"},
     ]  # in the first two samples inputs are as long as targets, once both are padded
     points = [Point("encoder.block.0", "out"), Point("decoder.block.0", "out")]
-    with Activations(4) as activations:
+    with Activations(each_token(4)) as activations:
         run = lambda batch: task.loss(model, batch)  # noqa: E731
         activations.record("apart", model, run, [task.encode(rows[:2]), task.encode(rows[2:])], points)
         activations.record("alone", model, run, [task.encode([row]) for row in rows], points)
@@ -270,31 +271,13 @@ def test_an_encoders_and_a_decoders_tokens_are_told_apart_whatever_their_lengths
 def test_long_texts_give_a_few_tokens_each_evenly_spread() -> None:
     model = tiny_bert()
     point = Point("bert.embeddings", "out")
-    with Activations(3, rows=12) as activations:
+    with Activations(each_token(3, rows=12)) as activations:
         activations.record("all", model, runner(model), [texts(40, [40, 4, 2])], [point])
         found = activations.read("all", point).clone()
     with torch.no_grad():
         values = model.get_submodule("bert.embeddings")(input_ids=texts(40, [40, 4, 2])["input_ids"])
     expected = torch.cat([values[0, [0, 10, 20, 30]], values[1, :4], values[2, :2]])
     assert torch.allclose(found, expected, atol=1e-6)
-
-
-def test_where_tokenizers_differ_samples_are_compared_not_tokens(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    work = job("text-classification", tmp_path)
-    pooled: list[bool] = []
-    prepare = Activations.__init__
-
-    def spy(self: Activations, samples: int, **options: Any) -> None:
-        pooled.append(options["pooled"])
-        prepare(self, samples, **options)
-
-    monkeypatch.setattr(Activations, "__init__", spy)
-    work.run(tmp_path / "same", align="regression", alpha="0.5", mask="none")
-    tiny.tokenizer(template="<s> <s> $A </s>").save_pretrained(work.models["target_base"])
-    work.run(tmp_path / "other", align="regression", alpha="0.5", mask="none")
-    assert pooled == [False, True]
 
 
 def test_a_model_without_blocks_is_refused_by_name() -> None:

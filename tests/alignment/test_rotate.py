@@ -11,6 +11,7 @@ from gradfix.alignment.activations import Activations, Point
 from gradfix.alignment.rotation.maps import Rotation
 from gradfix.alignment.rotation.rotate import Rotated, RotationAlignment, rotation, rotation_points
 from gradfix.alignment.rotation.spaces import Place
+from gradfix.alignment.rows import each_token
 from gradfix.checkpoints.expressions import Given
 from gradfix.errors import GradfixError
 from gradfix.vectors.task_vector import TaskVector
@@ -39,7 +40,7 @@ def aligned(
     tau: Mapping[str, Tensor],
     method: Literal["procrustes", "permutation"],
 ) -> RotationAlignment:
-    with Activations(12, rows=400) as activations:
+    with Activations(each_token(12, rows=400)) as activations:
         recorded(activations, source=model, target=twin)
         names = {name: f"stored.{name}" for name in weights_of(model)}
         return rotation(

@@ -2,7 +2,7 @@
 
 from gradfix.alignment.activations import Activations, Point
 from gradfix.alignment.align import Aligned, align, align_by_regression, align_by_rotation
-from gradfix.alignment.source import Observed, SourceRun, observe, run_source, same_tokens
+from gradfix.alignment.source import Observed, SourceRun, observe, run_source
 
 __all__ = [
     "Activations",
@@ -15,5 +15,4 @@ __all__ = [
     "align_by_rotation",
     "observe",
     "run_source",
-    "same_tokens",
 ]

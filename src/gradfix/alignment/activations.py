@@ -14,17 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gradfix.alignment.rows import RowChoice, Rows
 from gradfix.checkpoints.expressions import require_finite
 from gradfix.errors import AlignmentError
 from gradfix.tasks.forward import evaluating
-
-ROWS = 4096
-"""At most about this many tokens are recorded of all samples together: more change a rotation little."""
-
-CROSS_ATTENTION = {"EncDecAttention", "encoder_attn", "crossattention"}
-"""How T5, BART and BERT's decoders call their attention to the encoder."""
-
-KEYS_AND_VALUES = {"k", "v", "k_proj", "v_proj", "key", "value"}
 
 
 class Point(NamedTuple):
@@ -43,19 +36,16 @@ class Activations:
     """Recordings in a scratch directory; a context manager, whose files go with it.
 
     Attributes:
-        pooled: Samples are rows (the mean over their tokens), because the models cut texts into other tokens.
+        choose: Which rows of the source and of the target are recorded.
     """
 
-    def __init__(self, samples: int, *, pooled: bool = False, rows: int = ROWS) -> None:
+    def __init__(self, choose: Rows) -> None:
         """Prepare to record.
 
         Args:
-            samples: How many there will be.
-            pooled: Record the mean over a sample's tokens in place of tokens.
-            rows: About how many tokens to record in all; at least one a sample.
+            choose: Which rows of the source and of the target to record.
         """
-        self.pooled = pooled
-        self._each = max(1, rows // max(1, samples))
+        self.choose = choose
         self._widths: dict[tuple[str, Point], int] = {}
 
     def __enter__(self) -> "Activations":
@@ -72,6 +62,7 @@ class Activations:
         run: Callable[[Any], Any],
         batches: Sequence[Any],
         points: Sequence[Point],
+        choose: RowChoice | None = None,
     ) -> list[Any]:
         """Run a model over batches and keep what passes the points.
 
@@ -81,6 +72,7 @@ class Activations:
             run: Runs it on a batch.
             batches: Encoded samples, in an order that every recording shares.
             points: Where to record.
+            choose: Which rows; those of the target by default.
 
         Returns:
             What ``run`` returned, batch by batch.
@@ -88,15 +80,16 @@ class Activations:
         Raises:
             GradfixError: if a point is passed never or twice in a run, or a value is not finite.
         """
+        choose = choose or self.choose.target
         paths = {point: self._path(key, point) for point in points}
         files = {point: path.open("wb") for point, path in paths.items()}
         outputs = []
         try:
-            for batch in batches:
+            for number, batch in enumerate(batches):
                 with record_points(model, points) as seen, evaluating(model):
                     outputs.append(run(batch))
                 for point in points:
-                    rows = self.rows(one_pass(seen, point, model), batch, point)
+                    rows = rows_at(one_pass(seen, point, model), batch, point, choose, number)
                     require_finite(
                         rows, f"{type(model).__name__}: activations", f"{point.module} {point.side}"
                     )
@@ -106,34 +99,6 @@ class Activations:
             for file in files.values():
                 file.close()
         return outputs
-
-    def rows(self, values: Tensor, batch: Any, point: Point) -> Tensor:
-        """Take the rows of one batch that are recorded.
-
-        Args:
-            values: ``[samples, width]`` or ``[samples, tokens, width]``.
-            batch: The encoded samples; its masks tell which tokens are real.
-            point: Where the values passed.
-
-        Returns:
-            ``[rows, width]``, float32, contiguous, on the CPU.
-
-        Raises:
-            AlignmentError: if values have another shape.
-        """
-        values = values.detach().float().cpu()
-        if values.dim() == 2:
-            return values.contiguous()
-        if values.dim() != 3:
-            raise AlignmentError(
-                f"alignment: expected activations of shape [samples, tokens, width], found {list(values.shape)}; "
-                "this architecture can't be aligned; use --align none"
-            )
-        real = real_tokens(batch, values.shape[0], values.shape[1], decoder=_of_decoder(point))
-        if self.pooled:
-            weight = real.to(values)[..., None]
-            return ((values * weight).sum(1) / weight.sum(1).clamp(min=1)).contiguous()
-        return values[_spread(real, self._each)].contiguous()
 
     def read(self, key: str, point: Point) -> Tensor:
         """Show one recording at one point, mapped from its file.
@@ -166,6 +131,33 @@ class Activations:
 
     def _path(self, key: str, point: Point) -> Path:
         return Path(self._directory.name) / f"{key}-{point.module}-{point.side}.float32"
+
+
+def rows_at(values: Tensor, batch: Any, point: Point, choose: RowChoice, number: int = 0) -> Tensor:
+    """Take the rows of one batch that are compared.
+
+    Args:
+        values: What passed the point: ``[samples, width]`` or ``[samples, tokens, width]``.
+        batch: The encoded samples.
+        point: Where the values passed.
+        choose: Which rows.
+        number: Of the batch among all.
+
+    Returns:
+        ``[rows, width]``, float32, contiguous, on the CPU.
+
+    Raises:
+        AlignmentError: if values have another shape.
+    """
+    values = values.detach().float().cpu()
+    if values.dim() == 2:
+        return values.contiguous()
+    if values.dim() != 3:
+        raise AlignmentError(
+            f"alignment: expected activations of shape [samples, tokens, width], found {list(values.shape)}; "
+            "this architecture can't be aligned; use --align none"
+        )
+    return choose(values, batch, point.module, number).contiguous()
 
 
 @contextmanager
@@ -247,42 +239,3 @@ def first_output(output: Any) -> Tensor:
     """
     found: Tensor = output if isinstance(output, Tensor) else output[0]
     return found
-
-
-def real_tokens(batch: Any, samples: int, tokens: int, *, decoder: bool = False) -> Tensor:
-    """Tell real tokens from padding, by whichever mask of the batch has the right shape.
-
-    Where inputs are as long as targets, both masks have it: the shape alone does not tell whose tokens these are.
-
-    Args:
-        batch: The encoded samples.
-        samples: How many.
-        tokens: How many each has at the point in question.
-        decoder: They are a decoder's, so that the labels' mask is asked first.
-
-    Returns:
-        Bool ``[samples, tokens]``: the attention mask for inputs, the labels' for a decoder, all for patches.
-    """
-    if isinstance(batch, Mapping):
-        masks = (("attention_mask", 0), ("labels", -100))
-        for name, padding in reversed(masks) if decoder else masks:
-            mask = batch.get(name)
-            if isinstance(mask, Tensor) and mask.shape == (samples, tokens):
-                real = (mask != padding).cpu()
-                return real | ~real.any(dim=1, keepdim=True)
-    return torch.ones(samples, tokens, dtype=torch.bool)
-
-
-def _of_decoder(point: Point) -> bool:
-    """Whether tokens at a point are a decoder's; keys and values of its attention to the encoder are not."""
-    path = point.module.split(".")
-    return "decoder" in path and not (CROSS_ATTENTION & {*path} and path[-1] in KEYS_AND_VALUES)
-
-
-def _spread(real: Tensor, each: int) -> Tensor:
-    """Choose at most ``each`` real tokens a sample, evenly spread, the first always among them."""
-    number = real.cumsum(dim=1) - 1  # of a token among its sample's real ones
-    count = real.sum(dim=1, keepdim=True)
-    step = (count / each).clamp(min=1)
-    # A token is chosen where floor(number / step) is new: the first of each stretch.
-    return real & ((number / step).floor() != ((number - 1) / step).floor())

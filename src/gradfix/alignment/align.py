@@ -1,15 +1,22 @@
 """A task vector in the target's coordinates, with what is known of how well the two models align."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
 from gradfix.alignment.activations import Activations
+from gradfix.alignment.answers import Answered, fit_answers
+from gradfix.alignment.blocks import find_writers
+from gradfix.alignment.depths import depths_of
 from gradfix.alignment.regression import SHUFFLED, SOURCE, TARGET, TUNED, fit_blocks
 from gradfix.alignment.rotation.rotate import rotate, rotation
 from gradfix.alignment.source import Observed, SourceRun, runner
 from gradfix.checkpoints.expressions import Given
+from gradfix.errors import AlignmentError
 from gradfix.evaluation.target_model import TargetModel
+from gradfix.tasks import Classification, HeadedClassification
 from gradfix.vectors.control import shuffled
 from gradfix.vectors.task_vector import TaskVector
 
@@ -24,6 +31,7 @@ class Aligned:
         method: How.
         tensors: What is known of each tensor, as JSON: residuals on held-out inputs.
         inputs: How many inputs were used.
+        answers: Another way from the same runs: the target fitted to the source's answers; None without classes.
     """
 
     vector: TaskVector
@@ -31,6 +39,7 @@ class Aligned:
     method: str
     tensors: Mapping[str, Mapping[str, Any]]
     inputs: int
+    answers: "Aligned | None" = None
 
 
 def align(source: SourceRun, model: TargetModel, *, control_seed: int | None) -> Aligned | None:
@@ -43,12 +52,29 @@ def align(source: SourceRun, model: TargetModel, *, control_seed: int | None) ->
 
     Returns:
         The alignment; None where none was wanted.
+
+    Raises:
+        AlignmentError: if the target can't be aligned as the source was run for.
     """
     seen = model, source.inputs, source.observed, source.activations
     if source.method == "none":
         return None
+    if source.method == "answers":
+        return align_by_answers(model, source.inputs, source.observed)
     if source.method == "regression":
-        return align_by_regression(*seen, control=control_seed is not None)
+        found = align_by_regression(*seen, control=control_seed is not None)
+        if not isinstance(model.task, Classification):
+            return found
+        try:
+            answers = align_by_answers(model, source.inputs, source.observed)
+            if model.apart and isinstance(model.task, HeadedClassification):
+                # Without a head that fits, nothing of what the blocks were fitted to would be heard.
+                found = with_answers(model, found, source.inputs, source.observed)
+        except AlignmentError:
+            if model.apart and isinstance(model.task, HeadedClassification):
+                raise
+            return found
+        return replace(found, answers=answers)
     return align_by_rotation(*seen, source.method, control_seed=control_seed)
 
 
@@ -70,12 +96,18 @@ def align_by_regression(
     task = model.task
     run = runner(task, model)
     encoded = model.encode(inputs)
-    activations.record(TARGET, model.model, run, encoded.batches, observed.points)
+    writers, depths = observed.writers, None
+    if model.apart:
+        writers = find_writers(model.model, run, encoded.batches[0], set(model.names))
+    streams = list(dict.fromkeys(writer.stream for writer in writers))
+    activations.record(TARGET, model.model, run, encoded.batches, streams)
+    if model.apart:
+        depths = depths_of(observed.writers, writers, activations, (SOURCE, TARGET))
     order = [index for places in encoded.positions for index in places]
     whole = task.encode([inputs[index] for index in order])
 
     def fitted(tuned: str) -> tuple[TaskVector, Mapping[str, Mapping[str, Any]]]:
-        found = fit_blocks(model.model, run, whole, observed.writers, activations, tuned=tuned)
+        found = fit_blocks(model.model, run, whole, writers, activations, depths=depths, tuned=tuned)
         changes = {model.names[name]: value for name, value in found.changes.items()}
         vector = model.vector.derive(
             Given(changes), operation="align", method="regression", recording=tuned, inputs=len(inputs)
@@ -84,6 +116,86 @@ def align_by_regression(
 
     vector, tensors = fitted(TUNED)
     return Aligned(vector, fitted(SHUFFLED)[0] if control else None, "regression", tensors, len(inputs))
+
+
+def align_by_answers(model: TargetModel, inputs: Sequence[Any], observed: Observed) -> Aligned:
+    """Fit the target's last linear map to the tuned source's answers (see :mod:`.answers`).
+
+    Args:
+        model: The target at θ_B; it is not changed.
+        inputs: The samples that the source was observed on.
+        observed: What :func:`gradfix.alignment.source.observe` found. The control is fitted to what the shuffled source
+            answers.
+
+    Returns:
+        τ', zero in all but one layer.
+
+    Raises:
+        AlignmentError: if the task has no classes, or the target no such layer, or nothing of the answers is explained.
+    """
+    nothing = model.vector.derive(Given({}), operation="align", method="none")
+    return _answered(model, Aligned(nothing, nothing, "answers", {}, len(inputs)), inputs, observed)
+
+
+def with_answers(model: TargetModel, aligned: Aligned, inputs: Sequence[Any], observed: Observed) -> Aligned:
+    """Fit the target's last linear map to the source's answers, too, where an alignment brought it.
+
+    Args:
+        model: The target; it is at θ_B afterwards.
+        aligned: The alignment.
+        inputs: The samples that the source was observed on.
+        observed: What :func:`gradfix.alignment.source.observe` found.
+
+    Returns:
+        Both, and a control of the same make.
+
+    Raises:
+        AlignmentError: if the task has no classes, or the target no such layer, or nothing of the answers is explained.
+    """
+    return _answered(model, aligned, inputs, observed)
+
+
+def _answered(model: TargetModel, aligned: Aligned, inputs: Sequence[Any], observed: Observed) -> Aligned:
+    if observed.probabilities is None:
+        raise AlignmentError(f"{model.task.name}: has no classes, so there are no answers to fit to")
+
+    def both(vector: TaskVector, probabilities: Tensor, of: str) -> tuple[TaskVector, Answered]:
+        model.move(vector, 1.0)
+        try:
+            found = fit_answers(model, inputs, probabilities)
+        finally:
+            model.restore()
+        changes = {model.names[name]: change for name, change in found.changes.items()}
+        values = {name: vector.read(name) for name in vector.specs if name not in changes}
+        changes = {
+            name: change + vector.read(name) if name in vector.specs else change
+            for name, change in changes.items()
+        }
+        made = model.vector.derive(
+            Given(values | changes), operation="align", method="answers", of=of, inputs=len(inputs)
+        )
+        return made, found
+
+    vector, found = both(aligned.vector, observed.probabilities, TUNED)
+    if not found.changes:
+        raise AlignmentError(
+            f"{type(model.model).__name__}: nothing of the tuned model's answers on {len(inputs)} inputs can be "
+            "explained by what it makes of them; give more or other inputs with --align-data"
+        )
+    control = aligned.control
+    if control is not None and observed.shuffled is not None:
+        control = both(control, observed.shuffled, SHUFFLED)[0]
+    facts = {
+        model.names[name]: {
+            "stream": name,
+            "residual": 0.0,
+            "unexplained": found.unexplained,
+            "ridge": found.ridge,
+        }
+        for name in found.changes
+        if name.endswith(".weight")
+    }
+    return replace(aligned, vector=vector, control=control, tensors={**aligned.tensors, **facts})
 
 
 def align_by_rotation(

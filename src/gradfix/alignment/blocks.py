@@ -28,6 +28,7 @@ class Writer:
         bias: Name of its bias; None without one.
         transposed: The weight is stored ``[in, out]``, as GPT-2's are.
         stream: Where the sum that it is part of is complete: a norm's input, or a module's output.
+        block: The block that it ends; empty for a projection after the blocks.
     """
 
     module: str
@@ -35,6 +36,17 @@ class Writer:
     bias: str | None
     transposed: bool
     stream: Point
+    block: str = ""
+
+    @property
+    def stack(self) -> str:
+        """The list that its block is in; a projection is one by itself."""
+        return self.block.rpartition(".")[0] or self.module
+
+    @property
+    def entry(self) -> Point | None:
+        """What enters the block; None for a projection."""
+        return Point(self.block, "in") if self.block else None
 
     @property
     def source(self) -> Point:
@@ -88,7 +100,7 @@ def find_writers(
         norm = next((name for name in later if _is_norm(model.get_submodule(name), width)), None)
         stream = Point(norm, "in") if norm is not None else Point(block, "out")
         if order[writer] == 1:
-            found.append(_writer(model, writer, stream))
+            found.append(_writer(model, writer, stream, block))
     names = list(order)
     ends = [names.index(writer.module) for writer in found]
     for name in names[max(ends) + 1 :] if ends else []:
@@ -152,7 +164,7 @@ def _width(linear: nn.Module) -> int:
     return weight.shape[0] if isinstance(linear, nn.Linear) else weight.shape[1]
 
 
-def _writer(model: nn.Module, name: str, stream: Point) -> Writer:
+def _writer(model: nn.Module, name: str, stream: Point, block: str = "") -> Writer:
     module = model.get_submodule(name)
     has_bias = isinstance(getattr(module, "bias", None), Tensor)
     return Writer(
@@ -161,6 +173,7 @@ def _writer(model: nn.Module, name: str, stream: Point) -> Writer:
         f"{name}.bias" if has_bias else None,
         not isinstance(module, nn.Linear),
         stream,
+        block,
     )
 
 

@@ -29,8 +29,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradfix.alignment.activations import Activations, Point, first_input, first_output
+from gradfix.alignment.activations import Activations, Point, first_input, first_output, rows_at
 from gradfix.alignment.blocks import Writer
+from gradfix.alignment.depths import Depth
 from gradfix.alignment.rotation.maps import procrustes, unexplained
 from gradfix.tasks.forward import evaluating
 
@@ -90,6 +91,7 @@ def fit_blocks(
     writers: Sequence[Writer],
     activations: Activations,
     *,
+    depths: Mapping[Point, Depth] | None = None,
     tuned: str = TUNED,
 ) -> Fitted:
     """Fit every writer's change in one forward pass, each with the changes before it in effect.
@@ -101,6 +103,8 @@ def fit_blocks(
         writers: Which linear maps may change, in the order in which they run.
         activations: Holds the recordings :data:`SOURCE`, :data:`TARGET` and ``tuned`` at the writers' streams, of the
             same samples in the same order.
+        depths: Which depth of the source belongs to each writer's stream; the same place by default, for models of one
+            architecture.
         tuned: The recording whose change is carried over: :data:`TUNED`, or :data:`SHUFFLED` for the control.
 
     Returns:
@@ -118,7 +122,9 @@ def fit_blocks(
 
     def changed(writer: Writer, stream: Tensor) -> Tensor:
         inputs = read.pop(writer.module)
-        weight, bias = _fit(writer, inputs, stream, batch, activations, tuned, fitted)
+        depth = (depths or {}).get(writer.stream) or Depth(writer.stream, writer.stream, 0.0, 0.0)
+        wanted = _wanted(depth, writer.stream, activations, tuned)
+        weight, bias = _fit(writer, inputs, stream, batch, activations, wanted, tuned, fitted)
         if weight is None:
             return stream
         change = inputs @ weight.T.to(inputs) + (0 if bias is None else bias.to(inputs))
@@ -156,39 +162,72 @@ def fit_blocks(
     return fitted
 
 
+def _wanted(depth: Depth, point: Point, activations: Activations, tuned: str) -> tuple[Tensor, float]:
+    """The change of A's stream in B's coordinates ``[rows, width]``, and how little of B's stream A's explains."""
+    source, target = depth.read(activations, SOURCE), activations.read(TARGET, point)
+    held = _held_out(len(source))
+    residual = unexplained(source[held] @ procrustes(source[~held], target[~held]), target[held])
+    change = (depth.read(activations, tuned) - source) @ procrustes(source, target)
+    if source.shape[1] != target.shape[1]:
+        change *= _spread(target) / _spread(source)
+    return change, residual
+
+
+def _spread(rows: Tensor) -> float:
+    """The root of the mean square of centred rows."""
+    return float((rows - rows.mean(0)).double().norm()) or 1.0
+
+
 def _fit(
     writer: Writer,
     inputs: Tensor,
     stream: Tensor,
     batch: Any,
     activations: Activations,
+    carried: tuple[Tensor, float],
     tuned: str,
     fitted: Fitted,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Fit one writer; its ΔW ``[out, in]`` and Δb, or nothing where the change cannot be explained."""
     point: Point = writer.stream
-    source, target = activations.read(SOURCE, point), activations.read(TARGET, point)
-    held = _held_out(len(source))
-    rotation = procrustes(source[~held], target[~held])
-    residual = unexplained(source[held] @ rotation, target[held])
-    rotation = procrustes(source, target)
-    wanted = (activations.read(tuned, point) - source) @ rotation
-    wanted -= activations.rows(stream, batch, point) - target
-    u = activations.rows(inputs, batch, writer.source)
-    scores: Mapping[float, float] = {
-        ridge: _left(_ridge(u[~held], wanted[~held], ridge, writer.bias is not None), u[held], wanted[held])
-        for ridge in RIDGES
-    }
-    best = min(scores, key=lambda ridge: scores[ridge])
-    if not scores[best] < 1:
-        fitted.blocks[writer.weight] = BlockFit(point.module, residual, 1.0, best)
+    choose = activations.choose.target
+    wanted, residual = carried
+    wanted = wanted - (rows_at(stream, batch, point, choose) - activations.read(TARGET, point))
+    u = rows_at(inputs, batch, writer.source, choose)
+    weight, bias, (left, ridge) = fit_linear(u, wanted, intercept=writer.bias is not None)
+    fitted.blocks[writer.weight] = BlockFit(point.module, residual, left, ridge)
+    if weight is None:
         return None, None
-    weight, bias = _ridge(u, wanted, best, writer.bias is not None)
     for name, value in ((writer.weight, weight.T if writer.transposed else weight), (writer.bias, bias)):
         if name is not None and value is not None:
             fitted.changes[name] = activations.spill(f"{tuned}-{name}", value)
-    fitted.blocks[writer.weight] = BlockFit(point.module, residual, scores[best], best)
     return weight, bias
+
+
+def fit_linear(
+    inputs: Tensor, wanted: Tensor, *, intercept: bool, ridges: Sequence[float] | None = None
+) -> tuple[Tensor | None, Tensor | None, tuple[float, float]]:
+    """Fit a linear map, its ridge chosen on the last quarter of the rows.
+
+    Args:
+        inputs: ``[rows, in]``.
+        wanted: ``[rows, out]``.
+        intercept: Whether there is a bias.
+        ridges: Candidates of λ; :data:`RIDGES` if None.
+
+    Returns:
+        The weight ``[out, in]`` and the bias ``[out]``, None where no ridge explains anything of the held-out rows; the
+        share of their square that is left, 1 at most, and the ridge.
+    """
+    held = _held_out(len(inputs))
+    scores = {
+        ridge: _left(_ridge(inputs[~held], wanted[~held], ridge, intercept), inputs[held], wanted[held])
+        for ridge in ridges or RIDGES
+    }
+    best = min(scores, key=lambda ridge: scores[ridge])
+    if not scores[best] < 1:
+        return None, None, (1.0, best)
+    return *_ridge(inputs, wanted, best, intercept), (scores[best], best)
 
 
 def _held_out(rows: int) -> Tensor:

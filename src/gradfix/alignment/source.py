@@ -11,12 +11,14 @@ from torch import Tensor
 
 from gradfix.alignment.activations import Activations, Point
 from gradfix.alignment.blocks import Writer, find_writers
+from gradfix.alignment.depths import points_of
 from gradfix.alignment.regression import SHUFFLED, SOURCE, TUNED
 from gradfix.alignment.rotation.rotate import rotation_points
+from gradfix.alignment.rows import rows_for
 from gradfix.checkpoints import Checkpoint
 from gradfix.errors import AlignmentError, GradfixError
 from gradfix.evaluation.binding import Rows, bind, without_labels
-from gradfix.evaluation.evaluate import Evaluation
+from gradfix.evaluation.evaluate import Evaluation, encode_rows
 from gradfix.evaluation.streaming.choice import load_target
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.progress import Progress, silent
@@ -34,16 +36,18 @@ class Observed:
     """What is left of the source once it has been freed.
 
     Attributes:
-        writers: The maps that a regression may fit; the same modules in the target, whose architecture is the same.
+        writers: The maps that a regression may fit; the same modules in the target, where its architecture is the same.
         points: Where activations were recorded.
         probabilities: The tuned source's class probabilities on the inputs, ``[inputs, classes]`` in the order of the
             rows; None for a task without classes.
+        shuffled: The same of the base with τ's values shuffled; None where no control was asked for.
         support: The tuned source measured on the labelled support set.
     """
 
     writers: Sequence[Writer]
     points: Sequence[Point]
     probabilities: Tensor | None
+    shuffled: Tensor | None
     support: Evaluation | None
 
 
@@ -56,6 +60,7 @@ def observe(
     activations: Activations,
     *,
     method: str = "regression",
+    apart: bool = False,
     control_seed: int | None = None,
     progress: Progress = silent,
     **loading: Any,
@@ -69,7 +74,8 @@ def observe(
         inputs: Samples; their labels are not used.
         support: Labelled samples to measure the tuned source on.
         activations: Where to record.
-        method: How the target will be aligned: it tells where to look. ``none`` looks at no activations.
+        method: How the target will be aligned: it tells where to look. ``none`` and ``answers`` look at no activations.
+        apart: The target is of other shapes: record what enters the blocks, too.
         control_seed: Also record the base with τ's values shuffled, as the control; None for not.
         progress: Told the passes done.
         **loading: Options of :func:`gradfix.evaluation.streaming.choice.load_target`.
@@ -87,28 +93,34 @@ def observe(
     points: list[Point] = []
     if method == "regression":
         writers = find_writers(model.model, run, encoded.batches[0], set(model.names))
-        points = list(dict.fromkeys(writer.stream for writer in writers))
-    elif method != "none":
+        points = points_of(writers) if apart else list(dict.fromkeys(writer.stream for writer in writers))
+    elif method not in ("none", "answers"):
         points = rotation_points(model.model, model.names)
-    passes = 2 + (control_seed is not None and method == "regression")
+    controlled = control_seed is not None and method in ("regression", "answers")
+    passes = 2 + controlled
 
     def record(key: str, number: int) -> list[Any]:
-        outputs = activations.record(key, model.model, run, encoded.batches, points)
+        choose = activations.choose.source
+        outputs = activations.record(key, model.model, run, encoded.batches, points, choose)
         progress("observing the source", number, passes, "passes")
         return outputs
 
+    order = torch.tensor([index for places in encoded.positions for index in places]).argsort()
+
+    def probable(outputs: list[Any]) -> Tensor | None:
+        if not isinstance(task, Classification):
+            return None
+        return torch.cat(outputs).float().softmax(dim=1)[order].clone()
+
     record(SOURCE, 1)
-    if control_seed is not None and method == "regression":
+    guesses = None
+    if controlled and control_seed is not None:
         model.move(shuffled(model.vector, control_seed), 1.0)
-        record(SHUFFLED, 2)
+        guesses = probable(record(SHUFFLED, 2))
     model.move(model.vector, 1.0)
     outputs = record(TUNED, passes)
     measured = model.evaluate(support) if support is not None else None
-    probabilities = None
-    if isinstance(task, Classification):
-        order = torch.tensor([index for places in encoded.positions for index in places])
-        probabilities = torch.cat(outputs).float().softmax(dim=1)[order.argsort()].clone()
-    return Observed(writers, points, probabilities, measured)
+    return Observed(writers, points, probable(outputs), guesses, measured)
 
 
 def runner(task: ModelTask, model: TargetModel) -> Callable[[Any], Any]:
@@ -188,6 +200,7 @@ def run_source(
     *,
     align: str,
     alike: float | None,
+    apart: bool = False,
     align_data: Rows = (),
     unlabelled: Rows = (),
     control_seed: int | None = None,
@@ -207,6 +220,7 @@ def run_source(
         stack: What is recorded goes with it.
         align: How; ``none``, or ``auto``: by regression where the two bases are not alike.
         alike: Cosine of the two bases' weights, by :func:`gradfix.vectors.similarity.similarity`; None if unknown.
+        apart: The target has other shapes than the source: it is aligned by regression, or not at all.
         align_data: Inputs to align on; their labels are not used.
         unlabelled: Inputs that the source is to label; they are aligned on, too.
         control_seed: Of the control's shuffle; None for no control.
@@ -224,12 +238,14 @@ def run_source(
         AlignmentError: if the source can't be aligned as asked.
         GradfixError: if the source has no directory to be run from, or inputs can't be labelled.
     """
-    asked, apart = align != "auto", ""
-    if not asked:
+    asked, why = align != "auto" or apart, ""
+    if apart:
+        align = "regression" if align == "auto" else align
+    elif not asked:
         align = "none"
         if alike is not None and alike < settings.close:
             align = "regression"
-            apart = (
+            why = (
                 f"the old base is not like the new one (cosine {alike:.2f}), and the fine-tune is not aligned"
             )
     if align == "none" and len(align_data) and not asked:
@@ -240,7 +256,7 @@ def run_source(
         return None
     alone = base.directory is None and not task.builds_model
     if alone and not asked and not unlabelled:
-        remark(f"{apart}: its weights stand alone, and the source must be run for that; give its directory")
+        remark(f"{why}: its weights stand alone, and the source must be run for that; give its directory")
         return None
     if alone:
         raise GradfixError(
@@ -254,8 +270,10 @@ def run_source(
     ours = deepcopy(task)
     trusted = bool(loading.get("trust_remote_code"))
     bind(ours, base, tau, pool, trust_remote_code=trusted)
-    pooled = not same_tokens(ours, task, inputs)
-    activations = stack.enter_context(Activations(len(inputs), pooled=pooled))
+    batches = [
+        encode_rows(one, inputs, batch_size=loading.get("batch_size", 32)).batches for one in (ours, task)
+    ]
+    activations = stack.enter_context(Activations(rows_for(ours, task, (batches[0], batches[1]))))
 
     def look(method: str) -> Observed:
         return observe(
@@ -266,6 +284,7 @@ def run_source(
             labelled,
             activations,
             method=method,
+            apart=apart,
             control_seed=control_seed,
             progress=progress,
             **loading,
@@ -274,29 +293,14 @@ def run_source(
     try:
         observed = look(align)
     except AlignmentError as error:
-        if asked:
+        if asked and not (apart and isinstance(task, Classification)):
             raise
-        remark(f"{apart}: {error}")
-        if not unlabelled:
-            return None
-        align, observed = "none", look("none")
+        if isinstance(task, Classification):
+            remark(f"{error.args[0]}; so only its answers are carried over")
+            align, observed = "answers", look("answers")
+        else:
+            remark(f"{why}: {error}")
+            if not unlabelled:
+                return None
+            align, observed = "none", look("none")
     return SourceRun(inputs, observed, activations, align, alike, len(unlabelled), classes, settings.sure)
-
-
-def same_tokens(source: ModelTask, target: ModelTask, inputs: Sequence[Any]) -> bool:
-    """Tell whether two models cut the inputs into the same tokens, so that tokens can be compared one by one.
-
-    Args:
-        source: The task bound to the source.
-        target: The task bound to the target.
-        inputs: The samples.
-
-    Returns:
-        True also for images, whose patches are where they are.
-    """
-    ours, theirs = source.encode(inputs), target.encode(inputs)
-    return all(
-        name not in theirs or torch.equal(ours[name], theirs[name])
-        for name in ("input_ids", "attention_mask")
-        if name in ours
-    )

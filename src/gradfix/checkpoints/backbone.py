@@ -13,7 +13,7 @@ from gradfix.checkpoints.layers import EMBEDDING, layer_of
 from gradfix.checkpoints.layouts import layout_of
 from gradfix.checkpoints.respelling import container, layer
 from gradfix.checkpoints.tensors import TensorSpec
-from gradfix.errors import GradfixError, listed
+from gradfix.errors import ArchitectureError, GradfixError, listed
 
 _COMPUTED = frozenset(
     {"inv_freq", "masked_bias", "position_ids", "relative_position_index", "num_batches_tracked"}
@@ -78,13 +78,13 @@ def refuse_other_backbone(
         shared_other: Their names in the other.
 
     Raises:
-        GradfixError: naming the tensors of both.
+        ArchitectureError: naming the tensors of both.
     """
     lost, new = _inside(mine, shared), _inside(other, shared_other)
     depths = _depths(lost, shared), _depths(new, shared_other)
     if any(depths):
         counts = [_layers(names) for names in ([*mine, *shared], [*other, *shared_other])]
-        raise GradfixError(
+        raise ArchitectureError(
             f"{ours}: has {counts[0]} layers, {theirs} has {counts[1]} "
             f"({listed([*depths[0], *depths[1]], 2)} in one only): models of other depths are not supported"
         )
@@ -95,7 +95,7 @@ def refuse_other_backbone(
         if not lost or not new:
             return
     sides = [f"{listed(names, 3)} only in {owner}" for names, owner in ((lost, ours), (new, theirs)) if names]
-    raise GradfixError(
+    raise ArchitectureError(
         f"{ours}: its weights and those of {theirs} can't be matched inside the network: {'; '.join(sides)}; all "
         "models must be of one architecture, saved by their own library"
     )

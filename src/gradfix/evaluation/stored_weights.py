@@ -77,7 +77,7 @@ class StoredWeights:
         stored = self.layout.of_memory.get(name)
         if stored is None:
             return NOT_STORED
-        if stored in self._placement.vector.additions.specs:
+        if stored in self._placement.outputs and self._placement.outputs[stored] is None:
             return StoredAs(addition=stored, memory=name)
         return StoredAs((self._theirs(stored),), memory=name)
 

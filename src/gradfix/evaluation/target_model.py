@@ -187,6 +187,11 @@ class TargetModel:
         return task.load_model(location, **options)
 
     @property
+    def apart(self) -> bool:
+        """Whether the target has other shapes than τ, so that τ itself can't be added to it."""
+        return self._placement.apart
+
+    @property
     def names(self) -> Mapping[str, str]:
         """The parameters that τ covers and the task's gradients reach: module name to the target checkpoint's.
 

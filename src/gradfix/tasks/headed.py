@@ -51,7 +51,29 @@ class HeadedClassification(Classification):
         Raises:
             GradfixError: If the model's head does not end in a linear layer.
         """
-        name, layer = self._last_layer(model)
+        name, layer = self.last_layer(model)
+        features = self.last_inputs(model, rows, batch_size=batch_size)
+        probe = fit_probe(features, self.classes(rows), len(self.labels), intercept=layer.bias is not None)
+        fitted = {f"{name}.weight": probe.weight.to(layer.weight)}
+        if layer.bias is not None:
+            fitted[f"{name}.bias"] = probe.bias.to(layer.bias)
+        return fitted
+
+    def last_inputs(self, model: nn.Module, rows: Sequence[RowLike], *, batch_size: int = 32) -> Tensor:
+        """Give what the head's last layer reads of samples.
+
+        Args:
+            model: The model, with a head.
+            rows: The samples.
+            batch_size: Samples a forward pass.
+
+        Returns:
+            ``[samples, d]`` float32, in the order of the rows.
+
+        Raises:
+            GradfixError: If the model's head does not end in a linear layer.
+        """
+        _, layer = self.last_layer(model)
         inputs: list[Tensor] = []
         handle = layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0].float().cpu()))
         collected = []
@@ -64,15 +86,20 @@ class HeadedClassification(Classification):
         finally:
             handle.remove()
         # Cloned out of inference mode, so that what is returned can be used in training.
-        features = torch.cat(collected).clone()
-        probe = fit_probe(features, self.classes(rows), len(self.labels), intercept=layer.bias is not None)
-        fitted = {f"{name}.weight": probe.weight.to(layer.weight)}
-        if layer.bias is not None:
-            fitted[f"{name}.bias"] = probe.bias.to(layer.bias)
-        return fitted
+        return torch.cat(collected).clone()
 
-    def _last_layer(self, model: nn.Module) -> tuple[str, nn.Linear]:
-        """The linear layer that makes the logits: the last outside the backbone."""
+    def last_layer(self, model: nn.Module) -> tuple[str, nn.Linear]:
+        """Find the linear layer that makes the logits: the last outside the backbone.
+
+        Args:
+            model: The model, with a head.
+
+        Returns:
+            Its name and the layer.
+
+        Raises:
+            GradfixError: If there is none of as many classes as the task has.
+        """
         outside = set(outside_backbone(model))
         found = [
             (name, module)

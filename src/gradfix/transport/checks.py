@@ -4,7 +4,7 @@ import hashlib
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,9 @@ import torch
 from gradfix.checkpoints import Checkpoint, TensorSpec
 from gradfix.checkpoints.expressions import Aliased, Gathered, Selection
 from gradfix.checkpoints.model_config import custom_code
-from gradfix.errors import GradfixError, listed
+from gradfix.errors import ArchitectureError, GradfixError, listed
+from gradfix.tasks import ModelTask
+from gradfix.vectors.apart import place_apart
 from gradfix.vectors.apply import add_scaled, output_specs
 from gradfix.vectors.model_files import companion_files, merged_config
 from gradfix.vectors.placement import own_weights, place
@@ -124,7 +126,8 @@ class Models:
         tuned: θ_A^ft.
         target: θ_B.
         tau: θ_A^ft − θ_A.
-        placement: τ laid onto the target.
+        laid: τ laid onto the target; None where it has no place there, before a task tells what takes its place.
+        apart: Why τ has no place in the target; None where it has one.
         adapter: Whether the fine-tune is moved, and written, as the LoRA adapter that it is.
     """
 
@@ -132,8 +135,16 @@ class Models:
     tuned: Checkpoint
     target: Checkpoint
     tau: TaskVector
-    placement: Placement
+    laid: Placement | None
+    apart: str | None = None
     adapter: bool = False
+
+    @property
+    def placement(self) -> Placement:
+        """What is laid onto the target."""
+        if self.laid is None:
+            raise GradfixError(f"{self.apart}; only transport can carry a fine-tune over to such a base")
+        return self.laid
 
 
 def _as_weights(tuned: Checkpoint, target: Checkpoint, placement: Placement) -> bool:
@@ -172,19 +183,69 @@ def open_models(
     target = Checkpoint.open(target_base)
     _compare_configurations(found, base, tuned, target)
     _note_custom_code(found, base, tuned, target)
-    tau = _heads_whole(TaskVector.between(base, tuned), tuned, target)
-    placement = place(tau, target)
-    adapter = as_adapter(tuned, target, placement)
-    note_placement(found, placement, target, adapter=adapter)
+    tau = TaskVector.between(base, tuned)
+    try:
+        placement = place(_heads_whole(tau, tuned, target), target)
+    except ArchitectureError as error:
+        found.refuse()
+        return Models(base, tuned, target, tau, None, str(error))
+    models = Models(base, tuned, target, tau, placement, adapter=as_adapter(tuned, target, placement))
+    _judge_placement(found, models, output, overwrite)
+    return models
+
+
+def lay_apart(
+    models: Models, task: ModelTask, found: Findings, *, output: Path | None = None, overwrite: bool = False
+) -> Models:
+    """Lay out a target of other shapes, once its task is known; nothing for others.
+
+    Args:
+        models: The three models.
+        task: Bound to the target.
+        found: Told what is found.
+        output: Where the result would go.
+        overwrite: It may be there already.
+
+    Returns:
+        The models with a placement.
+
+    Raises:
+        ArchitectureError: if the task builds its own model.
+        GradfixError: if the output has no place for a head, or no room on the disk.
+    """
+    if models.apart is None:
+        return models
+    if task.builds_model:
+        raise ArchitectureError(models.apart)
+    placement = place_apart(models.tau, models.target, task)
+    found.add(
+        "note",
+        f"{models.apart}. So no coordinate of the task vector is added: the fine-tune is carried over by what it "
+        "changed in the old base's activations, fitted to the new base's own layers",
+    )
+    if placement.vector.additions.specs:
+        found.add(
+            "note",
+            f"{listed(placement.vector.additions.specs)}: fitted to the tuned model's answers, since its own head has "
+            "no place there",
+        )
+    models = replace(models, laid=placement)
+    _judge_placement(found, models, output, overwrite)
+    return models
+
+
+def _judge_placement(found: Findings, models: Models, output: Path | None, overwrite: bool) -> None:
+    """Say how a placement lies, and refuse what could not be loaded or has no room on the disk."""
+    tuned, target, placement = models.tuned, models.target, models.placement
+    if models.apart is None:
+        note_placement(found, placement, target, adapter=models.adapter)
     # An adapter's configuration names neither its head's architecture nor its classes: the task tells them later, and
     # the output is judged before it gets its name.
-    if not adapter and not (tuned.adapter_of is not None and tau.additions.specs):
+    if not models.adapter and not (tuned.adapter_of is not None and placement.vector.additions.specs):
         config = merged_config(placement.vector, target.config)
         refuse_unloadable(config, output_specs(placement, target, None), target, str(output or "the output"))
-    models = Models(base, tuned, target, tau, placement, adapter)
     _check_room(found, models, output, overwrite)
     found.refuse()
-    return models
 
 
 def _heads_whole(tau: TaskVector, tuned: Checkpoint, target: Checkpoint) -> TaskVector:
@@ -213,6 +274,11 @@ def check_weights(models: Models, found: Findings) -> None:
     Raises:
         GradfixError: if an error was found: τ is zero, or the tuned model is not a fine-tune of the base.
     """
+    if models.apart is not None:
+        check_tuned(models.base, models.tuned, models.tau, found)
+        if models.laid is not None:
+            found.seconds = _measured_seconds(models.laid, models.target)
+        return
     base, tuned, target, vector = models.base, models.tuned, models.target, models.placement.vector
     weights = Aliased(place(own_weights(base), target).vector, target.ties)
     names = [name for name in matrices(vector) if name in weights.specs]

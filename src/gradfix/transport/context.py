@@ -282,5 +282,7 @@ def controls(tau: TaskVector, aligned: Aligned | None, seed: int) -> Swap:
     """
     pairs = [(tau, shuffled(tau, seed))]
     if aligned is not None:
-        pairs.append((aligned.vector, aligned.control or pairs[0][1]))
+        pairs += [
+            (one.vector, one.control or pairs[0][1]) for one in (aligned, aligned.answers) if one is not None
+        ]
     return lambda vector: next((control for known, control in pairs if known is vector), vector)

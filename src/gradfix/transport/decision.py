@@ -158,6 +158,7 @@ def decide(
         choice = select(
             context,
             aligned.vector if aligned else None,
+            answers=aligned.answers.vector if aligned and aligned.answers else None,
             alike=alike,
             steps=recipe.steps,
             training=recipe.training,

@@ -13,7 +13,7 @@ from gradfix.tasks.data import load_rows, origin
 from gradfix.tasks.loading import require_device
 from gradfix.tasks.repeated_rows import distinct
 from gradfix.tasks.sampling import choose
-from gradfix.transport.checks import Finding, Findings, Models, check_weights, ignore, open_models
+from gradfix.transport.checks import Finding, Findings, Models, check_weights, ignore, lay_apart, open_models
 from gradfix.transport.space import moved_as_adapter, note_apart
 
 SAMPLE_SHOWN = 600
@@ -254,10 +254,14 @@ def check_inputs(recipe: CheckRecipe, *, tell: Callable[[Finding], None] = ignor
     try:
         models = models_of(recipe, found)
         if recipe.task:
-            note_sample(*ready_task(recipe, models, Data.read(recipe, {}), found), found)
+            task, data = ready_task(recipe, models, Data.read(recipe, {}), found)
+            models = lay_apart(models, task, found, output=recipe.output, overwrite=recipe.overwrite)
+            note_sample(task, data, found)
         check_weights(models, found)
         if models.adapter:
             note_apart(models.target, found)
+        if models.apart is not None and not recipe.task:
+            found.add("note", f"{models.apart}; give --task: then it may be carried over by activations")
     except GradfixError as error:
         if found.ok:
             found.add("error", str(error))

@@ -13,7 +13,7 @@ from gradfix.alignment import align, run_source
 from gradfix.alignment.source import SourceRun
 from gradfix.checkpoints import Checkpoint
 from gradfix.checkpoints.writing.atomic import refuse_taken
-from gradfix.errors import listed
+from gradfix.errors import ArchitectureError, listed
 from gradfix.evaluation.adapter_model import AdapterModel
 from gradfix.evaluation.binding import Rows, bind, choose_support, describe_head, use_head
 from gradfix.evaluation.certificate import Certificate, certify
@@ -28,7 +28,7 @@ from gradfix.recipes.settings import SETTINGS, SelectionSettings
 from gradfix.report.facts import Votes as RecordedVotes
 from gradfix.report.record import TransportRecord
 from gradfix.tasks import ModelTask, get_task
-from gradfix.transport.checks import Finding, Findings, Models, check_weights, ignore
+from gradfix.transport.checks import Finding, Findings, Models, check_weights, ignore, lay_apart
 from gradfix.transport.decision import Decision, cross_fitting_doubts, decide, selection_context
 from gradfix.transport.folds import AlphaChoice
 from gradfix.transport.inputs import Data, counted_once, models_of, note_cut, note_unread, ready_task, rows_at
@@ -253,6 +253,7 @@ def run_transport(
     with clock.stage("read data"):
         data = Data.read(recipe, rows or {})
         task, data = ready_task(recipe, models, data, found, task=task)
+        models = lay_apart(models, task, found, output=recipe.output, overwrite=recipe.overwrite)
     with clock.stage("check"):
         check_weights(models, found)
         if models.adapter:
@@ -405,6 +406,8 @@ def _run_source(
     progress: Progress,
 ) -> SourceRun | None:
     """Run the source, where there is something to align or to label."""
+    if models.apart is not None and recipe.align in ("none", "procrustes", "permutation"):
+        raise ArchitectureError(f"{models.apart}; --align {recipe.align} can't help there: leave it out")
     method = "none" if models.adapter else recipe.align or "none"
     if method == "none" and not data.unlabelled:
         return None
@@ -416,6 +419,7 @@ def _run_source(
         stack,
         align=method,
         alike=found.cosine_target,
+        apart=models.apart is not None,
         align_data=data.align_data,
         unlabelled=data.unlabelled,
         control_seed=_control_seed(recipe, data),

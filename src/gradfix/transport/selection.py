@@ -32,6 +32,7 @@ def select(
     context: SelectionContext,
     aligned: TaskVector | None = None,
     *,
+    answers: TaskVector | None = None,
     alike: float | None = None,
     steps: int | None = None,
     training: bool = True,
@@ -44,6 +45,7 @@ def select(
     Args:
         context: The model and its samples; at least two folds unless ``validation`` is given.
         aligned: τ' of an alignment, a task vector; None without one.
+        answers: The target's last layer fitted to the source's answers, a task vector; None without.
         alike: How alike the two bases are, as :func:`gradfix.vectors.similarity.likeness` tells it; None if unknown.
         steps: Most re-votes to try; 0 for none, as many as the settings say if None.
         training: Also try a few steps of training from the best way that no label shaped: from θ_B where that is
@@ -74,12 +76,19 @@ def select(
     if aligned is not None:
         straight = AddVector("aligned", "aligned addition", vector=aligned, grid=settings.aligned_alphas)
         best = _simpler(best, attempt(straight), settings)
+    if answers is not None:
+        fitted = AddVector(
+            "answers", "a fit to the tuned model's answers", vector=answers, grid=settings.aligned_alphas
+        )
+        best = _simpler(best, attempt(fitted), settings)
     # Where the bases are strangers, τ's own coordinates mean nothing: that must be shown wrong beyond luck.
     strangers = alike is not None and alike < settings.apart
-    best = _simpler(best, attempt(naive), settings, beyond_luck=strangers)
+    if not context.model.apart:  # else τ has no place in the target
+        best = _simpler(best, attempt(naive), settings, beyond_luck=strangers)
     start = StartingPoint() if best[1].name == NOTHING else StartingPoint(best[0], best[1].setting)
     here = best
-    for way in _shaped(context, best, start, settings.revotes if steps is None else steps):
+    direction = aligned if aligned is not None and context.model.apart else tau
+    for way in _shaped(context, direction, best, start, settings.revotes if steps is None else steps):
         here = better(here, attempt(way, best[1] if isinstance(way, Revote) else None))
     if training:
         trained = attempt(training_from(start, best[1], settings, most_training), best[1])
@@ -107,10 +116,14 @@ def nothing(tau: TaskVector) -> AddVector:
 
 
 def _shaped(
-    context: SelectionContext, best: tuple[Method, Candidate], start: StartingPoint, steps: int
+    context: SelectionContext,
+    tau: TaskVector,
+    best: tuple[Method, Candidate],
+    start: StartingPoint,
+    steps: int,
 ) -> Iterator[Method]:
     """The ways that votes shape: masks, and re-votes from the best way that no label shaped."""
-    tau, settings = context.model.vector, context.settings
+    settings = context.settings
     yield MaskVector("gradfix", "GradFix", vector=tau, grid=settings.alphas)
     if best[1].name == "naive" and context.vote == "majority":
         # Votes where the model will be, rather than where it was.

@@ -13,7 +13,7 @@ from gradfix.checkpoints.layouts import layout_of
 from gradfix.checkpoints.lora.factors import AdapterParts
 from gradfix.checkpoints.respelling import Respelling, Spelled, layer, respell
 from gradfix.checkpoints.vocabulary import vocabulary_rows
-from gradfix.errors import GradfixError, listed
+from gradfix.errors import ArchitectureError, GradfixError, listed
 from gradfix.vectors.task_vector import Described, PlacedAdapter, Placement, TaskVector, same_tensor
 
 
@@ -34,8 +34,9 @@ def place(tau: TaskVector, target: Checkpoint) -> Placement:
         The placement.
 
     Raises:
-        GradfixError: if nothing matches, weights inside the network have no counterpart (another depth or kind), or
-            shapes differ other than by the vocabulary.
+        ArchitectureError: if nothing matches, weights inside the network have no counterpart (another depth or kind),
+            or shapes differ other than by the vocabulary.
+        GradfixError: if head or ties of the two can't be held in one model.
     """
     if tau.placement is not None and tau.placement.target == target.location:
         return replace(tau.placement, vector=tau)
@@ -43,7 +44,7 @@ def place(tau: TaskVector, target: Checkpoint) -> Placement:
     match = respell(Spelled(ours.specs, tau.config), Spelled(theirs.specs, target.config))
     paired = {*match.names, *match.converted}
     if not paired:
-        raise GradfixError(
+        raise ArchitectureError(
             f"{target.location}: no tensor has a counterpart in the task vector; "
             f"found {listed(target.specs, 3)} against {listed(tau, 3)}; both must be of one architecture"
         )
@@ -61,7 +62,7 @@ def place(tau: TaskVector, target: Checkpoint) -> Placement:
         if name not in maps and source.specs[name].shape != base.specs[name].shape
     ]
     if differing:
-        raise GradfixError(
+        raise ArchitectureError(
             f"{target.location}: shapes differ from the task vector's: {listed(differing)}; "
             "the new base must have the old one's architecture and size"
         )

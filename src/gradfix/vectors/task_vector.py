@@ -587,6 +587,7 @@ class Placement:
         matched_tokens: Tokens whose rows were matched by text, out of the target's, a vocabulary tensor each.
         untied: Names that the target ties and the output holds as tensors of their own.
         adapter: What the source's LoRA adapter changes; None where it was a whole model.
+        apart: Of other shapes than τ: the vector is zero, and an alignment fills it.
     """
 
     target: str
@@ -600,3 +601,4 @@ class Placement:
     matched_tokens: Mapping[str, tuple[int, int]]
     untied: Sequence[str] = ()
     adapter: PlacedAdapter | None = None
+    apart: bool = False

@@ -210,21 +210,14 @@ DOUBLE_BELOW = 2048
 
 
 def procrustes(source: Tensor, target: Tensor) -> Tensor:
-    """Find the rotation of centred rows that brings them nearest.
-
-    R = argmin ‖X_A R − X_B‖ over orthogonal R; it is U Vᵀ, where X_Aᵀ X_B = U S Vᵀ.
-    Source: Schönemann, "A generalized solution of the orthogonal Procrustes problem", 1966.
+    """Find the rotation of centred rows that brings them nearest: R = argmin ‖X_A R − X_B‖ over orthogonal R.
 
     Args:
-        source: X_A, ``[rows, width]``.
-        target: X_B, of the same shape.
+        source: X_A, ``[rows, a]``.
+        target: X_B, ``[rows, b]``, of the same inputs.
 
     Returns:
-        R, ``[width, width]`` float32.
+        R, ``[a, b]`` float32; its columns, or if a < b its rows, are orthonormal (see :func:`procrustes_matrix`).
     """
     cross = (source - source.mean(0)).T @ (target - target.mean(0))
-    if cross.shape[0] < DOUBLE_BELOW:
-        cross = cross.double()
-    left, _, right = torch.linalg.svd(cross)
-    rotation: Tensor = left @ right
-    return rotation.float()
+    return procrustes_matrix(cross.double() if max(cross.shape) < DOUBLE_BELOW else cross)

@@ -7,6 +7,7 @@ from functools import partial
 
 from gradfix.alignment import align, run_source
 from gradfix.checkpoints import Checkpoint
+from gradfix.errors import ArchitectureError
 from gradfix.evaluation.binding import bind, choose_support, use_head
 from gradfix.evaluation.evaluate import EncodedRows
 from gradfix.evaluation.intervals import interval_words
@@ -92,6 +93,7 @@ def compare(
         The comparison.
 
     Raises:
+        ArchitectureError: if the target has other shapes than the source.
         GradfixError: if the inputs don't allow it.
     """
     found = Findings(tell=tell, hold=True)
@@ -103,6 +105,8 @@ def compare(
         budget=max(recipe.samples_per_class),
         align_data=rows_at(recipe, recipe.align_data) if recipe.align_data else (),
     )
+    if models.apart is not None:
+        raise ArchitectureError(f"{models.apart}; compare needs bases of equal shapes, transport does not")
     task, data = ready_task(recipe, models, data, found)
     check_weights(models, found)
     found.release()
