@@ -277,7 +277,7 @@ def check_weights(models: Models, found: Findings) -> None:
     if models.apart is not None:
         check_tuned(models.base, models.tuned, models.tau, found)
         if models.laid is not None:
-            found.seconds = _measured_seconds(models.laid, models.target)
+            found.seconds = _measured_seconds(models)
         return
     base, tuned, target, vector = models.base, models.tuned, models.target, models.placement.vector
     weights = Aliased(place(own_weights(base), target).vector, target.ties)

@@ -408,6 +408,10 @@ def _run_source(
     """Run the source, where there is something to align or to label."""
     if models.apart is not None and recipe.align in ("none", "procrustes", "permutation"):
         raise ArchitectureError(f"{models.apart}; --align {recipe.align} can't help there: leave it out")
+    if models.apart is not None and recipe.space == "adapter":
+        raise ArchitectureError(
+            f"{models.apart}; an adapter's own coordinates have no place there: leave out --space"
+        )
     method = "none" if models.adapter else recipe.align or "none"
     if method == "none" and not data.unlabelled:
         return None
