@@ -401,7 +401,7 @@ def test_models_that_do_not_fit_are_refused_before_data_are_read(tmp_path: Path)
     work = job("text-classification", tmp_path)
     work.models["target_base"] = tiny.save_tiny_bert_classifier(tmp_path / "wide", intermediate_size=40)
     with pytest.raises(GradfixError, match="shapes differ from the task vector's"):
-        work.run(tmp_path / "out", support="missing.jsonl")
+        work.run(tmp_path / "out", support="missing.jsonl", align="none")
 
 
 def test_rows_are_refused_before_a_weight_is_read_and_weights_before_a_model_is_loaded(
@@ -474,7 +474,7 @@ def test_check_takes_what_transport_takes_and_finds_what_it_would_refuse(tmp_pat
     assert "these inputs fit" in fits.stderr
     wrong = gradfix("check", *options, _jsonl(tmp_path, [{"text": "good", "label": "superb"}]), "--json")
     assert wrong.exit_code == 1
-    assert "error: row 0 of" in wrong.stderr
+    assert "error: line 1 of" in wrong.stderr
     assert "unknown label 'superb'" in json.loads(wrong.stdout)["findings"][-1]["text"]
     assert not (tmp_path / "out").exists()
 

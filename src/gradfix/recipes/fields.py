@@ -113,7 +113,7 @@ ROWS = ("support", "data", "validation", "unlabelled", "align_data")
 AUTO_STEPS = 4
 """Re-votes that ``--method auto`` tries at most."""
 
-Align = Literal["auto", "none", "regression", "procrustes", "permutation"]
+Align = Literal["auto", "none", "regression", "answers", "procrustes", "permutation"]
 AlignData = Annotated[
     str | None, Field(description="inputs to align on, labels not needed; else the labelled data's own")
 ]

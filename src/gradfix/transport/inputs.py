@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from gradfix.errors import GradfixError, column_option, listed
+from gradfix.errors import ArchitectureError, GradfixError, column_option, listed
 from gradfix.evaluation.binding import Rows, bind, used_columns, without_labels
 from gradfix.recipes import IN_PYTHON, CheckRecipe, TaskRecipe, TransportRecipe
 from gradfix.tasks import Classification, ModelTask, get_task
@@ -92,10 +92,11 @@ def models_of(recipe: TransportRecipe, found: Findings) -> Models:
         The models.
 
     Raises:
+        ArchitectureError: if the target has other shapes, and an option needs τ's own coordinates.
         GradfixError: if they don't fit each other, or there is no such device.
     """
     require_device(recipe.device)
-    return open_models(
+    models = open_models(
         recipe.source_base,
         recipe.source_tuned,
         recipe.target_base,
@@ -104,6 +105,14 @@ def models_of(recipe: TransportRecipe, found: Findings) -> Models:
         overwrite=recipe.overwrite,
         as_adapter=partial(moved_as_adapter, recipe, found),
     )
+    if models.apart is not None:
+        if recipe.align in ("none", "procrustes", "permutation"):
+            raise ArchitectureError(f"{models.apart}; --align {recipe.align} can't help there: leave it out")
+        if recipe.space == "adapter":
+            raise ArchitectureError(
+                f"{models.apart}; an adapter's own coordinates have no place there: leave out --space"
+            )
+    return models
 
 
 def ready_task(

@@ -13,7 +13,7 @@ from gradfix.alignment import align, run_source
 from gradfix.alignment.source import SourceRun
 from gradfix.checkpoints import Checkpoint
 from gradfix.checkpoints.writing.atomic import refuse_taken
-from gradfix.errors import ArchitectureError, listed
+from gradfix.errors import listed
 from gradfix.evaluation.adapter_model import AdapterModel
 from gradfix.evaluation.binding import Rows, bind, choose_support, describe_head, use_head
 from gradfix.evaluation.certificate import Certificate, certify
@@ -97,7 +97,7 @@ def transport(
     vote_at: Literal["base", "naive"] = "base",
     head: Literal["copy", "probe"] = "copy",
     space: Literal["adapter", "weights"] | None = None,
-    align: Literal["auto", "none", "regression", "procrustes", "permutation"] | None = None,
+    align: Literal["auto", "none", "regression", "answers", "procrustes", "permutation"] | None = None,
     align_data: str | Path | Rows | None = None,
     unlabelled: str | Path | Rows | None = None,
     training: bool = True,
@@ -406,12 +406,6 @@ def _run_source(
     progress: Progress,
 ) -> SourceRun | None:
     """Run the source, where there is something to align or to label."""
-    if models.apart is not None and recipe.align in ("none", "procrustes", "permutation"):
-        raise ArchitectureError(f"{models.apart}; --align {recipe.align} can't help there: leave it out")
-    if models.apart is not None and recipe.space == "adapter":
-        raise ArchitectureError(
-            f"{models.apart}; an adapter's own coordinates have no place there: leave out --space"
-        )
     method = "none" if models.adapter else recipe.align or "none"
     if method == "none" and not data.unlabelled:
         return None
