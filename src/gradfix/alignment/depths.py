@@ -34,13 +34,13 @@ class Depth:
         below: Where the stream is read.
         above: Where it is read a block later.
         share: From 0 to 1.
-        block: The depth in blocks, for people.
+        block: The depth in blocks, for people; None where it is the same place.
     """
 
     below: Point
     above: Point
     share: float
-    block: float
+    block: float | None
 
     def read(self, activations: Activations, key: str) -> Tensor:
         """Give what was recorded at this depth.

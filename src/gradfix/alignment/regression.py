@@ -55,12 +55,14 @@ class BlockFit:
         unexplained: Share of the wanted change that the fitted block does not make, on held-out rows; 1 where the
             block was left alone.
         ridge: The chosen λ.
+        depth: The depth of the source that the block was paired with, in blocks; None where both have the same blocks.
     """
 
     stream: str
     residual: float
     unexplained: float
     ridge: float
+    depth: float | None = None
 
 
 @dataclass
@@ -122,9 +124,9 @@ def fit_blocks(
 
     def changed(writer: Writer, stream: Tensor) -> Tensor:
         inputs = read.pop(writer.module)
-        depth = (depths or {}).get(writer.stream) or Depth(writer.stream, writer.stream, 0.0, 0.0)
+        depth = (depths or {}).get(writer.stream) or Depth(writer.stream, writer.stream, 0.0, None)
         wanted = _wanted(depth, writer.stream, activations, tuned)
-        weight, bias = _fit(writer, inputs, stream, batch, activations, wanted, tuned, fitted)
+        weight, bias = _fit(writer, inputs, stream, batch, activations, wanted, tuned, fitted, depth.block)
         if weight is None:
             return stream
         change = inputs @ weight.T.to(inputs) + (0 if bias is None else bias.to(inputs))
@@ -187,6 +189,7 @@ def _fit(
     carried: tuple[Tensor, float],
     tuned: str,
     fitted: Fitted,
+    depth: float | None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Fit one writer; its ΔW ``[out, in]`` and Δb, or nothing where the change cannot be explained."""
     point: Point = writer.stream
@@ -195,7 +198,7 @@ def _fit(
     wanted = wanted - (rows_at(stream, batch, point, choose) - activations.read(TARGET, point))
     u = rows_at(inputs, batch, writer.source, choose)
     weight, bias, (left, ridge) = fit_linear(u, wanted, intercept=writer.bias is not None)
-    fitted.blocks[writer.weight] = BlockFit(point.module, residual, left, ridge)
+    fitted.blocks[writer.weight] = BlockFit(point.module, residual, left, ridge, depth)
     if weight is None:
         return None, None
     for name, value in ((writer.weight, weight.T if writer.transposed else weight), (writer.bias, bias)):

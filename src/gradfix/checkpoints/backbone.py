@@ -86,7 +86,8 @@ def refuse_other_backbone(
         counts = [_layers(names) for names in ([*mine, *shared], [*other, *shared_other])]
         raise ArchitectureError(
             f"{ours}: has {counts[0]} layers, {theirs} has {counts[1]} "
-            f"({listed([*depths[0], *depths[1]], 2)} in one only): models of other depths are not supported"
+            f"({listed([*depths[0], *depths[1]], 2)} in one only): a task vector can be added to a base of the "
+            "same depth only"
         )
     if not lost and not new and _blocks(mine) and _blocks(other):
         lost, new = _blocks(mine), _blocks(other)

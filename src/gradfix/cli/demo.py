@@ -24,9 +24,10 @@ def demo(recipe: DemoRecipe, console: Console) -> None:
     console.say(f"\n{made.transported.verdict}\n")
     judged = made.close.judgement
     if judged is not None:
+        naive = f"naive addition {judged.naive.score:.1%}, " if judged.naive is not None else ""
         console.say(
             "Where the new base is a close release of the old one, the fine-tune itself carries over: "
-            f"naive addition {judged.naive.score:.1%}, the transported model {judged.transported.score:.1%}, "
+            f"{naive}the transported model {judged.transported.score:.1%}, "
             f"its control {judged.control.score:.1%}, the new base {judged.base.score:.1%}.\n"
         )
     console.say(

@@ -17,22 +17,22 @@ class Judgement:
     Attributes:
         data: ``"test"``, or ``"validation"`` where no test data were given: α was then chosen on the same samples.
         base: θ_B with the task's head.
-        naive: θ_B + τ.
+        naive: θ_B + τ; None where τ has no place in the target.
         transported: θ_B + α (m ⊙ τ).
         control: The same with τ's values shuffled, at the same α.
         gain: Transported − base, paired by sample.
         over_control: Transported − control, paired by sample.
-        over_naive: Transported − naive, paired by sample.
+        over_naive: Transported − naive, paired by sample; None without.
     """
 
     data: str
     base: Evaluation
-    naive: Evaluation
+    naive: Evaluation | None
     transported: Evaluation
     control: Evaluation
     gain: Interval
     over_control: Interval
-    over_naive: Interval
+    over_naive: Interval | None
 
 
 def judge(
@@ -69,9 +69,10 @@ def judge(
     if alpha == 0 and "base" in measured:
         measured["control"] = measured["base"]  # nothing is added to θ_B, whatever the direction
     try:
+        naive = [] if model.apart else [("naive", model.vector, 1.0)]
         for kind, vector, scale in (
             ("base", transported, 0.0),
-            ("naive", model.vector, 1.0),
+            *naive,
             ("control", control, alpha),
             ("transported", transported, alpha),
         ):
@@ -85,5 +86,9 @@ def judge(
         return paired_samples(measured["transported"].scores, measured[other].scores)
 
     return Judgement(
-        data, **measured, gain=over("base"), over_control=over("control"), over_naive=over("naive")
+        data,
+        **{"naive": None, **measured},  # type: ignore[arg-type]
+        gain=over("base"),
+        over_control=over("control"),
+        over_naive=over("naive") if naive else None,
     )

@@ -119,7 +119,7 @@ def _table(judgement: Judgement | None, untruncated: Evaluation | None = None) -
         return []
     rows = [
         ("new base", judgement.base),
-        ("naive addition of the task vector", judgement.naive),
+        *([("naive addition of the task vector", judgement.naive)] if judgement.naive is not None else []),
         ("control: shuffled task vector", judgement.control),
         *([("before truncation to an adapter", untruncated)] if untruncated is not None else []),
         ("**this model**", judgement.transported),
@@ -167,7 +167,10 @@ def _how(record: TransportRecord) -> str:
     if alpha.alpha == 0:
         return f"{text}held against {target} as it is ({alpha.chosen_on}), and nothing was added.{why}"
     if alignment is not None and alignment.added:
-        text += f"carried over by {alignment.method} of activations on {alignment.inputs} inputs, "
+        how = (
+            "a fit to its answers" if alignment.method == "answers" else f"{alignment.method} of activations"
+        )
+        text += f"carried over by {how} on {alignment.inputs} inputs, "
     if votes is not None:
         kept = None if record.applied is None else record.applied.kept_share
         text += f"masked by the gradient signs of {votes.samples} labelled samples at {target} "

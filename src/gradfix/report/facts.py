@@ -64,7 +64,7 @@ class Judgement(Part):
 
     data: str
     base: Evaluation
-    naive: Evaluation
+    naive: Evaluation | None = None
     transported: Evaluation
     control: Evaluation
     gain: Interval

@@ -165,6 +165,8 @@ def _share(judgement: Judgement) -> str | None:
 
 def _naive(judgement: Judgement) -> str | None:
     naive, new, over = judgement.naive, judgement.transported, judgement.over_naive
+    if naive is None:
+        return None
     # Records without the paired interval: a gap wider than both intervals is said, a smaller one is not.
     sure = _apart(naive.interval, new.interval) if over is None else over.excludes_zero
     if not sure or new.score >= naive.score:

@@ -103,12 +103,15 @@ def _alignment(aligned: Aligned, decision: Decision) -> facts.Alignment:
         return vector
 
     decision.way.control(seen)
+    answers = aligned.answers
+    used = answers is not None and any(vector is answers.vector for vector in added)
+    shown = answers if used and answers is not None else aligned
     return facts.Alignment(
-        method=aligned.method,
-        inputs=aligned.inputs,
+        method=shown.method,
+        inputs=shown.inputs,
         held_out=True,
-        added=any(vector is aligned.vector for vector in added),
-        tensors={name: dict(residuals) for name, residuals in aligned.tensors.items()},
+        added=any(vector is shown.vector for vector in added),
+        tensors={name: dict(residuals) for name, residuals in shown.tensors.items()},
     )
 
 

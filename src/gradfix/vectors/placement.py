@@ -64,7 +64,7 @@ def place(tau: TaskVector, target: Checkpoint) -> Placement:
     if differing:
         raise ArchitectureError(
             f"{target.location}: shapes differ from the task vector's: {listed(differing)}; "
-            "the new base must have the old one's architecture and size"
+            "a task vector can be added to a base of the same architecture and size only"
         )
     if maps:
         source = MappedRows(source, maps)

@@ -70,7 +70,7 @@ def _measure(record: TransportRecord) -> Advice | None:
 
 def _naive(judgement: Judgement) -> Advice | None:
     naive, new, over = judgement.naive, judgement.transported, judgement.over_naive
-    if naive.score <= new.score or (over is not None and not over.excludes_zero):
+    if naive is None or naive.score <= new.score or (over is not None and not over.excludes_zero):
         return None
     return Advice(
         "Try the whole task vector",

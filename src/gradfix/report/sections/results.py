@@ -30,7 +30,7 @@ def measured(judgement: Judgement) -> dict[str, Evaluation]:
     Returns:
         Those of ``MODELS``, in the order of the table.
     """
-    return {name: getattr(judgement, name) for name in MODELS}
+    return {name: found for name in MODELS if (found := getattr(judgement, name)) is not None}
 
 
 def transport_results(record: TransportRecord) -> Section | None:

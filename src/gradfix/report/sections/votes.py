@@ -1,10 +1,11 @@
 """How sure the mask is: votes against the number of samples, and how well the source was aligned."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from gradfix.checkpoints.layers import layer_of
 from gradfix.report.elements import Figure, Section
-from gradfix.report.facts import Stability
+from gradfix.report.facts import Alignment, Stability
 from gradfix.report.numbers import percent
 from gradfix.report.record import TransportRecord
 from gradfix.report.style import ACCENT, COLOURS, MUTED, SYMBOLS, layout
@@ -91,6 +92,20 @@ _SIDES = (
 """What is known of an aligned tensor, and what the figure calls it."""
 
 
+def _answers_lead(alignment: Alignment) -> str:
+    found = [facts.get("unexplained") for facts in alignment.tensors.values()]
+    left = [float(share) for share in found if isinstance(share, float | int)]
+    share = (
+        f" It makes {percent(1 - left[-1], 0)} of the change that this asks for on held-out inputs."
+        if left
+        else ""
+    )
+    return (
+        f"The new base's last layer was fitted to what the tuned model answers on {alignment.inputs} inputs, "
+        f"without their labels: the last layer alone changes, by ridge regression.{share}"
+    )
+
+
 def alignment_section(record: TransportRecord) -> Section | None:
     """Show what alignment left of the difference between the two bases, layer by layer.
 
@@ -103,7 +118,7 @@ def alignment_section(record: TransportRecord) -> Section | None:
     alignment = record.alignment
     if alignment is None:
         return None
-    lines: dict[tuple[str, str], dict[int, list[float]]] = {}
+    lines: Lines = {}
     for name, residuals in alignment.tensors.items():
         place = layer_of(name)
         if place.depth is None:
@@ -111,6 +126,8 @@ def alignment_section(record: TransportRecord) -> Section | None:
         for key, side in _SIDES:
             if (residual := residuals.get(key)) is not None:
                 lines.setdefault((place.tower, side), {}).setdefault(place.depth, []).append(float(residual))
+    if alignment.method == "answers":
+        return Section("alignment", "How well the source was followed", _answers_lead(alignment))
     held = " on inputs that did not shape the alignment" if alignment.held_out else ""
     lead = (
         "The task vector was carried over to the new base by what its layers do to activations (method: "
@@ -119,33 +136,77 @@ def alignment_section(record: TransportRecord) -> Section | None:
     )
     if not lines:
         return Section("alignment", "How well the source was aligned", lead)
-    deepest = max(depth for depths in lines.values() for depth in depths)
-    traces = []
-    means = []
-    for index, ((tower, side), depths) in enumerate(sorted(lines.items())):
-        values = [(depth, sum(found) / len(found)) for depth, found in sorted(depths.items())]
-        means += [value for _, value in values]
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "name": f"{tower} {side}".strip(),
-                "x": [depth for depth, _ in values],
-                "y": [value for _, value in values],
-                "line": {"color": COLOURS[index % len(COLOURS)], "width": 2.2},
-                "marker": {
-                    "color": COLOURS[index % len(COLOURS)],
-                    "size": 8,
-                    "symbol": SYMBOLS[index % len(SYMBOLS)],
-                },
-                "hovertemplate": "layer %{x}: %{y:.3f}<extra>%{fullData.name}</extra>",
-            }
+    means = [value for _, _, points in _means(lines) for _, value in points]
+    title = f"On average {percent(sum(means) / len(means), 0)} of a layer's part is left unexplained"
+    figures = [
+        _by_layer(
+            title,
+            lines,
+            {"title": "left unexplained (0 to 1)", "rangemode": "tozero"},
+            "layer %{x}: %{y:.3f}<extra>%{fullData.name}</extra>",
         )
+    ]
+    depths = _depths(alignment)
+    if depths:
+        figures.append(
+            _by_layer(
+                "Which depth of the old base each layer of the new one was paired with",
+                depths,
+                {"title": "blocks of the old base before it", "rangemode": "tozero"},
+                "layer %{x}: after %{y:.2f} blocks<extra>%{fullData.name}</extra>",
+            )
+        )
+    return Section("alignment", "How well the source was aligned", lead, figures)
+
+
+Lines = dict[tuple[str, str], dict[int, list[float]]]
+"""Values by tower and what they are, then by layer."""
+
+
+def _depths(alignment: Alignment) -> Lines:
+    """The pairing of layers, where the two models have other numbers of them."""
+    found: Lines = {}
+    for name, facts in alignment.tensors.items():
+        place = layer_of(name)
+        depth = facts.get("depth")
+        if isinstance(depth, float | int) and place.depth is not None:
+            found.setdefault((place.tower, "layers"), {})[place.depth] = [float(depth)]
+    return found
+
+
+def _by_layer(title: str, lines: Lines, axis: dict[str, Any], hover: str) -> Figure:
+    """Draw the means of each line's values over the layers."""
+    named = _means(lines)
+    deepest = max(depth for _, _, points in named for depth, _ in points)
+    traces = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": f"{tower} {side}".strip(),
+            "x": [depth for depth, _ in points],
+            "y": [value for _, value in points],
+            "line": {"color": COLOURS[index % len(COLOURS)], "width": 2.2},
+            "marker": {
+                "color": COLOURS[index % len(COLOURS)],
+                "size": 8,
+                "symbol": SYMBOLS[index % len(SYMBOLS)],
+            },
+            "hovertemplate": hover,
+        }
+        for index, (tower, side, points) in enumerate(named)
+    ]
     made = layout(
         height=320,
         showlegend=True,
         xaxis={"title": "layer", "tickformat": "d", "dtick": max(1, deepest // 8)},
-        yaxis={"title": "left unexplained (0 to 1)", "rangemode": "tozero"},
+        yaxis=axis,
     )
-    title = f"On average {percent(sum(means) / len(means), 0)} of a layer's part is left unexplained"
-    return Section("alignment", "How well the source was aligned", lead, [Figure(title, traces, made)])
+    return Figure(title, traces, made)
+
+
+def _means(lines: Lines) -> list[tuple[str, str, list[tuple[int, float]]]]:
+    """Tower, what the values are, and layers with the means of their values, in order."""
+    return [
+        (tower, side, [(depth, sum(found) / len(found)) for depth, found in sorted(depths.items())])
+        for (tower, side), depths in sorted(lines.items())
+    ]
