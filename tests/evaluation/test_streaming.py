@@ -1,14 +1,21 @@
 """A model fetched block by block gives what the same model gives in memory: to the bit, for the same number format."""
 
+import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from typer.testing import Result
 
 from gradfix.checkpoints import Checkpoint
 from gradfix.errors import GradfixError
+from gradfix.evaluation.streaming import store
 from gradfix.evaluation.streaming.plan import plan_memory
-from tests.builders import job
+from gradfix.evaluation.streaming.store import CountStore
+from gradfix.votes import Votes
+from tests.builders import Job, gradfix, job
 from tests.evaluation.families import FAMILIES, both
 
 PLAIN = {"mixtral", "qwen3-moe"}
@@ -122,9 +129,7 @@ def test_a_block_that_mixes_samples_is_refused(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize("options", [{"alpha": "0,0.5,1"}, {"alpha": 0.5, "mask": "none"}])
 def test_a_streamed_transport_writes_the_same_bytes(options: dict[str, object], tmp_path: Path) -> None:
     work = job("causal-lm", tmp_path)
-    target = Checkpoint.open(work.models["target_base"])
-    plan = plan_memory(target, voting=target.specs.keys(), batch_size=4, memory=1)
-    small = (sum(plan.streamed.values()) + sum(plan.resident.values())) // 2
+    small = small_memory(work)
     made = [
         work.run(tmp_path / str(memory), memory=memory, batch_size=4, test=work.held_out, **options)
         for memory in ("auto", small)
@@ -141,3 +146,111 @@ def test_a_model_of_which_no_block_fits_is_refused_with_the_figures(tmp_path: Pa
     ):
         work.run(tmp_path / "out", memory="100KB", batch_size=4)
     assert not (tmp_path / "out").exists()
+
+
+def small_memory(work: Job) -> int:
+    """Less than the model needs in memory, and more than a block does."""
+    target = Checkpoint.open(work.models["target_base"])
+    plan = plan_memory(target, voting=target.specs.keys(), batch_size=4, memory=1)
+    return (sum(plan.streamed.values()) + sum(plan.resident.values())) // 2
+
+
+def count_command(work: Job, folder: Path, output: str) -> Result:
+    support = folder / "support.jsonl"
+    support.write_text("".join(f"{json.dumps(row)}\n" for row in work.rows))
+    return gradfix(
+        "votes", "--target-base", work.models["target_base"], "--task", work.task, "--support", support, "--batch-size",
+        4, "--memory", small_memory(work), "--output", folder / output,
+    )  # fmt: skip
+
+
+def test_a_killed_count_goes_on_with_the_next_block_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = job("causal-lm", tmp_path)
+    assert count_command(work, tmp_path, "whole.votes").exit_code == 0
+    put, kept = CountStore.put, []
+
+    def killed(store: CountStore, *what: Any) -> None:
+        if len(kept) == 2:
+            raise KeyboardInterrupt
+        kept.append(set(what[0]))
+        put(store, *what)
+
+    monkeypatch.setattr(CountStore, "put", killed)
+    assert count_command(work, tmp_path, "killed.votes").exit_code != 0
+    assert not (tmp_path / "killed.votes").exists()
+    assert len(list((tmp_path / ".killed.votes.counting").rglob("*.safetensors"))) == 2
+
+    again: list[set[str]] = []
+    monkeypatch.setattr(
+        CountStore, "put", lambda store, *what: (again.append(set(what[0])), put(store, *what))
+    )
+    assert count_command(work, tmp_path, "killed.votes").exit_code == 0
+    assert not set().union(*again) & set().union(*kept)
+    assert (tmp_path / "killed.votes").read_bytes() == (tmp_path / "whole.votes").read_bytes()
+    assert not (tmp_path / ".killed.votes.counting").exists()
+
+
+def test_counts_of_other_samples_are_not_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = job("causal-lm", tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Votes, "save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert count_command(work, tmp_path, "one.votes").exit_code != 0
+    work.rows = [*work.rows[1:], work.held_out[0]]
+    assert count_command(work, tmp_path, "one.votes").exit_code == 0
+    assert count_command(work, tmp_path, "fresh.votes").exit_code == 0
+    assert (tmp_path / "one.votes").read_bytes() == (tmp_path / "fresh.votes").read_bytes()
+
+
+def test_a_full_disk_keeps_what_was_counted_and_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = job("causal-lm", tmp_path)
+    write, written = store.write_safetensors, []
+
+    def full(*arguments: Any, **options: Any) -> None:
+        written.append(arguments)
+        if len(written) == 3:
+            raise GradfixError("no space is left")
+        write(*arguments, **options)
+
+    monkeypatch.setattr(store, "write_safetensors", full)
+    result = count_command(work, tmp_path, "some.votes")
+    assert result.exit_code == 1
+    assert "make room and run the same command again" in result.output
+    assert len(list((tmp_path / ".some.votes.counting").rglob("*.safetensors"))) == 2
+
+
+def test_a_checkpoint_that_changes_while_it_is_read_is_named(tmp_path: Path) -> None:
+    _, streamed, rows = both("llama", tmp_path, 4)
+    file = tmp_path / "llama" / "model.safetensors"
+    fetch = streamed._execution.fetch
+
+    def changing(name: str, point: object) -> torch.Tensor:
+        if "layers.1" in name:
+            os.utime(file, ns=(1, 1))
+        return fetch(name, point)
+
+    streamed._execution.fetch = changing
+    with pytest.raises(GradfixError, match=r"llama/model\.safetensors: was changed while it was read"):
+        streamed.votes(rows)
+
+
+def test_several_candidates_pass_a_block_while_it_is_there(tmp_path: Path) -> None:
+    _, streamed, rows = both("llama", tmp_path, 5, batch_size=2)
+    encoded, loaded = streamed.encode(rows), []
+    load = streamed._execution._load
+
+    def watched(unit: Any, point: Any) -> None:
+        loaded.append(unit.name)
+        load(unit, point)
+
+    streamed._execution._load = watched  # type: ignore[method-assign]
+    alphas = (0.0, 0.5, 1.0)
+    together = list(streamed.evaluate_each([(streamed.vector, alpha, encoded) for alpha in alphas]))
+    blocks = [name for name in loaded if "layers" in name]
+    assert blocks == sorted(blocks)  # no block is left before all candidates have passed it
+    for alpha, found in zip(alphas, together, strict=True):
+        streamed.move(streamed.vector, alpha)
+        assert streamed.evaluate(encoded).losses == found.losses

@@ -250,6 +250,22 @@ class TargetModel:
             run=self._run,
         )
 
+    def evaluate_each(
+        self, places: Sequence[tuple[TaskVector, float, EncodedRows]], *, logits: bool = False
+    ) -> Iterator[Evaluation]:
+        """Measure the model at several places; afterwards it stands anywhere.
+
+        Args:
+            places: δ, α, and the samples to measure on at θ_B + α·δ.
+            logits: Keep the scores of the classes.
+
+        Yields:
+            The measurements, in order.
+        """
+        for delta, alpha, rows in places:
+            self.move(delta, alpha)
+            yield self.evaluate(rows, logits=logits)
+
     def _run(self, function: Callable[[Any], Any], batches: Iterable[Any]) -> Iterator[Any]:
         """Run what needs no gradient on one batch after the other."""
         with evaluating(self.model):
@@ -319,20 +335,40 @@ class TargetModel:
         Returns:
             Votes with the target checkpoint's names.
         """
-        encoded = self.encode(rows)
-        ids = _sample_ids(self.task, rows)
-        order = [index for places in encoded.positions for index in places]
+        batches, ids = self._encoded(rows)
         # A model of the caller's own shows its errors as they are.
         with nullcontext() if self.task.builds_model else explained(self._target.location, "run its model"):
-            votes = self._count(
-                encoded.batches,
-                vote=vote,
-                dtype=dtype,
-                seed=seed,
-                samples=[ids[index] for index in order],
-                progress=progress,
-            )
+            votes = self._count(batches, vote=vote, dtype=dtype, seed=seed, samples=ids, progress=progress)
         return self._stored_votes(votes)
+
+    def votes_of(
+        self,
+        groups: Sequence[Sequence[Any]],
+        *,
+        vote: str = "majority",
+        seed: int | None = None,
+        dtype: str | None = None,
+        progress: Progress = silent,
+    ) -> list[Votes]:
+        """Let several groups of samples vote, each for itself.
+
+        Args:
+            groups: Labelled samples.
+            vote: See :meth:`votes`.
+            seed: See :meth:`votes`.
+            dtype: See :meth:`votes`.
+            progress: Told the samples counted.
+
+        Returns:
+            Votes of each group.
+        """
+        return [self.votes(rows, vote=vote, seed=seed, dtype=dtype) for rows in groups]
+
+    def _encoded(self, rows: Sequence[Any]) -> tuple[list[Any], list[str]]:
+        """Encode samples for votes, with an id for each in the order of the batches."""
+        encoded = self.encode(rows)
+        ids = _sample_ids(self.task, rows)
+        return encoded.batches, [ids[index] for places in encoded.positions for index in places]
 
     def _count(
         self,

@@ -13,6 +13,7 @@ from gradfix.recipes.settings import SelectionSettings
 from gradfix.transport.candidates import Candidate, Key, Seen, Values, best_setting
 from gradfix.transport.context import Held, SelectionContext, Setting
 from gradfix.transport.methods import FineTune, Method, Revote
+from gradfix.vectors.task_vector import TaskVector
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,9 @@ def _walk_parts(
     Returns:
         The mean loss of each setting that was measured, in the order of the walk.
     """
+    if context.model.streams and (found := _measure_at_once(context, way, table, parts)) is not None:
+        progress(f"trying {way.label}", len(parts), len(parts), "parts")
+        return found
     sums: list[float] = []
     for number, part in enumerate(parts):
         losses: list[float] = []
@@ -178,6 +182,31 @@ def _walk_parts(
         progress(f"trying {way.label}", number + 1, len(parts), "parts")
     count = sum(len(part.places) for part in parts)
     return [loss / count for loss in sums]
+
+
+def _measure_at_once(
+    context: SelectionContext, way: Method, table: _Table, parts: Sequence[_Part]
+) -> list[float] | None:
+    """Measure all settings of all parts while the model's weights pass once; None for a way that has to be walked."""
+    wanted: list[tuple[Setting, TaskVector, float, _Part]] = []
+    for part in parts:
+        places = way.places(context, part.held)
+        if places is None:
+            return None
+        wanted += [(setting, delta, alpha, part) for setting, delta, alpha in places]
+    sums: dict[Key, float] = {}
+    try:
+        found = context.model.evaluate_each(
+            [(delta, alpha, part.rows) for _, delta, alpha, part in wanted], logits=True
+        )
+        for (setting, _, _, part), measured in zip(wanted, found, strict=True):
+            table.add(setting, part, measured)
+            key = tuple(setting.items())
+            sums[key] = sums.get(key, 0.0) + len(part.places) * measured.loss
+    finally:
+        context.model.restore()
+    count = sum(len(part.places) for part in parts)
+    return [loss / count for loss in sums.values()]
 
 
 def _hopeless(

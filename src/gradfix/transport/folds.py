@@ -1,7 +1,7 @@
 """How far to go: α chosen on labelled samples that did not shape the direction, never on test data."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import reduce
@@ -104,9 +104,9 @@ class VotesByFold:
         done = 0
         with ExitStack() as stack:
             self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gradfix-votes-")))
-            for number, fold in enumerate(self._folds if self._vote == "majority" else []):
+            for number, fold, votes in self._counted() if self._vote == "majority" else ():
                 self._files.append(self._folder / f"{number}.safetensors")
-                self._count(fold).save(self._files[-1])
+                votes.save(self._files[-1])
                 done += len(fold)
                 self._progress("counting votes", done, len(self._rows), "samples")
             self._after = stack.pop_all()
@@ -114,6 +114,16 @@ class VotesByFold:
 
     def __exit__(self, *_: object) -> None:
         self._after.close()
+
+    def _counted(self) -> Iterator[tuple[int, list[int], Votes]]:
+        """The votes of each fold: all together where the model's weights pass once for all, else one by one."""
+        groups = [[self._rows[index] for index in fold] for fold in self._folds]
+        if self._target.streams:
+            found = self._target.votes_of(groups, vote=self._vote, seed=self._seed, dtype=self._dtype)
+            yield from zip(range(len(groups)), self._folds, found, strict=True)
+        else:
+            for number, fold in enumerate(self._folds):
+                yield number, fold, self._count(fold)
 
     def _count(self, positions: Sequence[int]) -> Votes:
         rows = [self._rows[index] for index in positions]

@@ -46,6 +46,20 @@ class Method(ABC):
             The candidate at which the model stands.
         """
 
+    def places(
+        self, context: SelectionContext, held: Held
+    ) -> Iterator[tuple[Setting, TaskVector, float]] | None:
+        """Give the candidates as places that are known beforehand, where they are: one needs no other's measurement.
+
+        Args:
+            context: The model and its samples.
+            held: The folds that must have no part in it.
+
+        Returns:
+            Setting, δ and α of each candidate; None for a walk.
+        """
+        return None
+
     @abstractmethod
     def build(self, context: SelectionContext, setting: Setting, held: Held = ()) -> tuple[TaskVector, float]:
         """Compute one candidate.
@@ -106,10 +120,15 @@ class AddVector(Method):
 
     def candidates(self, context: SelectionContext, held: Held) -> Iterator[Setting]:
         """Try every α."""
+        for setting, delta, alpha in self.places(context, held):
+            context.model.move(delta, alpha)
+            yield setting
+
+    def places(self, context: SelectionContext, held: Held) -> Iterator[tuple[Setting, TaskVector, float]]:
+        """Give every α."""
         delta = self._drawn(context)
         for alpha in sorted(set(self.grid)):
-            context.model.move(delta, alpha)
-            yield {"alpha": alpha}
+            yield {"alpha": alpha}, delta, alpha
 
     def build(self, context: SelectionContext, setting: Setting, held: Held = ()) -> tuple[TaskVector, float]:
         """Give the vector itself, or what was drawn of it."""
@@ -139,13 +158,20 @@ class MaskVector(Method):
 
     def candidates(self, context: SelectionContext, held: Held) -> Iterator[Setting]:
         """Try every level of confidence with every α."""
+        for setting, delta, alpha in self.places(context, held):
+            context.model.move(delta, alpha)
+            yield setting
+
+    def places(self, context: SelectionContext, held: Held) -> Iterator[tuple[Setting, TaskVector, float]]:
+        """Give every level of confidence with every α."""
         confident = self.strategy == "confident"
         for level in self.levels if confident else self.levels[:1]:
             setting = {"level": level} if confident else {}
-            delta = self._once(context, setting, held)
+            # A model that is fetched block by block reads δ once for all α; others read it once for each.
+            streams = context.model.streams
+            delta = self._mask(context, setting, held) if streams else self._once(context, setting, held)
             for alpha in sorted(set(self.grid)):
-                context.model.move(delta, alpha)
-                yield {"alpha": alpha, **setting}
+                yield {"alpha": alpha, **setting}, delta, alpha
 
     def build(self, context: SelectionContext, setting: Setting, held: Held = ()) -> tuple[TaskVector, float]:
         """Mask by the votes, lazily."""

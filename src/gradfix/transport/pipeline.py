@@ -19,7 +19,7 @@ from gradfix.evaluation.binding import Rows, bind, choose_support, describe_head
 from gradfix.evaluation.certificate import Certificate, certify
 from gradfix.evaluation.evaluate import Evaluation
 from gradfix.evaluation.judgement import Judgement, judge
-from gradfix.evaluation.streaming.choice import load_target
+from gradfix.evaluation.streaming.choice import keeping_counts, load_target
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.progress import Progress, silent
 from gradfix.recipes import IN_PYTHON, EvaluateRecipe, TaskRecipe, TransportRecipe, VotesRecipe, validate
@@ -273,6 +273,7 @@ def run_transport(
                 **recipe.loading(),
             )
             recipe = possible(recipe, model, found)
+            stack.enter_context(keeping_counts(model, recipe.output))
             describe_head(models.placement.vector, model)
         crossing = recipe.fixed_alpha() is None and "validation" not in data.held
         with clock.stage("choose samples"):
@@ -468,10 +469,11 @@ def count(
     if tau is not None:
         model.vote_where(model.vector)
     support = choose_support(model, pool, **recipe.drawing())
-    votes = model.votes(
-        support, vote=recipe.vote, seed=recipe.seed, dtype=recipe.votes_dtype, progress=progress
-    )
-    votes.save(recipe.output, overwrite=recipe.overwrite)
+    with keeping_counts(model, recipe.output):
+        votes = model.votes(
+            support, vote=recipe.vote, seed=recipe.seed, dtype=recipe.votes_dtype, progress=progress
+        )
+        votes.save(recipe.output, overwrite=recipe.overwrite)
     return votes, votes_facts(votes)
 
 

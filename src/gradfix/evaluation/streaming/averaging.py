@@ -1,7 +1,7 @@
 """The gradient of all samples together, unit by unit: for the mean's signs, and for its product with a direction."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gradfix.errors import GradfixError
 from gradfix.evaluation.streaming.execution import Call, Execution, Pass, Visitor
+from gradfix.evaluation.streaming.store import CountStore
 
 
 class GradientVisitor(Visitor):
@@ -44,17 +45,13 @@ class GradientVisitor(Visitor):
 
 
 class MeanVisitor(GradientVisitor):
-    """Takes the sign of −g of the mean gradient g.
-
-    Attributes:
-        reasons: Nothing: there is one loop only.
-    """
+    """Takes the sign of −g of the mean gradient g."""
 
     def __init__(
         self,
         execution: Execution,
         sizes: Sequence[int],
-        put: Callable[[Mapping[str, Tensor]], None],
+        store: CountStore,
         lower: torch.dtype | None = None,
     ) -> None:
         """Prepare.
@@ -62,12 +59,11 @@ class MeanVisitor(GradientVisitor):
         Args:
             execution: Runs the model.
             sizes: N of each pass.
-            put: Told each parameter's signs, int8, once they are complete.
+            store: Gets each parameter's signs, int8, once they are complete.
             lower: Autocast's dtype, or None.
         """
         super().__init__(execution, self._add, lower)
-        self.reasons: dict[str, str] = {}
-        self._put = put
+        self._store = store
         self._sums: dict[str, Tensor] = {}
         self._first = [0, *accumulate(sizes)]
 
@@ -82,7 +78,8 @@ class MeanVisitor(GradientVisitor):
         left = Counter(name for item in passes for call in item.calls for name in call.unit.names)
         complete = [name for name in self._sums if not left[name]]
         if complete:
-            self._put({name: (-self._sums.pop(name)).sign().to("cpu", torch.int8) for name in complete})
+            signs = {name: (-self._sums.pop(name)).sign().to("cpu", torch.int8) for name in complete}
+            self._store.put(signs, self._execution.fingerprints, {})
 
     def _add(self, name: str, gradient: Tensor, samples: str) -> None:
         if not bool(torch.isfinite(gradient.sum())) and not bool(torch.isfinite(gradient).all()):

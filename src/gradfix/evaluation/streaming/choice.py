@@ -1,5 +1,9 @@
 """Hold a model in memory where it fits there, else fetch it block by block."""
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from gradfix.checkpoints import Checkpoint
@@ -61,3 +65,28 @@ def load_target(
         return TargetModel.load(task, target, placement, batch_size=batch_size, **options)
     plan.refuse(target.location)
     return StreamedModel.load(task, target, placement, batch_size=plan.batch, **options)
+
+
+@contextmanager
+def keeping_counts(model: TargetModel, output: Path) -> Iterator[None]:
+    """Keep what is counted beside an output until that is written, so that the same command goes on after a kill.
+
+    Args:
+        model: Where it is fetched block by block; one in memory counts in one go.
+        output: What will be written.
+
+    Yields:
+        Nothing.
+    """
+    if not isinstance(model, StreamedModel):
+        yield
+        return
+    place = Path(output).absolute()
+    model.kept_counts = place.parent / f".{place.name}.counting"
+    try:
+        yield
+    except BaseException:
+        if model.kept_counts.is_dir() and not any(model.kept_counts.rglob("*.safetensors")):
+            shutil.rmtree(model.kept_counts, ignore_errors=True)
+        raise
+    shutil.rmtree(model.kept_counts, ignore_errors=True)

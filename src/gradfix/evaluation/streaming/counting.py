@@ -21,6 +21,7 @@ from gradfix.evaluation.streaming.execution import (
     Visitor,
     differentiable,
 )
+from gradfix.evaluation.streaming.store import CountStore
 from gradfix.evaluation.streaming.units import Unit
 from gradfix.tasks.batches import tensors_of
 from gradfix.votes.fast.accumulate import Blocks, Tally
@@ -29,9 +30,6 @@ from gradfix.votes.fast.counter import FastCounter
 from gradfix.votes.fast.recorder import Recorder
 from gradfix.votes.fast.verification import FEWEST, Plan
 from gradfix.votes.isolation import autocast
-
-Put = Callable[[int, Mapping[str, Tensor]], None]
-"""Takes the complete counts of some parameters, for the samples of one group."""
 
 
 class VoteVisitor(Visitor):
@@ -46,7 +44,7 @@ class VoteVisitor(Visitor):
         execution: Execution,
         groups: Sequence[int],
         sizes: Sequence[int],
-        put: Put,
+        stores: Sequence[CountStore],
         plans: dict[object, Plan],
         lower: torch.dtype | None = None,
     ) -> None:
@@ -56,13 +54,13 @@ class VoteVisitor(Visitor):
             execution: Runs the model.
             groups: The group of each pass.
             sizes: N of each pass.
-            put: Told each parameter's counts once they are complete.
+            stores: One a group: gets each parameter's counts once they are complete. What it has is not counted again.
             plans: What was verified, by kind of unit; added to.
             lower: Autocast's dtype, or None.
         """
         super().__init__(execution.device, lower)
         self.reasons: dict[str, str] = {}
-        self._execution, self._put, self._plans = execution, put, plans
+        self._execution, self._stores, self._plans = execution, stores, plans
         self._groups, self._samples = groups, Counter[int]()
         self._first: list[int] = []
         for group, size in zip(groups, sizes, strict=True):
@@ -109,6 +107,9 @@ class VoteVisitor(Visitor):
             self.lower,
             plan=plan,
             leaves=wanted,
+            counted={
+                relative for relative in parameters if _named(call.unit, relative) in self._stores[group]
+            },
             shared={
                 relative
                 for relative in parameters
@@ -157,7 +158,7 @@ class VoteVisitor(Visitor):
                     else {_named(key, relative): value for relative, value in counts.items()}  # type: ignore[arg-type]
                 )
                 if named:
-                    self._put(group, named)
+                    self._stores[group].put(named, self._execution.fingerprints, self.reasons)
 
     def first_sample(self, item: Pass) -> int:
         """Give the index of a pass's first sample among those of its group."""
@@ -268,16 +269,17 @@ class UnitLoss:
 class UnitCounter(FastCounter):
     """Counts at one unit; what other calls of the pass contribute to as well is held back until all have."""
 
-    def __init__(self, *arguments: Any, shared: set[str], **options: Any) -> None:
+    def __init__(self, *arguments: Any, shared: set[str], counted: set[str], **options: Any) -> None:
         """Prepare; see :class:`FastCounter`.
 
         Args:
             *arguments: Its arguments.
+            counted: Parameters whose votes are known: gradients pass through the same rules, to the same bits.
             shared: Parameters whose gradients are not complete yet.
             **options: Its options.
         """
         super().__init__(*arguments, **options)
-        self._shared = shared
+        self._shared, self._counted = shared - counted, counted
         self._parts: dict[str, Sequence[Contribution]] = {}
         self._single: dict[str, list[Tensor]] = {}
 
@@ -285,14 +287,14 @@ class UnitCounter(FastCounter):
         """Count, or hold back."""
         if name in self._shared:
             self._parts[name] = parts
-        else:
+        elif name not in self._counted:
             super().vote_together(name, parts, samples)
 
     def vote(self, name: str, gradient: Tensor) -> None:
         """Count, or hold back."""
         if name in self._shared:
             self._single.setdefault(name, []).append(gradient.clone())
-        else:
+        elif name not in self._counted:
             super().vote(name, gradient)
 
     def parts(self) -> dict[str, Sequence[Contribution]]:

@@ -229,6 +229,7 @@ class Execution:
         device: Where to compute.
         dtype: Number format of the computation.
         point: Where the model stands when it is called as it is, outside of :meth:`forward` and :meth:`gradients`.
+        check: Called before weights are fetched.
         wanted: Parameters that require a gradient while gradients are computed.
         division: The model in units.
         placeholders: By the parameters' names.
@@ -241,6 +242,7 @@ class Execution:
     dtype: torch.dtype
     point: Any = None
     wanted: frozenset[str] = frozenset()
+    check: Callable[[], None] = lambda: None
     fingerprints: dict[str, str] = field(default_factory=dict, init=False)
     _values: dict[str, nn.Parameter] = field(default_factory=dict, init=False, repr=False)
     _present: dict[Unit, Any] = field(default_factory=dict, init=False, repr=False)
@@ -401,6 +403,7 @@ class Execution:
         """Fetch a unit's weights, unless they are there. A block is there alone, what is outside of blocks together."""
         if unit in self._present and self._present[unit] is point:
             return
+        self.check()
         for other, there in list(self._present.items()):
             if unit.block or other.block or there is not point:
                 self._unload(other)

@@ -1,7 +1,6 @@
 """The new base where it doesn't fit in memory: the same model, of which no more than a block is there at a time."""
 
 import math
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,10 +11,13 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from gradfix._version import __version__
 from gradfix.checkpoints import Checkpoint, TensorSource, TensorSpec
 from gradfix.checkpoints.expressions import Expression
+from gradfix.checkpoints.fingerprint import tensor_fingerprint
 from gradfix.errors import GradfixError, listed
-from gradfix.evaluation.evaluate import EncodedRows, Evaluation
+from gradfix.evaluation.evaluate import EncodedRows, Evaluation, evaluate
+from gradfix.evaluation.streaming.allocator import give_memory_back
 from gradfix.evaluation.streaming.averaging import GradientVisitor, MeanVisitor
 from gradfix.evaluation.streaming.counting import VoteVisitor
 from gradfix.evaluation.streaming.execution import Execution, Visitor
@@ -23,7 +25,8 @@ from gradfix.evaluation.streaming.store import CountStore
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.progress import Progress, silent
 from gradfix.tasks import ModelTask
-from gradfix.tasks.batches import batch_size, to_device
+from gradfix.tasks.batches import batch_size, sample_fingerprints, to_device
+from gradfix.tasks.loading import explained
 from gradfix.vectors.task_vector import Placement, TaskVector
 from gradfix.votes import Votes
 from gradfix.votes.fast.verification import Plan
@@ -38,10 +41,12 @@ class Standing:
     Attributes:
         changes: δ with the module's names; None at θ_B.
         alpha: θ_B + α·δ.
+        origin: What δ was made of.
     """
 
     changes: TensorSource | None
     alpha: float
+    origin: Callable[[], Mapping[str, Any]] = dict
 
 
 class StreamedModel(TargetModel):
@@ -49,6 +54,10 @@ class StreamedModel(TargetModel):
 
     It answers as :class:`TargetModel` does, and with the same numbers. Moving it costs nothing: weights are computed
     as they are fetched. What trains all weights at once is refused.
+
+    Attributes:
+        kept_counts: Where counts are kept while they are made, so that the same count goes on after a kill; None for
+            not.
     """
 
     streams = True
@@ -69,11 +78,15 @@ class StreamedModel(TargetModel):
             GradfixError: if the model has no blocks, or another shape than is stored.
         """
         refuse_mixing(model)
+        give_memory_back()
         self._compute = next(value for value in model.parameters() if value.is_floating_point()).dtype
         self._device = getattr(model, "gradfix_device", torch.device("cpu"))
         self._at_base = Standing(None, 0.0)
         self._plans: dict[object, Plan] = {}
         self._execution = Execution(model, self._value, self._device, self._compute, point=self._at_base)
+        self.kept_counts: Path | None = None
+        self._files = stamps(target.files)
+        self._execution.check = self._refuse_changed
         super().__init__(model, task, target, placement, **options)
 
     @staticmethod
@@ -123,6 +136,27 @@ class StreamedModel(TargetModel):
         return super().evaluate(rows, task=task, logits=logits, progress=progress)
 
     @override
+    def evaluate_each(
+        self, places: Sequence[tuple[TaskVector, float, EncodedRows]], *, logits: bool = False
+    ) -> Iterator[Evaluation]:
+        if self.task.generates:
+            self.evaluate(places[0][2])  # refuses
+        jobs, standings = [], [self._standing(delta, alpha) for delta, alpha, _ in places]
+        for standing, (_, alpha, rows) in zip(standings, places, strict=True):
+            point = standing if alpha else self._at_base
+            jobs += [(partial(self.task.measure, self.model, batch), point) for batch in rows.batches]
+        measured = iter(self._execution.forward(jobs))
+        self._execution.release()
+        for _, _, rows in places:
+            yield evaluate(
+                self.model,
+                self.task,
+                rows,
+                logits=logits,
+                run=lambda _, batches: [next(measured) for _ in batches],
+            )
+
+    @override
     def slope(self, delta: TaskVector, rows: Sequence[Any]) -> float:
         changes = self._in_memory(delta)
         moved = {name: self._stored_as[name].memory for name in self._covered}
@@ -144,7 +178,10 @@ class StreamedModel(TargetModel):
 
     @override
     def _set(self, delta: TaskVector | None, alpha: float) -> None:
-        self._stand(Standing(None if delta is None else self._in_memory(delta), alpha))
+        self._stand(self._at_base if delta is None else self._standing(delta, alpha))
+
+    def _standing(self, delta: TaskVector, alpha: float) -> Standing:
+        return Standing(self._in_memory(delta), alpha, lambda: delta.origin)
 
     def _stand(self, standing: Standing) -> None:
         self._execution.release()
@@ -239,33 +276,112 @@ class StreamedModel(TargetModel):
         samples: Sequence[str],
         progress: Progress,
     ) -> Votes:
+        grouped = [(batches, samples)]
+        return self._count_groups(grouped, vote=vote, dtype=dtype, seed=seed, progress=progress)[0]
+
+    @override
+    def votes_of(
+        self,
+        groups: Sequence[Sequence[Any]],
+        *,
+        vote: str = "majority",
+        seed: int | None = None,
+        dtype: str | None = None,
+        progress: Progress = silent,
+    ) -> list[Votes]:
+        if vote == "mean":
+            return super().votes_of(groups, vote=vote, seed=seed, dtype=dtype, progress=progress)
+        grouped = [self._encoded(rows) for rows in groups]
+        with explained(self._target.location, "run its model"):
+            found = self._count_groups(grouped, vote=vote, dtype=dtype, seed=seed, progress=progress)
+        return [self._stored_votes(votes) for votes in found]
+
+    def _count_groups(
+        self,
+        groups: Sequence[tuple[Sequence[Any], Sequence[str]]],
+        *,
+        vote: str,
+        dtype: str | None,
+        seed: int | None,
+        progress: Progress,
+    ) -> list[Votes]:
+        """Count the votes of several groups of samples while the checkpoint passes once each way."""
         voting = [name for name in self._voting if self._parameters[name].is_floating_point()]
         number, lower = number_format(dtype, [self._parameters[name] for name in voting])
-        batches = [batch for batch in batches if batch_size(batch)]
+        numbers = [group for group, (batches, _) in enumerate(groups) for _ in batches]
+        batches = [batch for batches, _ in groups for batch in batches]
         sizes = [batch_size(batch) for batch in batches]
-        store = CountStore(Path(tempfile.mkdtemp(prefix="gradfix-votes-")))
-        visitor: VoteVisitor | MeanVisitor
-        if vote == "mean":
-            visitor = MeanVisitor(self._execution, sizes, store.put, lower)
-        else:
-            groups = [0] * len(batches)
-            visitor = VoteVisitor(
-                self._execution, groups, sizes, lambda _, counts: store.put(counts), self._plans, lower
+        told = {"vote": vote, "dtype": dtype, "seed": seed, "compute": str(self._compute), "voting": voting}
+        stores = [
+            CountStore(
+                self.kept_counts,
+                {**told, **self._identity(own), "samples": list(samples)} if self.kept_counts else {},
             )
+            for own, samples in groups
+        ]
+        visitor: Visitor
+        if vote == "mean":
+            visitor = MeanVisitor(self._execution, sizes, stores[0], lower)
+        else:
+            visitor = VoteVisitor(self._execution, numbers, sizes, stores, self._plans, lower)
         self._go(batches, voting, visitor, seed)
         progress("counting votes", sum(sizes), sum(sizes), "samples")
-        counts = store.counts(voting)
-        record = VoteRecord(
-            vote=vote,
-            samples=sum(sizes),
-            sample_ids=tuple(samples),
-            dtype=number,
-            seed=seed,
-            fingerprints={name: self._execution.fingerprints[name] for name in counts.specs},
-            uncovered=tuple(name for name in self._voting if name not in counts.specs),
-            plain={name: reason for name, reason in visitor.reasons.items() if name in counts.specs},
-        )
-        return Votes(counts, record)
+        found = []
+        for store, (_, samples) in zip(stores, groups, strict=True):
+            counts = store.counts(voting)
+            record = VoteRecord(
+                vote=vote,
+                samples=len(samples),
+                sample_ids=tuple(samples),
+                dtype=number,
+                seed=seed,
+                fingerprints={name: store.fingerprints[name] for name in counts.specs},
+                uncovered=tuple(name for name in self._voting if name not in counts.specs),
+                plain={name: store.reasons[name] for name in counts.specs if name in store.reasons},
+            )
+            found.append(Votes(counts, record))
+        return found
+
+    def _identity(self, batches: Sequence[Any]) -> dict[str, Any]:
+        """Tell all that votes depend on beside the options of the count."""
+        point = self._execution.point
+        return {
+            "gradfix": __version__,
+            "files": self._files,
+            "head": {name: tensor_fingerprint(value) for name, value in self._heads.items()},
+            "outputs": str(self._dtype),
+            "at": None if point.changes is None else [point.origin(), point.alpha],
+            "encoded": [sample_fingerprints(batch) for batch in batches],
+        }
+
+    def _refuse_changed(self) -> None:
+        """Refuse to go on with files that are not those that the pass began with."""
+        for before, now in zip(self._files, stamps(self._target.files), strict=True):
+            if before != now:
+                raise GradfixError(
+                    f"{before[0]}: was changed while it was read (size {before[1]:,}, now {now[1]:,} bytes); let "
+                    "whatever writes it finish, then start again"
+                )
+
+
+def stamps(files: Iterable[Path]) -> list[list[Any]]:
+    """Tell files' sizes and times of change: -1 for those that are gone.
+
+    Args:
+        files: The files.
+
+    Returns:
+        Path, bytes and nanoseconds of each.
+    """
+    found = []
+    for path in files:
+        try:
+            status = path.stat()
+        except OSError:
+            found.append([str(path), -1, -1])
+        else:
+            found.append([str(path), status.st_size, status.st_mtime_ns])
+    return found
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,293 @@
+"""Votes of a model fetched block by block: memory and time beside an ordinary pass that holds the model in memory.
+
+    python benchmarks/streamed.py [FOLDER]                1.1 B parameters, 22 and 44 blocks
+    python benchmarks/streamed.py --small [FOLDER]        0.1 B: to see that it runs
+    python benchmarks/streamed.py --whole [FOLDER]        a whole transport of an 8 B shape with a LoRA (48 GB of disk)
+
+Models are random, of Llama's shape, in bfloat16, in FOLDER (a temporary one by default). Each measurement is a process
+of its own. Memory is the highest anonymous memory over that of the process before it opens the model: what is read
+stays in the page cache, which the system takes back when it likes.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SAMPLES, TOKENS = 8, 64
+SHAPES: dict[str, dict[str, int]] = {
+    "small": {"hidden": 768, "wide": 2048, "heads": 12, "pairs": 4, "vocabulary": 8000, "blocks": 12},
+    "1.1B": {"hidden": 2048, "wide": 5632, "heads": 32, "pairs": 4, "vocabulary": 32000, "blocks": 22},
+    "8B": {"hidden": 4096, "wide": 14336, "heads": 32, "pairs": 8, "vocabulary": 128256, "blocks": 32},
+}
+
+
+def make(directory: Path, shape: dict[str, int], blocks: int, seed: int = 0) -> Path:
+    """Write a random model of Llama's shape, a shard a block, with a tokenizer of one word a token."""
+    from safetensors.torch import save_file
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+    directory.mkdir(parents=True)
+    hidden, wide, heads = shape["hidden"], shape["wide"], shape["heads"]
+    LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=wide,
+        num_hidden_layers=blocks,
+        num_attention_heads=heads,
+        num_key_value_heads=shape["pairs"],
+        vocab_size=shape["vocabulary"],
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        tie_word_embeddings=False,
+        dtype="bfloat16",
+        architectures=["LlamaForCausalLM"],
+    ).save_pretrained(directory)
+    words = {f"w{number}": number for number in range(shape["vocabulary"])}
+    inner = Tokenizer(models.WordLevel(words, unk_token="w3"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="w0", bos_token="w1", eos_token="w2", unk_token="w3"
+    ).save_pretrained(directory)
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(*sizes: int) -> torch.Tensor:
+        return torch.empty(sizes, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
+
+    index: dict[str, str] = {}
+
+    def save(number: int, tensors: dict[str, torch.Tensor]) -> None:
+        name = f"model-{number + 1:05}-of-{blocks + 1:05}.safetensors"
+        save_file(tensors, directory / name, metadata={"format": "pt"})
+        index.update(dict.fromkeys(tensors, name))
+
+    narrow = hidden // heads * shape["pairs"]
+    sides = {
+        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.k_proj": (narrow, hidden),
+        "self_attn.v_proj": (narrow, hidden),
+        "self_attn.o_proj": (hidden, hidden),
+        "mlp.gate_proj": (wide, hidden),
+        "mlp.up_proj": (wide, hidden),
+        "mlp.down_proj": (hidden, wide),
+    }
+    norm = torch.ones(hidden, dtype=torch.bfloat16)
+    for block in range(blocks):
+        tensors = {f"model.layers.{block}.{name}.weight": drawn(*size) for name, size in sides.items()}
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"model.layers.{block}.{name}.weight"] = norm.clone()
+        save(block, tensors)
+    table = shape["vocabulary"], hidden
+    ends = {
+        "model.embed_tokens.weight": drawn(*table),
+        "lm_head.weight": drawn(*table),
+        "model.norm.weight": norm.clone(),
+    }
+    save(blocks, ends)
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    return directory
+
+
+def rows(count: int = SAMPLES) -> list[dict[str, str]]:
+    """Rows of exactly 64 tokens, the end included."""
+    texts = [" ".join(f"w{5 + (7 * n + 3 * t) % 4000}" for t in range(TOKENS - 1)) for n in range(count)]
+    return [{"prompt": text[: len(text) // 2], "completion": text[len(text) // 2 :]} for text in texts]
+
+
+class Peak:
+    """The highest anonymous memory of this process inside a block, over that before it."""
+
+    def __enter__(self) -> "Peak":
+        self._before = self.bytes = self._now()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.bytes -= self._before
+
+    @staticmethod
+    def _now() -> int:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+        raise SystemExit("/proc/self/status has no RssAnon: run this on Linux")
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.01):
+            self.bytes = max(self.bytes, self._now())
+
+
+def opened(directory: Path) -> Any:
+    """Open a model to be fetched block by block, every parameter of which votes."""
+    from gradfix.checkpoints import Checkpoint
+    from gradfix.evaluation.binding import bind
+    from gradfix.evaluation.streaming.streamed_model import StreamedModel
+    from gradfix.tasks import get_task
+    from gradfix.vectors.placement import own_weights, place
+
+    target, task = Checkpoint.open(directory), get_task("causal-lm")
+    bind(task, target, None, rows())
+    return StreamedModel.load(task, target, place(own_weights(target), target), compute_dtype=torch.float32)
+
+
+def timed(function: Callable[[], Any]) -> dict[str, float]:
+    """Seconds of one call: by the clock, and of the processor, which other jobs on the machine don't lengthen."""
+    started, processor = time.perf_counter(), time.process_time()
+    function()
+    return {"seconds": time.perf_counter() - started, "processor": time.process_time() - processor}
+
+
+def measure(part: str, directory: Path, runs: int) -> dict[str, float]:
+    """Measure one thing in this process; the last run counts, as it is warm."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    if part == "votes":
+        from transformers import LlamaForCausalLM  # noqa: F401
+
+        import gradfix.evaluation.streaming.streamed_model  # noqa: F401 - loaded before memory is measured
+
+        warm_up = torch.randn(256, 256)
+        (warm_up @ warm_up).sum()
+        with Peak() as peak:
+            model = opened(directory)
+            found = [timed(lambda: model.votes(rows())) for _ in range(runs)]
+        return {"bytes": peak.bytes, **found[-1]}
+    from gradfix.tasks import get_task
+
+    task = get_task("causal-lm")
+    with Peak() as peak:
+        model = task.load_model(directory, dtype=torch.float32)
+        batch = task.encode(rows())
+
+        def mean_pass() -> None:
+            model.zero_grad()
+            task.loss(model, batch).mean().backward()
+
+        found = [timed(mean_pass) for _ in range(runs)]
+    return {"bytes": peak.bytes, **found[-1]}
+
+
+def in_a_process(part: str, directory: Path, runs: int = 2) -> dict[str, float]:
+    """Measure in a process of its own."""
+    command = [sys.executable, __file__, "--part", part, "--runs", str(runs), str(directory)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def whole(folder: Path, shape: dict[str, int]) -> dict[str, float]:
+    """A whole transport from two bases and a LoRA on q and v, three values of α."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    old = make(folder / "old", shape, shape["blocks"])
+    make(folder / "new", shape, shape["blocks"], seed=1)
+    with torch.device("meta"):
+        from transformers import AutoConfig
+
+        empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(old))
+    names = LoraConfig(r=8, target_modules=["q_proj", "v_proj"], base_model_name_or_path=str(old))
+    adapter = get_peft_model(empty, names)
+    tensors = {
+        name.replace(".default", ""): torch.randn(value.shape) * 0.02
+        for name, value in adapter.state_dict().items()
+        if "lora_" in name
+    }
+    from safetensors.torch import save_file
+
+    (folder / "tuned").mkdir()
+    save_file(tensors, folder / "tuned" / "adapter_model.safetensors")
+    names.save_pretrained(folder / "tuned")
+    return in_a_process("transport", folder)
+
+
+def transport(folder: Path) -> dict[str, float]:
+    """Run the transport in this process."""
+    import gradfix as gf
+
+    with Peak() as peak:
+        found = timed(
+            lambda: gf.transport(
+                task="causal-lm",
+                source_base=folder / "old",
+                source_tuned=folder / "tuned",
+                target_base=folder / "new",
+                support=rows(),
+                alpha="0.5,1,2",
+                space="weights",
+                memory="4GB",
+                output=folder / "out",
+            )
+        )
+    return {"bytes": peak.bytes, **found}
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", nargs="?", type=Path)
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--whole", action="store_true")
+    parser.add_argument(
+        "--runs", type=int, default=2, help="passes in each process, of which the last counts"
+    )
+    parser.add_argument("--once", action="store_true", help="leave the model with twice as many blocks out")
+    parser.add_argument("--part", choices=["votes", "mean", "transport"], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.part:
+        found = (
+            transport(options.folder)
+            if options.part == "transport"
+            else measure(options.part, options.folder, options.runs)
+        )
+        print(json.dumps(found))
+        return
+    folder = options.folder or Path(tempfile.mkdtemp(prefix="gradfix-streamed-"))
+    name = "small" if options.small else "1.1B"
+    threads = torch.get_num_threads()
+    print(
+        f"| {SAMPLES} × {TOKENS} tokens, float32, {threads} threads | memory | seconds | processor | ratio |"
+    )
+    print("|---|---|---|---|---|")
+    if options.whole:
+        line("whole transport, 3 α", whole(folder, SHAPES["small" if options.small else "8B"]))
+        return
+    shape = SHAPES[name]
+    model = folder / name
+    if not model.exists():
+        make(model, shape, shape["blocks"])
+    mean = in_a_process("mean", model, options.runs)
+    line(f"mean gradient of {name} in memory", mean)
+    line("votes block by block", in_a_process("votes", model, options.runs), mean)
+    if not options.once:
+        twice = in_a_process(
+            "votes", make(folder / f"{name}-twice", shape, 2 * shape["blocks"]), options.runs
+        )
+        line("votes, twice as many blocks", twice)
+
+
+def line(what: str, found: dict[str, float], beside: dict[str, float] | None = None) -> None:
+    """Print a line of the table; ratios are of the processor's time."""
+    ratio = f"{found['processor'] / beside['processor']:.2f}" if beside else ""
+    times = f"{found['seconds']:.1f} | {found['processor']:.1f}"
+    print(f"| {what} | {found['bytes'] / 1e6:.0f} MB | {times} | {ratio} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
