@@ -155,7 +155,7 @@ def one_draw(
     folds = split_folds(model.task.classes(support), SETTINGS.folds, seed)
     with SelectionContext(model, support, folds, seed=seed) as ground:
         started = time.perf_counter()
-        choice = select(ground, aligned.vector if aligned else None, alike=alike)
+        choice = select(ground, aligned, alike=alike)
         seconds = time.perf_counter() - started
         scores = {name: score(judge, ground, *pair) for name, pair in tried(choice).items()}
         auto = score(judge, ground, choice.way, choice.candidate)

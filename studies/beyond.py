@@ -138,10 +138,10 @@ def beyond(unit: Unit) -> list[Record]:
             if aligned is not None:
                 straight = AddVector("aligned", "aligned addition", vector=aligned, grid=(1.0,))
                 report("aligned", context, straight, {"alpha": 1.0}, control=True)
-            chosen = select(context, aligned, steps=STEPS)
+            chosen = select(context, seen.aligned, steps=STEPS)
             report("labelled", context, chosen.way, chosen.candidate.setting, control=True)
             return records
-        chosen = select(context, aligned, steps=STEPS)
+        chosen = select(context, seen.aligned, steps=STEPS)
         for name in ("gradfix", "confident", "aligned", "re-voted"):
             for way, candidate in zip(chosen.ways, chosen.candidates, strict=True):
                 if candidate.name == name:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from gradfix.alignment import Aligned
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.recipes.settings import SETTINGS, SelectionSettings
 from gradfix.transport import candidates
@@ -173,7 +174,7 @@ def test_what_labels_shaped_must_gain_more_than_luck(
     names = ("nothing", "naive", "aligned", "gradfix", "confident", "re-voted", "fine-tuned", "few-shot")
     told = Told({**dict.fromkeys(names, FLAT), **losses})
     monkeypatch.setattr(methods, "cross_validate", told)
-    aligned = model.vector * 0.5 if strangers else None
+    aligned = Aligned(model.vector * 0.5, None, "regression", {}, 0) if strangers else None
     alike = 0.1 if strangers else 1.0
     without = select(ground_of(model, work.rows), aligned, alike=alike, training=False)
     assert not {"few-shot", "fine-tuned"} & {one.name for one in without.candidates}

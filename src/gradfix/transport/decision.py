@@ -157,8 +157,7 @@ def decide(
     if recipe.method == "auto":
         choice = select(
             context,
-            aligned.vector if aligned else None,
-            answers=aligned.answers.vector if aligned and aligned.answers else None,
+            aligned,
             alike=alike,
             steps=recipe.steps,
             training=recipe.training,

@@ -16,6 +16,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from gradfix.alignment import Aligned
 from gradfix.evaluation.evaluate import EncodedRows
 from gradfix.progress import Progress, silent
 from gradfix.recipes.settings import SelectionSettings
@@ -28,11 +29,17 @@ from gradfix.vectors.task_vector import TaskVector
 NOTHING = "nothing"
 
 
+ALIGNED = {
+    "activations": ("aligned", "aligned addition"),
+    "answers": ("answers", "a fit to the tuned model's answers"),
+}
+"""Names and labels of what alignment makes, by what it was made of."""
+
+
 def select(
     context: SelectionContext,
-    aligned: TaskVector | None = None,
+    aligned: Aligned | None = None,
     *,
-    answers: TaskVector | None = None,
     alike: float | None = None,
     steps: int | None = None,
     training: bool = True,
@@ -44,8 +51,7 @@ def select(
 
     Args:
         context: The model and its samples; at least two folds unless ``validation`` is given.
-        aligned: τ' of an alignment, a task vector; None without one.
-        answers: The target's last layer fitted to the source's answers, a task vector; None without.
+        aligned: What alignment made of τ, by activations, by the source's answers or by both; None without one.
         alike: How alike the two bases are, as :func:`gradfix.vectors.similarity.likeness` tells it; None if unknown.
         steps: Most re-votes to try; 0 for none, as many as the settings say if None.
         training: Also try a few steps of training from the best way that no label shaped: from θ_B where that is
@@ -73,21 +79,18 @@ def select(
         # What is no better than guessing can't be lost: caution would only lose what others gain.
         settings = replace(settings, luck=0.0)
     naive = AddVector("naive", "naive addition", vector=tau, grid=settings.alphas)
-    if aligned is not None:
-        straight = AddVector("aligned", "aligned addition", vector=aligned, grid=settings.aligned_alphas)
-        best = _simpler(best, attempt(straight), settings)
-    if answers is not None:
-        fitted = AddVector(
-            "answers", "a fit to the tuned model's answers", vector=answers, grid=settings.aligned_alphas
-        )
-        best = _simpler(best, attempt(fitted), settings)
+    for one in (aligned, aligned.answers) if aligned is not None else ():
+        if one is not None:
+            name, label = ALIGNED["answers" if one.method == "answers" else "activations"]
+            straight = AddVector(name, label, vector=one.vector, grid=settings.aligned_alphas)
+            best = _simpler(best, attempt(straight), settings)
     # Where the bases are strangers, τ's own coordinates mean nothing: that must be shown wrong beyond luck.
     strangers = alike is not None and alike < settings.apart
     if not context.model.apart:  # else τ has no place in the target
         best = _simpler(best, attempt(naive), settings, beyond_luck=strangers)
     start = StartingPoint() if best[1].name == NOTHING else StartingPoint(best[0], best[1].setting)
     here = best
-    direction = aligned if aligned is not None and context.model.apart else tau
+    direction = aligned.vector if aligned is not None and context.model.apart else tau
     for way in _shaped(context, direction, best, start, settings.revotes if steps is None else steps):
         here = better(here, attempt(way, best[1] if isinstance(way, Revote) else None))
     if training:

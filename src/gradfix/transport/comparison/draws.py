@@ -224,7 +224,7 @@ def _auto(
     judge: Judge, context: SelectionContext, aligned: Aligned | None, alike: float | None
 ) -> Iterator[tuple[str, Outcome]]:
     started = time.perf_counter()
-    found = select(context, aligned.vector if aligned else None, alike=alike)
+    found = select(context, aligned, alike=alike)
     swap = controls(judge.model.vector, aligned, context.seed)
     for name, way in ((AUTO, found.way), (AUTO_CONTROL, found.way.control(swap))):
         outcome = arrived(judge, context, way, found.candidate.setting, started)
