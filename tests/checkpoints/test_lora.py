@@ -204,8 +204,15 @@ def test_tensors_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(GradfixError, match="expected both lora_A and lora_B"):
         Checkpoint.open(adapter, base=base)
     save_file({name.replace("query", "quarry"): tensor for name, tensor in tensors.items()}, file)
-    with pytest.raises(GradfixError, match=r"quarry.*doesn't have: give the base it was trained on"):
+    with pytest.raises(
+        GradfixError, match=r"none of its 2 layers is in the base .*quarry.*give the base it was"
+    ):
         Checkpoint.open(adapter, base=base)
+    save_file({name.replace("layer.1.", "layer.9."): tensor for name, tensor in tensors.items()}, file)
+    parts = Checkpoint.open(adapter, base=base).adapter
+    assert parts is not None
+    assert (len(parts.updates), len(parts.unplaced)) == (1, 1)
+    assert "layer.9." in parts.unplaced[0]
     wider = {n: torch.zeros(t.shape[0], 24) if "lora_A" in n else t for n, t in tensors.items()}
     save_file(wider, file)
     with pytest.raises(GradfixError, match=r"expected factors of .* \[16, 16\], found lora_A \[4, 24\]"):

@@ -1,6 +1,8 @@
 """In adapter space the coordinates are those of B: votes are exact, masks keep the first-order guarantee."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -9,25 +11,30 @@ from torch import nn
 from gradfix.checkpoints import Checkpoint
 from gradfix.checkpoints.expressions import Given
 from gradfix.errors import GradfixError
-from gradfix.evaluation.adapter_model import AdapterModel, up_name
+from gradfix.evaluation.adapter_model import AdapterModel, coordinates_of
 from gradfix.evaluation.binding import bind
 from gradfix.evaluation.finetuning import finetune
 from gradfix.tasks import get_task
 from gradfix.vectors.masks import mask
 from gradfix.vectors.placement import place
-from gradfix.vectors.task_vector import TaskVector
+from gradfix.vectors.task_vector import Granularity, TaskVector
 from tests.adapters import QUIET, adapter_job
 from tests.builders import Job, loaded
 
 pytestmark = [*QUIET]
 
+GRANULARITIES = get_args(Granularity)
 
-def opened(work: Job) -> AdapterModel:
+
+def opened(work: Job, granularity: Granularity = "coordinate") -> AdapterModel:
     target = Checkpoint.open(work.models["target_base"])
     tau = TaskVector.between(work.models["source_base"], work.models["source_tuned"])
     task = get_task(work.task)
     bind(task, target, tau, work.rows)
-    return AdapterModel.load(task, target, place(tau, target))
+    placement = place(tau, target)
+    assert placement.adapter is not None
+    placement = replace(placement, adapter=replace(placement.adapter, granularity=granularity))
+    return AdapterModel.load(task, target, placement)
 
 
 @pytest.fixture(scope="module", params=["bert", "clip", "gpt2"])
@@ -35,8 +42,9 @@ def work(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return adapter_job(request.param, tmp_path_factory.mktemp(request.param))
 
 
-def test_the_whole_vector_moves_the_model_as_the_dense_one_does(work: Job) -> None:
-    thin, dense = opened(work), loaded(work)
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_the_whole_vector_moves_the_model_as_the_dense_one_does(work: Job, granularity: Granularity) -> None:
+    thin, dense = opened(work, granularity), loaded(work)
     rows = list(work.held_out)[:6]
     before = thin.evaluate(rows).losses
     torch.testing.assert_close(torch.tensor(before), torch.tensor(dense.evaluate(rows).losses))
@@ -52,16 +60,17 @@ def test_the_whole_vector_moves_the_model_as_the_dense_one_does(work: Job) -> No
     assert thin.evaluate(rows).losses == before
 
 
-def test_votes_are_the_signs_of_each_samples_gradient_times_a(work: Job) -> None:
-    thin, dense = opened(work), loaded(work)
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_votes_are_the_signs_of_each_samples_gradient_times_a(work: Job, granularity: Granularity) -> None:
+    thin, dense = opened(work, granularity), loaded(work)
     rows = list(work.rows)[:3]
     votes = thin.votes(rows)
     named = dict(dense.model.named_parameters())
     homes = {theirs: name for name, theirs in dense.names.items()}
     for path, layer in thin.layers.items():
         weight = thin._stored_as[f"{path}.lora_B"].memory
-        theirs = next(name for name in homes if up_name(name) == weight)
-        expected = torch.zeros_like(layer.up)
+        theirs = next(name for name in homes if coordinates_of(name, granularity) == weight)
+        expected = torch.zeros_like(layer.parameter)
         for row in rows:
             (batch,) = dense.encode([row]).batches
             (gradient,) = torch.autograd.grad(
@@ -69,15 +78,20 @@ def test_votes_are_the_signs_of_each_samples_gradient_times_a(work: Job) -> None
             )
             flat = gradient.T if layer.shape.kind == "transposed" else gradient.flatten(1)
             exact = flat @ layer.down.T
+            if granularity != "coordinate":  # the derivative along what the factor scales
+                exact = (exact * layer._up).sum(dim=1 if granularity == "row" else 0)
             clear = exact.abs() > 1e-6 * exact.abs().max()
             expected += torch.where(clear, -exact.sign(), torch.zeros(()))
         differing = (votes.read(weight).float() != expected).float().mean()
         assert differing < 0.01, (theirs, differing)
 
 
+@pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("strategy", ["agreement", "force"])
-def test_a_mean_vote_never_raises_the_loss_to_first_order(work: Job, strategy: str) -> None:
-    thin = opened(work)
+def test_a_mean_vote_never_raises_the_loss_to_first_order(
+    work: Job, strategy: str, granularity: Granularity
+) -> None:
+    thin = opened(work, granularity)
     votes = thin.votes(work.rows, vote="mean")
     kept = mask(thin.vector, votes, strategy=strategy)
     slope = thin.slope(kept, work.rows)

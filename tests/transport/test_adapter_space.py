@@ -93,8 +93,10 @@ def test_the_output_has_the_rank_of_the_source_and_opens_as_one(tmp_path: Path) 
         {"alpha": "0.5", "vote": "mean"},
         {"alpha": "0.5", "head": "probe"},
         {"alpha": "0.5", "dtype": "bfloat16"},
+        {"alpha": "0.5", "granularity": "row"},
+        {"alpha": "0.5", "granularity": "component"},
     ],
-    ids=lambda options: next(reversed(options)),
+    ids=lambda options: "-".join([next(reversed(options)), str(next(reversed(options.values())))]),
 )
 def test_every_way_ends_in_an_adapter_with_its_evidence(options: dict[str, Any], tmp_path: Path) -> None:
     work = adapter_job("bert", tmp_path)
@@ -191,6 +193,8 @@ def test_a_whole_model_has_no_adapter_space(tmp_path: Path) -> None:
     work = job("text-classification", tmp_path)
     with pytest.raises(GradfixError, match=r"is no LoRA adapter.*space.*weights"):
         work.run(tmp_path / "out", alpha="0.5", space="adapter")
+    with pytest.raises(GradfixError, match=r"is no LoRA adapter, and .*granularity.* row is of adapters"):
+        work.run(tmp_path / "out", alpha="0.5", granularity="row")
     assert not (tmp_path / "out").exists()
 
 

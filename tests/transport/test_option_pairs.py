@@ -36,6 +36,7 @@ SHAPES_NOTHING = {
     "samples_per_class": "goes with data", "split": "of data with several", "validation_split": "likewise",
     "test_split": "likewise", "space": "of a LoRA adapter: tests/transport/test_adapter_space.py",
     "output_format": "goes with rank or energy: tests/vectors/test_truncation.py", "rank": "likewise",
+    "granularity": "of a LoRA adapter, likewise",
     "energy": "likewise", "whole": "likewise",
     "training": "of method auto",  "support": "given unless data is",
 }  # fmt: skip

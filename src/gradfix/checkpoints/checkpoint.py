@@ -15,6 +15,7 @@ from gradfix.checkpoints.fingerprint import content_digest
 from gradfix.checkpoints.lora.adapter import AdaptedWeights
 from gradfix.checkpoints.lora.config import read_lora_config
 from gradfix.checkpoints.lora.factors import AdapterParts
+from gradfix.checkpoints.lora.styles import has_factors, styled
 from gradfix.checkpoints.model_config import read_model_config
 from gradfix.checkpoints.quantisation import refuse_quantised
 from gradfix.checkpoints.reading.hub import is_hub_id, locate_on_hub
@@ -115,11 +116,35 @@ class Checkpoint(Mapping[str, Tensor]):
         source = resolve(os.fspath(location), revision)
         if source.found.adapter:
             return cls._adapted(source.found, source.open(), source.location, base)
-        return cls._whole(source, allow_quantised=allow_quantised)
+        opened = source.open()
+        if has_factors(opened.specs) and (base is not None or not allow_quantised):
+            return cls._styled(source, opened, base)
+        return cls._whole(source, opened, allow_quantised=allow_quantised)
 
     @classmethod
-    def _whole(cls, source: Located, *, allow_quantised: bool = False) -> "Checkpoint":
-        directory, weights = source.found.directory, source.open()
+    def _styled(
+        cls, source: Located, weights: WeightFile, base: "Checkpoint | str | os.PathLike[str] | None"
+    ) -> "Checkpoint":
+        """Open an adapter that has no configuration."""
+        if base is None:
+            raise GradfixError(
+                f"{source.location}: holds low-rank factors and names no base model: pass the base they were trained on"
+            )
+        model = base if isinstance(base, Checkpoint) else cls._base(base, None, source.location)
+        keys, settings = styled(source.found.weights, weights, [*model.specs, *model.ties])
+        return cls(
+            AdaptedWeights(model, weights, settings, keys),
+            location=source.location,
+            directory=model.directory,
+            model_directory=model.model_directory,
+            config=model.config,
+            kind=f"LoRA adapter on {model.location}",
+            adapter_of="",
+        )
+
+    @classmethod
+    def _whole(cls, source: Located, weights: WeightFile, *, allow_quantised: bool = False) -> "Checkpoint":
+        directory = source.found.directory
         config_path = directory / "config.json" if directory is not None else None
         config = read_model_config(config_path) if config_path is not None and config_path.exists() else {}
         if not allow_quantised:
@@ -161,7 +186,7 @@ class Checkpoint(Mapping[str, Tensor]):
                 f"{adapter}: its base {source.location} is itself an adapter: expected a whole model: "
                 "merge that"
             )
-        return cls._whole(source)
+        return cls._whole(source, source.open())
 
     @cached_property
     def specs(self) -> Mapping[str, TensorSpec]:

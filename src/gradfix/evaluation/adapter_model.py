@@ -16,14 +16,14 @@ from gradfix.checkpoints.expressions import Difference, Gathered, Given, Selecti
 from gradfix.checkpoints.lora.factors import LowRank, placed
 from gradfix.checkpoints.lora.layout import adaptable
 from gradfix.errors import GradfixError, listed
-from gradfix.evaluation.low_rank_layers import PARAMETER, LowRankLayer
+from gradfix.evaluation.low_rank_layers import COORDINATES, PARAMETER, LowRankLayer
 from gradfix.evaluation.stored_weights import NOT_STORED, StoredAs
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.progress import Progress, silent
 from gradfix.tasks import ModelTask
 from gradfix.vectors.adapter_output import AdapterLayer, AdapterOutput
 from gradfix.vectors.applied import TensorFacts
-from gradfix.vectors.task_vector import Placement, TaskVector
+from gradfix.vectors.task_vector import Granularity, Placement, TaskVector
 from gradfix.votes import Votes
 
 PROBES = 2
@@ -33,8 +33,9 @@ PROBES = 2
 class AdapterModel(TargetModel):
     """θ_B and the factors of the source's adapter, in memory.
 
-    ``vector`` holds the tensors B, named as the target's weights with ``lora_B.weight`` in place of ``weight``, and
-    under the target's own names what the adapter stores whole and the target has, too.
+    ``vector`` holds the tensors B (or a 1 for each of their rows or columns, where these vote), named as the target's
+    weights with ``lora_B.weight`` in place of ``weight``; and under the target's own names what the adapter stores
+    whole and the target has, too.
 
     Attributes:
         adapter_dtype: Number format of the adapter to be written: B is rounded to it before it is evaluated.
@@ -73,6 +74,7 @@ class AdapterModel(TargetModel):
         self._checked = False
         super().__init__(model, task, target, placement, batch_size=batch_size, strict=strict)
         self.adapter_dtype = dtype or adapter.parts.dtype
+        self._granularity = adapter.granularity
         self._whole = [name for name, theirs in self.names.items() if theirs in adapter.parts.whole]
         covered = {name: theirs for name, theirs in self.names.items() if theirs in adapter.parts.updates}
         fused = [
@@ -162,11 +164,12 @@ class AdapterModel(TargetModel):
         for path, layer in self._layers.items():
             name = self._stored_as[f"{path}.{PARAMETER}"].memory
             change = delta.read(name)
-            written = scaled_up(change, alpha, self.adapter_dtype)
+            written = layer.written(change, alpha)
             found = facts[name] = TensorFacts(change.numel())
             if alpha:
                 found.wanted = count_nonzero(change)
-                found.lost = max(0, found.wanted - count_nonzero(written.float()))
+                if self._granularity == "coordinate":
+                    found.lost = max(0, found.wanted - count_nonzero(written.float()))
             layers[path] = AdapterLayer(layer.shape, written, layer.down)
         whole = {names[0]: delta.read(names[0]) for name in self._whole if (names := self._covered[name])}
         for name, change in whole.items():
@@ -245,12 +248,13 @@ class AdapterModel(TargetModel):
                 f"{theirs}: is the weight of {listed(sharing or [name])}, not of one layer, so an adapter can't stand "
                 "beside it; give --space weights"
             )
-        layer = self._layers[path] = LowRankLayer(theirs, module, factors, self.adapter_dtype)
-        inside, outside = f"{path}.{PARAMETER}", up_name(theirs)
-        self._parameters[inside] = layer.up
+        layer = LowRankLayer(theirs, module, factors, self.adapter_dtype, self._granularity)
+        self._layers[path] = layer
+        inside, outside = f"{path}.{PARAMETER}", coordinates_of(theirs, self._granularity)
+        self._parameters[inside] = layer.parameter
         self._stored_as[inside] = StoredAs((outside,), memory=outside)
         covered[inside] = (outside,)
-        ups[outside] = factors.up
+        ups[outside] = layer.whole
 
     def _set(self, delta: TaskVector | None, alpha: float) -> None:
         if not self._layers:  # θ_B, once: nothing moves it afterwards
@@ -260,10 +264,9 @@ class AdapterModel(TargetModel):
         with torch.no_grad():
             for path, layer in self._layers.items():
                 name = self._stored_as[f"{path}.{PARAMETER}"].memory
-                if changes is None or name not in changes.specs:
-                    layer.up.zero_()
-                else:
-                    layer.up.copy_(scaled_up(changes.read(name), alpha, self.adapter_dtype))
+                layer.move(
+                    changes.read(name) if changes is not None and name in changes.specs else None, alpha
+                )
             for name in {*self._whole, *self.task.head(self.model)}:
                 if not name.endswith(f".{PARAMETER}"):
                     self._set_one(name, changes, alpha)
@@ -302,27 +305,14 @@ class AdapterModel(TargetModel):
         self._checked = True
 
 
-def up_name(weight: str) -> str:
-    """Name the tensor B of a weight.
+def coordinates_of(weight: str, granularity: Granularity = "coordinate") -> str:
+    """Name the coordinates that stand for a weight.
 
     Args:
         weight: The weight's name, such as ``q_proj.weight``.
+        granularity: What votes.
 
     Returns:
         Such as ``q_proj.lora_B.weight``.
     """
-    return f"{weight.removesuffix('.weight')}.lora_B.weight"
-
-
-def scaled_up(up: Tensor, alpha: float, dtype: torch.dtype) -> Tensor:
-    """Scale B as it is written.
-
-    Args:
-        up: m ⊙ B, float32.
-        alpha: Scaling coefficient.
-        dtype: Of the adapter.
-
-    Returns:
-        α (m ⊙ B), rounded to the format.
-    """
-    return up.mul(alpha).to(dtype)
+    return f"{weight.removesuffix('.weight')}.{COORDINATES[granularity]}"

@@ -14,9 +14,17 @@ from torch.utils.hooks import RemovableHandle
 from gradfix.checkpoints.lora.factors import LowRank
 from gradfix.checkpoints.lora.layout import LayerKind, LayerShape, kind_of
 from gradfix.errors import GradfixError
+from gradfix.vectors.task_vector import Granularity
 
 PARAMETER = "lora_B"
 """Name of the parameter that a layer is given."""
+
+COORDINATES: dict[Granularity, str] = {
+    "coordinate": "lora_B.weight",
+    "row": "lora_B.rows",
+    "component": "lora_B.components",
+}
+"""What the coordinates of a layer are called, in place of its weight."""
 
 _CONVOLVE = (functional.conv1d, functional.conv2d, functional.conv3d)
 
@@ -24,41 +32,90 @@ _CONVOLVE = (functional.conv1d, functional.conv2d, functional.conv3d)
 class LowRankLayer:
     """One layer with a low-rank change beside it.
 
+    The parameter that votes and moves is 0 at θ_B. It is B itself, [o, r]; or, with B as it is, a factor for each of
+    its rows, [o], or for each of its columns, [r]: the singular directions of the change.
+
     Attributes:
         module: The layer.
-        up: B, [o, r]: the parameter that votes and moves; 0 at θ_B.
+        kind: How it stores its weight.
+        parameter: What votes and moves.
+        whole: Where the parameter stands when the whole change is added.
         down: A, [r, i], fixed.
-        kind: How the layer stores its weight.
         calls: How often the layer was called.
     """
 
-    def __init__(self, name: str, module: nn.Module, factors: LowRank, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        factors: LowRank,
+        dtype: torch.dtype,
+        granularity: Granularity = "coordinate",
+    ) -> None:
         """Put the change beside the layer.
 
         Args:
             name: Of the layer, for messages.
             module: The layer.
-            factors: The change; of its B only the shape counts here.
-            dtype: To which A is rounded, as it will be written.
+            factors: The change.
+            dtype: To which the factors are rounded, as they will be written.
+            granularity: What votes: each coordinate of B, each row, or each singular direction.
 
         Raises:
             GradfixError: if nothing is known of how such a layer computes.
         """
-        self.module, self.calls = module, 0
+        self.module, self.calls, self._dtype, self._granularity = module, 0, dtype, granularity
         kind = kind_of(module)
-        self._branch = _branch(name, module, kind)
+        self._thin, self._back = _ways(name, module, kind)
         self.kind: LayerKind = kind or "linear"
         device = next(module.parameters()).device
         self.down = factors.down.to(dtype).float().to(device)
-        self.up = nn.Parameter(torch.zeros(factors.up.shape, device=device))
-        module.register_parameter(PARAMETER, self.up)
+        self._up = factors.up.to(dtype).float().to(device)
+        self.whole = {
+            "coordinate": factors.up,
+            "row": torch.ones(factors.up.shape[0]),
+            "component": torch.ones(factors.up.shape[1]),
+        }[granularity]
+        self.parameter = nn.Parameter(torch.zeros(self.whole.shape, device=device))
+        module.register_parameter(PARAMETER, self.parameter)
         self._handle: RemovableHandle = module.register_forward_hook(self._add, with_kwargs=True)
 
     @property
     def shape(self) -> LayerShape:
         """How the layer stores its weight, and the rank."""
         weight: Tensor = self.module.get_parameter("weight")
-        return LayerShape(self.kind, tuple(weight.shape), self.up.shape[1])
+        return LayerShape(self.kind, tuple(weight.shape), self._up.shape[1])
+
+    def move(self, change: Tensor | None, alpha: float) -> None:
+        """Set the parameter, rounded as what is written will be.
+
+        Args:
+            change: Of the parameter's shape; None for θ_B.
+            alpha: Scaling coefficient.
+        """
+        with torch.no_grad():
+            if change is None:
+                self.parameter.zero_()
+            elif self._granularity == "coordinate":
+                self.parameter.copy_(self.written(change, alpha))
+            else:
+                self.parameter.copy_(change.mul(alpha))
+
+    def written(self, change: Tensor, alpha: float) -> Tensor:
+        """Give B as it is written.
+
+        Args:
+            change: Of the parameter's shape.
+            alpha: Scaling coefficient.
+
+        Returns:
+            [o, r], rounded to the adapter's format.
+        """
+        scaled = change.mul(alpha)
+        if self._granularity != "coordinate":
+            factor = scaled.unsqueeze(1) if self._granularity == "row" else scaled
+            scaled = self._up.cpu() * factor
+        return scaled.to(self._dtype)
 
     def remove(self) -> None:
         """Leave the layer as it was found."""
@@ -69,41 +126,36 @@ class LowRankLayer:
         self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Tensor
     ) -> Tensor:
         self.calls += 1
-        given = next(iter((*arguments, *named.values())))
-        return output + self._branch(given, self.down, self.up).to(output.dtype)
+        thin = self._thin(next(iter((*arguments, *named.values()))), self.down)
+        if self._granularity == "coordinate":
+            change = functional.linear(thin, self.parameter)
+        elif self._granularity == "row":
+            change = functional.linear(thin, self._up) * self.parameter
+        else:
+            change = functional.linear(thin * self.parameter, self._up)
+        return output + self._back(change).to(output.dtype)
 
 
-_Branch = Callable[[Tensor, Tensor, Tensor], Tensor]
+_Thin = Callable[[Tensor, Tensor], Tensor]
+_Back = Callable[[Tensor], Tensor]
 
 
-def _branch(name: str, module: Any, kind: LayerKind | None) -> _Branch:
-    """Find how B A meets the input of a layer; only layers that compute as their class says are known."""
+def _ways(name: str, module: Any, kind: LayerKind | None) -> tuple[_Thin, _Back]:
+    """How A meets the input of a layer, to [..., r], and where the layer has its outputs, given as [..., o]."""
     if kind in ("linear", "transposed"):
-        return _linear
+        return lambda x, down: functional.linear(x.to(down.dtype), down), lambda change: change
     if kind == "embedding":
-        return _looked_up
+        return lambda tokens, down: functional.embedding(tokens, down.T), lambda change: change
     if kind == "convolution" and module.padding_mode == "zeros":
-        return _convolution(module, _CONVOLVE[len(module.kernel_size) - 1])
+        convolve = _CONVOLVE[len(module.kernel_size) - 1]
+
+        def thin(x: Tensor, down: Tensor) -> Tensor:
+            kernel = down.view(len(down), *module.weight.shape[1:])
+            found = convolve(x.to(down.dtype), kernel, None, module.stride, module.padding, module.dilation)
+            return found.movedim(1, -1)
+
+        return thin, lambda change: change.movedim(-1, 1)
     raise GradfixError(
         f"{name}: a {type(module).__name__} computes in a way of its own, so an adapter can't stand beside it; give "
         "--space weights"
     )
-
-
-def _linear(x: Tensor, down: Tensor, up: Tensor) -> Tensor:
-    return functional.linear(functional.linear(x.to(up.dtype), down), up)
-
-
-def _looked_up(tokens: Tensor, down: Tensor, up: Tensor) -> Tensor:
-    return functional.linear(functional.embedding(tokens, down.T), up)
-
-
-def _convolution(module: Any, convolve: Callable[..., Tensor]) -> _Branch:
-    """A convolution of the layer's own kernel to r channels, then B at each place."""
-
-    def branch(x: Tensor, down: Tensor, up: Tensor) -> Tensor:
-        kernel = down.view(len(down), *module.weight.shape[1:])
-        thin = convolve(x.to(up.dtype), kernel, None, module.stride, module.padding, module.dilation)
-        return functional.linear(thin.movedim(1, -1), up).movedim(-1, 1)
-
-    return branch

@@ -11,7 +11,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "The task": ("candidate", "prefix", "templates", "max_length", "strict", "head"),
     "The method": (
         "alpha", "mask", "confidence", "vote", "steps", "vote_at", "votes_dtype", "align", "training", "finetune_steps",
-        "space", "density", "order", "seed",
+        "space", "granularity", "density", "order", "seed",
     ),
     "What is written": (
         "output_format", "rank", "energy", "whole", "dtype", "rounding", "shard_size", "examples", "overwrite",

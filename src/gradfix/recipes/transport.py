@@ -87,6 +87,12 @@ class TransportRecipe(SupportRecipe, WritingRecipe):
             "not given, adapter where the source is a plain LoRA"
         ),
     ] = None
+    granularity: Annotated[
+        Literal["coordinate", "row", "component"],
+        Field(
+            description="in adapter space: a vote on each coordinate of B, each row, or each singular direction"
+        ),
+    ] = "coordinate"
     examples: Annotated[
         int, Field(ge=0, description="judged inputs to show in the report; 0 keeps them out of the output")
     ] = 12
@@ -144,6 +150,7 @@ class TransportRecipe(SupportRecipe, WritingRecipe):
         asks = self.mask not in VOTELESS_MASKS
         adapter = self.space == "adapter"
         for name, idle, reason in (
+            ("granularity", self.space == "weights", f"{option('space')} weights votes on each coordinate"),
             (
                 "align",
                 adapter and self.align not in ("auto", "none"),

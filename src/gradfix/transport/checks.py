@@ -183,6 +183,7 @@ def open_models(
     target = Checkpoint.open(target_base)
     _compare_configurations(found, base, tuned, target)
     _note_custom_code(found, base, tuned, target)
+    _note_unplaced(found, base, tuned)
     tau = TaskVector.between(base, tuned)
     try:
         placement = place(_heads_whole(tau, tuned, target), target)
@@ -320,6 +321,7 @@ def check_tuned(base: Checkpoint, tuned: Checkpoint, tau: TaskVector, found: Fin
         GradfixError: if an error was found: τ is zero, or the tuned model is not a fine-tune of the base.
     """
     _compare_configurations(found, base, tuned)
+    _note_unplaced(found, base, tuned)
     names = matrices(tau)
     delta, theirs = WeightSample(tau, names), WeightSample(Aliased(tuned, tuned.ties), names)
     origin = theirs.values - delta.values
@@ -371,6 +373,17 @@ def _compare_configurations(found: Findings, base: Checkpoint, *others: Checkpoi
                 f"{other.location}: its configuration computes something else than {base.location}'s: "
                 f"{listed(differing)}; the task vector may not carry over",
             )
+
+
+def _note_unplaced(found: Findings, base: Checkpoint, tuned: Checkpoint) -> None:
+    adapter = tuned.adapter
+    if adapter is not None and adapter.unplaced:
+        total = len(adapter.updates) + len(adapter.unplaced)
+        found.add(
+            "warning",
+            f"{tuned.location}: {len(adapter.unplaced)} of its {total} layers are not in {base.location} and are left "
+            f"out: {listed(adapter.unplaced, 3)}",
+        )
 
 
 def _note_custom_code(found: Findings, *checkpoints: Checkpoint) -> None:

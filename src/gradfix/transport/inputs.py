@@ -108,9 +108,9 @@ def models_of(recipe: TransportRecipe, found: Findings) -> Models:
     if models.apart is not None:
         if recipe.align in ("none", "procrustes", "permutation"):
             raise ArchitectureError(f"{models.apart}; --align {recipe.align} can't help there: leave it out")
-        if recipe.space == "adapter":
+        if recipe.space == "adapter" or recipe.granularity != "coordinate":
             raise ArchitectureError(
-                f"{models.apart}; an adapter's own coordinates have no place there: leave out --space"
+                f"{models.apart}; an adapter's own coordinates have no place there: leave out --space and --granularity"
             )
     return models
 

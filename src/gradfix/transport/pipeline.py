@@ -35,7 +35,7 @@ from gradfix.transport.inputs import Data, counted_once, models_of, note_cut, no
 from gradfix.transport.memory import possible
 from gradfix.transport.record import Clock, output_files, transport_record, votes_facts
 from gradfix.transport.run import TransportRun
-from gradfix.transport.space import note_apart
+from gradfix.transport.space import note_apart, with_granularity
 from gradfix.vectors.adapter_output import write_adapter
 from gradfix.vectors.applied import Applied
 from gradfix.vectors.output import write_output
@@ -97,6 +97,7 @@ def transport(
     vote_at: Literal["base", "naive"] = "base",
     head: Literal["copy", "probe"] = "copy",
     space: Literal["adapter", "weights"] | None = None,
+    granularity: Literal["coordinate", "row", "component"] = "coordinate",
     align: Literal["auto", "none", "regression", "answers", "procrustes", "permutation"] | None = None,
     align_data: str | Path | Rows | None = None,
     unlabelled: str | Path | Rows | None = None,
@@ -160,6 +161,7 @@ def transport(
         head: Copy the tuned head, or refit it on the samples.
         space: Adapter moves a LoRA adapter as one and writes an adapter, weights writes a whole model; if not given,
             adapter where the source is a plain LoRA.
+        granularity: In adapter space: a vote on each coordinate of B, each row, or each singular direction.
         align: Carry τ over by activations first; auto: where the two bases are not alike.
         align_data: Inputs to align on, likewise; else the labelled data's own.
         unlabelled: Inputs without labels that vote too, as the tuned source labels them, likewise.
@@ -267,7 +269,7 @@ def run_transport(
             model = load_target(
                 task,
                 models.target,
-                models.placement,
+                with_granularity(models.placement, recipe),
                 dtype=dtype,
                 adapter=models.adapter,
                 **recipe.loading(),

@@ -1,5 +1,7 @@
 """In which coordinates a fine-tune is moved: those of its LoRA adapter, or the weights themselves."""
 
+from dataclasses import replace
+
 from gradfix.checkpoints import Checkpoint
 from gradfix.errors import GradfixError, option
 from gradfix.recipes import TransportRecipe
@@ -28,17 +30,40 @@ def moved_as_adapter(
     Raises:
         GradfixError: if adapter space was asked for and can't be.
     """
-    if recipe.space == "weights" or (recipe.space is None and placement.adapter is None):
+    if recipe.space == "weights":
+        return False
+    finer = recipe.granularity != type(recipe).model_fields["granularity"].default
+    if recipe.space is None and placement.adapter is None and not finer:
         return False
     reason = _obstacle(recipe, placement)
     if reason is None and plan_for(recipe, target, ()).streams:
         reason = "the new base does not fit in memory, and block by block only weights are moved"
     if reason is None:
         return True
+    if finer:
+        raise GradfixError(
+            f"{tuned.location}: {reason}, and {option('granularity')} {recipe.granularity} is of adapters; leave it out"
+        )
     if recipe.space == "adapter":
         raise GradfixError(f"{tuned.location}: {reason}; give {option('space')} weights")
     found.add("note", f"{tuned.location}: is moved as weights, and the output is a whole model: {reason}")
     return False
+
+
+def with_granularity(placement: Placement, recipe: TransportRecipe) -> Placement:
+    """Tell an adapter what of it votes.
+
+    Args:
+        placement: τ laid onto the target.
+        recipe: The options.
+
+    Returns:
+        The same for a source that is no adapter.
+    """
+    adapter = placement.adapter
+    if adapter is None:
+        return placement
+    return replace(placement, adapter=replace(adapter, granularity=recipe.granularity))
 
 
 def _obstacle(recipe: TransportRecipe, placement: Placement) -> str | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel
@@ -554,6 +554,10 @@ def same_tensor(match: Respelling, ties: Mapping[str, str], alias: str, name: st
     return ties.get(one, one) == ties.get(other, other)
 
 
+Granularity = Literal["coordinate", "row", "component"]
+"""What of an adapter's B votes: each coordinate, each row, or each singular direction of the change."""
+
+
 @dataclass(frozen=True)
 class PlacedAdapter:
     """An adapter in a target's names and rows.
@@ -563,11 +567,13 @@ class PlacedAdapter:
         rows: For tensors whose rows are tokens of another vocabulary: the source's row for each of the target's, −1 for
             none.
         obstacle: Why it can't stand on the target as an adapter; None if it can.
+        granularity: What of it votes.
     """
 
     parts: AdapterParts
     rows: Mapping[str, Tensor]
     obstacle: str | None
+    granularity: Granularity = "coordinate"
 
 
 @dataclass(frozen=True)

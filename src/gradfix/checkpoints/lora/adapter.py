@@ -10,7 +10,7 @@ from torch import Tensor
 from gradfix.checkpoints.architecture import architecture_of
 from gradfix.checkpoints.lora.config import LoraConfig
 from gradfix.checkpoints.lora.factors import AdapterParts
-from gradfix.checkpoints.lora.keys import Factors, sort_keys
+from gradfix.checkpoints.lora.keys import AdapterKeys, Factors, sort_keys
 from gradfix.checkpoints.lora.low_rank import LowRankUpdate
 from gradfix.checkpoints.names import match_names
 from gradfix.checkpoints.reading.index import WeightFile
@@ -35,24 +35,31 @@ class AdaptedWeights:
         notes: How many tensors are adapted and replaced.
     """
 
-    def __init__(self, base: TiedModel, adapter: WeightFile, config: LoraConfig) -> None:
+    def __init__(
+        self, base: TiedModel, adapter: WeightFile, config: LoraConfig, keys: AdapterKeys | None = None
+    ) -> None:
         """Match the tensors of an adapter with those of its base.
 
         Args:
             base: The base model.
             adapter: The file with the adapter's tensors.
             config: The adapter's settings.
+            keys: Its tensors, where they are not named as peft's.
 
         Raises:
-            GradfixError: If the base has no such weights, or of other shapes, or ties what the adapter parts.
+            GradfixError: If the base has none of these layers, or of other shapes, or ties what the adapter parts.
         """
         self._base, self._adapter, self._config = base, adapter, config
         self._path = adapter.files[0]
-        keys = sort_keys(self._path, adapter.specs)
+        keys = sort_keys(self._path, adapter.specs) if keys is None else keys
         weights = {module: f"{module}.weight" for module in keys.modules}
         biases = {module: f"{module}.bias" for module, factors in keys.modules.items() if factors.bias}
         names = self._names([*weights.values(), *biases.values(), *keys.whole])
         self._whole = {names[name]: key for name, key in keys.whole.items()}
+        self._unplaced = self._without_place(keys, names)
+        for module in self._unplaced:
+            del keys.modules[module], weights[module]
+            biases.pop(module, None)
         self._check_parted(keys_of=[names[name] for name in (*weights.values(), *keys.whole)])
         specs = dict(base.specs)
         for name, key in self._whole.items():
@@ -71,7 +78,7 @@ class AdaptedWeights:
                 self._bias_updates[bias] = (factors.bias, config.scaling(module))
                 specs[bias] = _wide(self._spec(bias, module))
         self.specs: Mapping[str, TensorSpec] = MappingProxyType(specs)
-        self.files: tuple[Path, ...] = (*base.files, *adapter.files, config.path)
+        self.files: tuple[Path, ...] = tuple(dict.fromkeys((*base.files, *adapter.files, config.path)))
         self.shared: Mapping[str, str] = MappingProxyType({})
         self.notes: tuple[str, ...] = (
             *adapter.notes,
@@ -92,6 +99,7 @@ class AdaptedWeights:
             if self._updates
             else torch.float32,
             self._config.task_type,
+            self._unplaced,
         )
 
     def _is_base(self, name: str) -> bool:
@@ -159,6 +167,17 @@ class AdaptedWeights:
 
     def _stored_spec(self, name: str) -> TensorSpec:
         return self._adapter.specs[self._whole[name]] if name in self._whole else self._base.specs[name]
+
+    def _without_place(self, keys: AdapterKeys, names: Mapping[str, str]) -> tuple[str, ...]:
+        """The layers that the base doesn't have; refused where it has none at all."""
+        known = {*self._base.specs, *self._base.ties, *self._whole}
+        lost = tuple(module for module in keys.modules if names[f"{module}.weight"] not in known)
+        if lost and len(lost) == len(keys.modules):
+            raise GradfixError(
+                f"{self._path}: none of its {len(lost)} layers is in the base {self._base.location}: {listed(lost, 3)} "
+                f"against {listed(self._base.specs, 3)}: give the base it was trained on"
+            )
+        return lost
 
     def _spec(self, name: str, module: str) -> TensorSpec:
         if name not in self._whole and name not in self._base.specs:

@@ -22,6 +22,7 @@ class AdapterParts:
         obstacle: Why low rank is not all there is to it; None for a plain LoRA.
         dtype: Element type of the factors in the adapter's file.
         task_type: What peft calls its task; None if its configuration doesn't say.
+        unplaced: Layers of the file that the base doesn't have.
     """
 
     updates: Mapping[str, LowRankUpdate]
@@ -29,6 +30,7 @@ class AdapterParts:
     obstacle: str | None
     dtype: torch.dtype
     task_type: str | None
+    unplaced: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
-"""The best low-rank factors of a dense matrix, by randomised subspace iteration.
+"""The best low-rank factors of a dense matrix, by a randomised block Krylov method.
 
-Source: Halko, Martinsson and Tropp, "Finding structure with randomness", SIAM Review 53 (2011), algorithms 4.4 and 5.1.
-Legend: o outputs, i inputs, r rank, k columns of the sketch.
+Source: Musco and Musco, "Randomized block Krylov methods for stronger and faster approximate singular value
+decomposition", NeurIPS 2015 (arXiv 1504.05477), algorithm 2. Spectra of fine-tunes fall slowly, and there a Krylov
+space finds in ten passes what subspace iteration does not in thirty.
+Legend: o outputs, i inputs, r rank, k columns of the space.
 """
 
 import math
@@ -9,14 +11,17 @@ import math
 import torch
 from torch import Tensor
 
-OVERSAMPLING = 24
-"""Columns of the sketch beyond the rank."""
+OVERSAMPLING = 8
+"""Columns of each block beyond the rank."""
 
-ITERATIONS = 3
-"""Passes that turn the sketch towards the leading directions: spectra of fine-tunes fall slowly."""
+BLOCKS, FEWEST_BLOCKS = 11, 4
+"""Blocks of the space, and how many are worth trying where the matrix is small."""
 
-DENSE_SHARE = 0.5
-"""Share of the smaller side from which a full decomposition is as fast as a sketch."""
+DENSE_SHARE = 0.6
+"""Share of the smaller side from which a full decomposition is as fast."""
+
+RANK_TOLERANCE = 1e-6
+"""Share of the largest singular value below which one is rounding."""
 
 FIRST_RANK = 16
 """What is tried first where a share of the norm is asked for."""
@@ -47,21 +52,29 @@ def truncate(
             break
         tried = min(most, 2 * tried)
     kept = int((reached < enough).sum()) + 1 if energy is not None else tried
-    kept = min(kept, tried, int((sigma > 0).sum()))
+    kept = min(kept, tried, int((sigma > RANK_TOLERANCE * sigma.max()).sum()))
     root = sigma[:kept].sqrt()
     return u[:, :kept] * root, root.unsqueeze(1) * v[:kept]
 
 
 def _decomposed(matrix: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """The leading singular values and vectors: U [o, r], σ [r], Vᵀ [r, i]."""
-    columns = rank + OVERSAMPLING
-    if columns >= DENSE_SHARE * min(matrix.shape):
+    width = rank + OVERSAMPLING
+    blocks = min(BLOCKS, int(DENSE_SHARE * min(matrix.shape)) // width)
+    if blocks < FEWEST_BLOCKS:
         u, sigma, v = torch.linalg.svd(matrix, full_matrices=False)
         return u[:, :rank], sigma[:rank], v[:rank]
     generator = torch.Generator().manual_seed(seed)
-    sketch = torch.randn(matrix.shape[1], columns, generator=generator)
-    basis = torch.linalg.qr(matrix @ sketch).Q
-    for _ in range(ITERATIONS):
-        basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ basis).Q).Q
-    u, sigma, v = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
-    return (basis @ u)[:, :rank], sigma[:rank], v[:rank]
+    block = torch.linalg.qr(matrix @ torch.randn(matrix.shape[1], width, generator=generator)).Q
+    space = [block]
+    for _ in range(blocks - 1):
+        block = torch.linalg.qr(matrix @ (matrix.T @ block)).Q
+        space.append(block)
+    basis = torch.linalg.qr(torch.cat(space, dim=1)).Q
+    inside = basis.T @ matrix
+    # The space has few columns: its Gram matrix is decomposed in their place, in float64 for the square's sake.
+    squares, turned = torch.linalg.eigh((inside @ inside.T).double())
+    turned = turned[:, -rank:].flip(1).to(matrix.dtype)
+    sigma = squares[-rank:].flip(0).clamp(min=0).sqrt().to(matrix.dtype)
+    v = (turned.T @ inside) / sigma.clamp(min=torch.finfo(matrix.dtype).tiny).unsqueeze(1)
+    return basis @ turned, sigma, v
