@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from gradfix.tasks.base import TASKS
 from gradfix.vectors.mask_strategies import STRATEGIES
 from gradfix.votes.fast.rules.registry import RULES
@@ -11,13 +13,29 @@ from gradfix.votes.fast.rules.registry import RULES
 DOCS = Path(__file__).parents[1] / "docs"
 
 
+def run_page(name: str) -> None:
+    """Run a page's blocks of Python one after the other, as one program."""
+    space: dict[str, Any] = {"__name__": "page"}
+    page = (DOCS / name).read_text(encoding="utf-8")
+    for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+        exec(compile(block, name, "exec"), space)
+
+
+@pytest.mark.slow
+def test_the_examples_of_python_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_page("python.md")
+    assert (tmp_path / "digits-on-next" / "report.html").exists()
+    first = re.findall(
+        r"```python\n(.*?)```", (DOCS / "python.md").read_text(encoding="utf-8"), flags=re.DOTALL
+    )[0]
+    assert len([line for line in first.splitlines() if line.strip()]) <= 8
+
+
 def test_the_examples_of_extending_run() -> None:
     before = [set(registry) for registry in (TASKS, STRATEGIES, RULES)]
-    space: dict[str, Any] = {}
     try:
-        page = (DOCS / "extending.md").read_text(encoding="utf-8")
-        for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
-            exec(compile(block, "extending.md", "exec"), space)
+        run_page("extending.md")
         added = [
             set(registry) - old for registry, old in zip((TASKS, STRATEGIES, RULES), before, strict=True)
         ]

@@ -10,6 +10,12 @@ if TYPE_CHECKING:
     from gradfix.checkpoints import CheckpointWriter as CheckpointWriter
     from gradfix.errors import GradfixError as GradfixError
     from gradfix.tasks import CustomTask as CustomTask
+    from gradfix.transport.comparison import Comparison as Comparison
+    from gradfix.transport.functions.check import check as check
+    from gradfix.transport.functions.compare import compare as compare
+    from gradfix.transport.functions.evaluate import evaluate as evaluate
+    from gradfix.transport.functions.votes import votes as votes
+    from gradfix.transport.inspection import inspect as inspect
     from gradfix.transport.pipeline import transport as transport
     from gradfix.vectors.apply import apply as apply
     from gradfix.vectors.masks import mask as mask
@@ -22,27 +28,34 @@ if TYPE_CHECKING:
 # Loaded when first asked for: importing torch takes seconds, and `gradfix --help` must not wait for it.
 _HOMES = {
     "Checkpoint": "checkpoints",
+    "Comparison": "transport.comparison",
     "CheckpointWriter": "checkpoints",
     "CustomTask": "tasks",
     "GradfixError": "errors",
     "TaskVector": "vectors.task_vector",
     "Votes": "votes",
     "apply": "vectors.apply",
+    "check": "transport.functions.check",
+    "compare": "transport.functions.compare",
     "count_votes": "votes",
+    "evaluate": "transport.functions.evaluate",
+    "inspect": "transport.inspection",
     "mask": "vectors.masks",
     "merge": "vectors.merging",
     "place": "vectors.placement",
-    "transport": "transport.pipeline",
 }
+_ROOMS = ("data", "tasks", "transport", "votes")
+"""Rooms that are public by their own name; transport and votes can be called."""
 
-__all__ = [*_HOMES, "__version__"]
+__all__ = [*_HOMES, *_ROOMS, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"gradfix.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'gradfix' has no attribute {name!r}")
-    home = import_module(f"gradfix.{_HOMES[name]}")
-    return import_module("gradfix.transport") if name == "transport" else getattr(home, name)
+    return getattr(import_module(f"gradfix.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gradfix.checkpoints import Checkpoint
-from gradfix.cli.inspection import inspect
 from gradfix.errors import GradfixError
+from gradfix.transport.inspection import inspect
 from gradfix.vectors.task_vector import TaskVector
 from tests import models
 

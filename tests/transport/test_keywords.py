@@ -1,24 +1,40 @@
-"""The keywords of ``gradfix.transport`` and the fields of its recipe are the same options."""
+"""The keywords of the public functions and the fields of their recipes are the same options."""
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from gradfix.recipes import TransportRecipe
-from gradfix.transport.pipeline import transport
+import pytest
+
+import gradfix as gf
+from gradfix.recipes import CheckRecipe, CountRecipe, EvaluateRecipe, Recipe, TableRecipe, TransportRecipe
 from tests.builders import job
 
+FUNCTIONS: dict[str, tuple[Callable[..., Any], type[Recipe]]] = {
+    "transport": (gf.transport, TransportRecipe),
+    "check": (gf.check, CheckRecipe),
+    "compare": (gf.compare, TableRecipe),
+    "evaluate": (gf.evaluate, EvaluateRecipe),
+    "votes": (gf.votes, CountRecipe),
+}
 
-def test_each_option_is_a_keyword_with_the_recipes_default() -> None:
-    keywords = inspect.signature(transport).parameters
-    fields = TransportRecipe.model_fields
-    assert keywords.keys() - {"progress"} == fields.keys()
-    for name, field in fields.items():
-        default = keywords[name].default
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_each_option_is_a_keyword_with_the_recipes_default(name: str) -> None:
+    function, recipe = FUNCTIONS[name]
+    keywords = inspect.signature(function).parameters
+    fields = recipe.model_fields
+    assert keywords.keys() - {"progress", "columns"} == fields.keys()
+    for option, field in fields.items():
+        default = keywords[option].default
         if field.is_required():
-            assert default is inspect.Parameter.empty, name
+            assert default is inspect.Parameter.empty, option
         else:
             expected = field.get_default(call_default_factory=True)
-            assert (list(default) if isinstance(default, tuple) else default) == expected, name
+            assert (list(default) if isinstance(default, tuple) else default) == expected, option
+    assert not any(each.kind is each.VAR_KEYWORD for each in keywords.values())
+    assert {each.annotation for each in keywords.values()}.isdisjoint({inspect.Parameter.empty, Any})
 
 
 def test_numbers_are_given_as_numbers(tmp_path: Path) -> None:

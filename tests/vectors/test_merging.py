@@ -21,7 +21,7 @@ from gradfix.errors import GradfixError
 from gradfix.recipes import MergeMethod, MergeRecipe, load_recipe
 from gradfix.vectors.apply import apply
 from gradfix.vectors.masks import mask
-from gradfix.vectors.merge_methods import MERGE_METHODS, Trimmed, kth_magnitude
+from gradfix.vectors.merge_methods import MERGE_METHODS, Trimmed, kth_magnitude, uniform
 from gradfix.vectors.merging import merge
 from gradfix.vectors.placement import place
 from gradfix.vectors.task_vector import TaskVector
@@ -83,7 +83,32 @@ def plain_ties(taus: list[Flat], density: float) -> Flat:
     return merged
 
 
-PLAIN: dict[str, Callable[[list[Flat], float], Flat]] = {"mean": plain_mean, "ties": plain_ties}
+def plain_sum(taus: list[Flat], density: float) -> Flat:
+    return np.sum(taus, axis=0)
+
+
+def plain_magnitude(taus: list[Flat], density: float) -> Flat:
+    k = max(1, round(density * SIZE))
+    return np.sum([np.where(np.abs(t) >= np.sort(np.abs(t))[-k], t, 0.0) for t in taus], axis=0)
+
+
+def plain_dare(taus: list[Flat], density: float) -> Flat:
+    sizes = {name: int(np.prod(shape)) for name, shape in SHAPES.items()}
+    kept = [
+        np.concatenate([uniform(name, at, 0, count) < density for name, count in sizes.items()])
+        for at in range(len(taus))
+    ]
+    terms = [float32(np.where(keep, tau / density, 0.0)) for keep, tau in zip(kept, taus, strict=True)]
+    return np.sum(terms, axis=0)
+
+
+PLAIN: dict[str, Callable[[list[Flat], float], Flat]] = {
+    "mean": plain_mean,
+    "sum": plain_sum,
+    "ties": plain_ties,
+    "magnitude": plain_magnitude,
+    "dare": plain_dare,
+}
 MASKS: dict[str, Callable[[Flat, Flat, int], Flat]] = {
     "agreement": lambda t, v, n: np.where((np.sign(t) == np.sign(v)) & (t != 0), t, 0.0),
     "force": lambda t, v, n: np.abs(t) * np.sign(v),
@@ -92,7 +117,8 @@ MASKS: dict[str, Callable[[Flat, Flat, int], Flat]] = {
 
 
 def float32(values: Flat) -> Flat:
-    return values.astype(np.float32).astype(np.float64)
+    with np.errstate(over="ignore"):  # sums of the largest numbers are infinite in float32, too
+        return values.astype(np.float32).astype(np.float64)
 
 
 @st.composite
@@ -617,3 +643,30 @@ def test_a_merge_can_be_told_by_a_recipe(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(recipe.dump())
     assert load_recipe(tmp_path / "recipe.yaml") == recipe
     assert set(get_args(MergeMethod)) == set(MERGE_METHODS)
+
+
+def test_weights_multiply_each_vector_first() -> None:
+    flats = [np.random.default_rng(seed).normal(size=SIZE) for seed in range(2)]
+    merged = merge([vector(**cut(flat)) for flat in flats], method="sum", weights=[1.0, -2.0])
+    assert np.allclose(flattened(merged), float32(flats[0]) - 2 * float32(flats[1]), rtol=1e-6)
+
+
+def test_what_dare_drops_does_not_depend_on_blocks_and_has_the_vector_as_its_mean() -> None:
+    whole = uniform("w", 3, 0, 1000)
+    parts = [uniform("w", 3, start, 100) for start in range(0, 1000, 100)]
+    odd = [uniform("w", 3, 0, 7), uniform("w", 3, 7, 993)]
+    assert np.array_equal(whole, np.concatenate(parts))
+    assert np.array_equal(whole, np.concatenate(odd))
+    assert not np.array_equal(whole, uniform("w", 4, 0, 1000))
+    assert abs(whole.mean() - 0.5) < 0.03
+    tau = vector(w=torch.ones(50_000))
+    dropped = merge([tau], method="dare", density=0.1)["w"]
+    assert set(dropped.unique().tolist()) == {0.0, 10.0}
+    assert abs(float(dropped.mean()) - 1) < 0.05
+
+
+def test_weights_are_one_a_vector() -> None:
+    with pytest.raises(
+        GradfixError, match="weights: expected a finite number for each of the 1 task vectors"
+    ):
+        merge([vector(w=torch.ones(2))], weights=[1.0, 2.0])

@@ -9,11 +9,9 @@ from gradfix.recipes import CompareRecipe
 @command(CompareRecipe)
 def compare(recipe: CompareRecipe, console: Console) -> None:
     """Print the table, and write it as JSON, CSV and Markdown."""
-    from gradfix.checkpoints.writing.atomic import write_folder
     from gradfix.transport.comparison import compare as run
 
     comparison = run(recipe, tell=console.tell, progress=console.progress)
-    write_folder(recipe.output, comparison.files(), overwrite=recipe.overwrite)
     console.answer_table(comparison_table(comparison.lines, comparison.caption))
     console.say(f"wrote {recipe.output}")
     console.result(comparison.record())

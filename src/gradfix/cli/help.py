@@ -5,7 +5,7 @@ from typing import Any
 from typer.core import TyperCommand
 
 from gradfix.recipes.fields import COLUMNS
-from gradfix.recipes.groups import FIRST, GROUPS
+from gradfix.recipes.groups import FIRST, GROUPS, OTHERS
 
 ARGUMENTS = "Arguments"
 
@@ -20,7 +20,12 @@ class Command(TyperCommand):
             ctx: The command line so far.
             formatter: Takes the sections.
         """
-        groups: dict[str, list[tuple[str, str]]] = {ARGUMENTS: [], FIRST: [], **{name: [] for name in GROUPS}}
+        groups: dict[str, list[tuple[str, str]]] = {
+            ARGUMENTS: [],
+            FIRST: [],
+            **{name: [] for name in GROUPS},
+            OTHERS: [],
+        }
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is not None:

@@ -1,7 +1,5 @@
 """``gradfix inspect``: what is in a file."""
 
-from typing import Any
-
 from gradfix.cli.command import command
 from gradfix.cli.console import Console
 from gradfix.recipes import InspectRecipe
@@ -13,13 +11,13 @@ def inspect(recipe: InspectRecipe, console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from gradfix.cli.inspection import by_block
-    from gradfix.cli.inspection import inspect as look
+    from gradfix.transport.inspection import by_block, fact_words
+    from gradfix.transport.inspection import inspect as look
 
     found = look(recipe.file)
     console.answer(f"{found.path}: {found.kind}")
     for name, fact in found.facts.items():
-        shown = _fact(fact)
+        shown = fact_words(fact)
         if shown:
             console.answer(f"  {name}: {shown}")
     blocks = by_block(found.tensors)
@@ -41,20 +39,3 @@ def _number(key: str, value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:.4g}" if key.startswith("norm") else f"{value:.1%}"
-
-
-def _fact(fact: Any) -> str:
-    """Say a fact in a line: the many of a list or an object by their number and the first few."""
-    if fact is None or fact in ([], {}, ""):
-        return ""
-    if isinstance(fact, bool | int):
-        return f"{fact:,}"
-    if isinstance(fact, float):
-        return f"{fact:.4g}"
-    if isinstance(fact, dict):
-        shown = ", ".join(f"{key} {_fact(value) or '–'}" for key, value in list(fact.items())[:6])
-        return shown + (f" and {len(fact) - 6} more" if len(fact) > 6 else "")
-    if isinstance(fact, list):
-        shown = ", ".join(_fact(value) for value in fact[:4])
-        return shown + (f" and {len(fact) - 4} more" if len(fact) > 4 else "")
-    return str(fact)

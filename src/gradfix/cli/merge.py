@@ -12,47 +12,41 @@ if TYPE_CHECKING:
 
 @command(MergeRecipe)
 def merge(recipe: MergeRecipe, console: Console) -> None:
-    """Merge; then write the task vector, or θ_B + α times it."""
-    from gradfix.checkpoints import Checkpoint, match_names
-    from gradfix.transport.checks import Findings, note_placement
-    from gradfix.vectors.merging import merge as join
-    from gradfix.vectors.placement import place
-    from gradfix.vectors.task_vector import TaskVector
-    from gradfix.votes import Votes
-
-    vectors = [TaskVector.load(path) for path in recipe.task_vector]
-    votes = None if recipe.votes is None else [Votes.load(path) for path in recipe.votes]
-    target = None if recipe.target_base is None else Checkpoint.open(recipe.target_base)
-    found = Findings(tell=console.tell, hold=True)
-    if target is not None:
-        placements = [place(vector, target) for vector in vectors]
-        for placement in placements:
-            note_placement(found, placement, target)
-        vectors = [placement.vector for placement in placements]
-        for each in votes or []:
-            each.check_target(target, match_names(each.specs, target.specs).names)
-    merged = join(
-        vectors,
-        votes,
-        method=recipe.method,
-        density=recipe.density,
-        order=recipe.order,
-        strategy=recipe.mask,
-        seed=recipe.seed,
-        **({"level": recipe.confidence} if recipe.mask == "confident" else {}),
-        progress=console.progress,
-    )
-    if target is None:
-        _write_vector(merged, recipe, console)
-        return
+    """Merge; then write the task vector, or θ_B + α times it with the table of what that does."""
+    from gradfix.checkpoints.writing.atomic import refuse_taken
     from gradfix.report.facts import Applied
+    from gradfix.transport.checks import Findings
+    from gradfix.transport.merged import joining, merged_model
     from gradfix.vectors.output import write_output
+    from gradfix.vectors.task_vector import TaskVector
 
-    applied = write_output(recipe, merged, target, alpha=recipe.alpha, progress=console.progress)
+    if recipe.target_base is None:
+        vectors = [TaskVector.load(path) for path in recipe.task_vector]
+        _write_vector(joining(recipe, vectors, None, console.progress)(None), recipe, console)
+        return
+    if not recipe.resume and not recipe.restart:
+        refuse_taken(recipe.output, overwrite=recipe.overwrite)
+    found = Findings(tell=console.tell, hold=True)
+    merged = merged_model(recipe, found, progress=console.progress)
+    applied = write_output(
+        recipe, merged.vector, merged.target, alpha=merged.alpha, progress=console.progress
+    )
     found.release()
     for note in applied.notes(told=True):
         console.say(note)
-    console.result(Applied.model_validate(applied))
+    result = Applied.model_validate(applied).plain()
+    if recipe.samples and recipe.alpha is None and merged.weights is None:
+        console.say(f"α = {merged.alpha:g}, chosen on the samples")
+    if merged.weights is not None:
+        console.say(
+            "coefficients, chosen on the samples: " + ", ".join(f"{weight:g}" for weight in merged.weights)
+        )
+    if merged.table is not None:
+        console.answer(merged.table.summary().text())
+        for remark in merged.table.remarks():
+            console.answer(remark)
+        result |= {"table": merged.table.plain(), "coefficients": merged.weights}
+    console.result(result)
 
 
 def _write_vector(merged: "TaskVector", recipe: MergeRecipe, console: Console) -> None:

@@ -19,6 +19,8 @@ from gradfix.evaluation.intervals import (
     score_interval,
 )
 from gradfix.progress import Progress, silent
+from gradfix.report.numbers import metric_name, score_words
+from gradfix.report.summary import Summarised, Summary
 from gradfix.tasks.base import Task
 from gradfix.tasks.forward import evaluating
 
@@ -39,8 +41,8 @@ Run: TypeAlias = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 """Maps a function, which runs a model on a batch, over batches, in order."""
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Summarised):
     """The measurement of one model on one data set.
 
     Attributes:
@@ -69,7 +71,18 @@ class Evaluation:
     scores: list[float]
     losses: list[float]
     predictions: list[Any]
-    logits: torch.Tensor | None = field(default=None, repr=False, compare=False)
+    logits: torch.Tensor | None = field(default=None, compare=False)
+
+    def summary(self) -> Summary:
+        """Say score, interval and loss.
+
+        Returns:
+            A line of each.
+        """
+        return Summary(
+            f"{metric_name(self.metric)} {score_words(self.score, self.interval)} on {self.n} samples ({self.task})",
+            [("loss", f"{self.loss:.4f}"), ("cut to the model's context", f"{self.truncated or ''}")],
+        )
 
 
 @dataclass(frozen=True)

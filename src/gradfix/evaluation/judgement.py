@@ -7,11 +7,13 @@ from typing import Any
 from gradfix.evaluation.evaluate import Evaluation, Interval, paired_samples
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.progress import Progress, silent
+from gradfix.report.numbers import between, metric_name, percent, points
+from gradfix.report.summary import Summarised, Summary
 from gradfix.vectors.task_vector import TaskVector
 
 
-@dataclass(frozen=True)
-class Judgement:
+@dataclass(frozen=True, repr=False)
+class Judgement(Summarised):
     """How the transported model does beside the new base, on data that chose nothing or only α.
 
     Attributes:
@@ -33,6 +35,29 @@ class Judgement:
     gain: Interval
     over_control: Interval
     over_naive: Interval | None
+
+    def summary(self) -> Summary:
+        """Say the four scores, and what was gained.
+
+        Returns:
+            A row a model.
+        """
+        models = (
+            ("new base as it is", self.base),
+            ("naive addition", self.naive),
+            ("transported", self.transported),
+            ("control, shuffled", self.control),
+        )
+        differences = {"transported": points(self.gain.value)}
+        return Summary(
+            f"{metric_name(self.base.metric)} on {self.base.n} {self.data} samples, %",
+            columns=("model", "score", "95 % interval", "over the base"),
+            rows=[
+                (name, percent(each.score), between(each.interval, signed=False), differences.get(name, ""))
+                for name, each in models
+                if each is not None
+            ],
+        )
 
 
 def judge(

@@ -15,7 +15,15 @@ from gradfix.recipes.fields import (
     Sampling,
     parse_size,
 )
-from gradfix.recipes.running import CompareRecipe, EvaluateRecipe, SupportRecipe, TaskRecipe, VotesRecipe
+from gradfix.recipes.running import (
+    CompareRecipe,
+    CountRecipe,
+    EvaluateRecipe,
+    SupportRecipe,
+    TableRecipe,
+    TaskRecipe,
+    VotesRecipe,
+)
 from gradfix.recipes.showing import DemoRecipe, InspectRecipe, ReportRecipe
 from gradfix.recipes.transport import CheckRecipe, TransportRecipe, only_in_python
 from gradfix.recipes.writing import ApplyRecipe, DiffRecipe, ExtractRecipe, MergeRecipe, WritingRecipe
@@ -27,6 +35,7 @@ __all__ = [
     "ApplyRecipe",
     "CheckRecipe",
     "CompareRecipe",
+    "CountRecipe",
     "DemoRecipe",
     "DiffRecipe",
     "EvaluateRecipe",
@@ -40,6 +49,7 @@ __all__ = [
     "ReportRecipe",
     "Sampling",
     "SupportRecipe",
+    "TableRecipe",
     "TaskRecipe",
     "TransportRecipe",
     "VotesRecipe",

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from gradfix.recipes.base import ASKED_EACH_TIME
 
@@ -13,7 +13,7 @@ VOTELESS_MASKS = ("none", "random", "random-sign")
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Rounding = Literal["nearest", "stochastic"]
-MergeMethod = Literal["mean", "ties"]
+MergeMethod = Literal["mean", "sum", "ties", "dare", "magnitude"]
 MergeOrder = Literal["merge-then-mask", "mask-then-merge"]
 
 SourceBase = Annotated[
@@ -55,6 +55,21 @@ Alpha = Annotated[
     str,
     BeforeValidator(_as_text),
     Field(description="auto, a number, or candidates as 0,0.5,1"),
+]
+
+
+def _roles(column: list[str]) -> list[str]:
+    # A second text may be said to be none: without, rows that hold one are refused.
+    wrong = [entry for entry in column if not all(entry.partition("=")) and entry != "text_pair="]
+    if wrong:
+        raise ValueError(f"expected role=name, found {wrong[0]!r}")
+    return column
+
+
+Columns = Annotated[
+    list[str],
+    AfterValidator(_roles),
+    Field(description="role=name, where the data's columns have other names"),
 ]
 Names = Annotated[list[str], BeforeValidator(_as_texts)]
 """Texts of which YAML reads some, such as 3 and no, as something else."""
@@ -106,6 +121,12 @@ COLUMNS = {
 
 IN_PYTHON = "rows given in Python"
 """What a recipe says in place of a location where rows came from memory."""
+
+COMPARED = (
+    "naive", "random", "random-sign", "mean", "force", "soft", "gradfix", "control", "auto", "few-shot", "oracle",
+    "full",
+)  # fmt: skip
+"""The rows of a comparison beside the new base; a test keeps them those of :mod:`gradfix.transport.comparison`."""
 
 ROWS = ("support", "data", "validation", "unlabelled", "align_data")
 """The options of a transport that name rows which shape the model."""

@@ -3,6 +3,7 @@
 from gradfix.recipes.base import Recipe
 
 FIRST = "Options"
+OTHERS = "Further options"
 GROUPS: dict[str, tuple[str, ...]] = {
     "The data": (
         "split", "validation", "validation_split", "test_split", "unlabelled", "align_data", "sampling", "seeds",
@@ -10,8 +11,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "The task": ("candidate", "prefix", "templates", "max_length", "strict", "head"),
     "The method": (
-        "alpha", "mask", "confidence", "vote", "steps", "vote_at", "votes_dtype", "align", "training", "finetune_steps",
-        "space", "granularity", "density", "order", "seed",
+        "space", "granularity", "alpha", "mask", "confidence", "vote", "steps", "vote_at", "votes_dtype", "align",
+        "training", "finetune_steps", "density", "coefficients", "order", "seed",
     ),
     "What is written": (
         "output_format", "rank", "energy", "whole", "dtype", "rounding", "shard_size", "examples", "overwrite",
@@ -33,7 +34,9 @@ MATTER_FIRST: dict[str, tuple[str, ...]] = {
     "votes": ("target_base", "task", "support", "data", "samples_per_class", "output", "source_base", "source_tuned"),
     "evaluate": ("model", "task", "data", "output"),
     "apply": ("source_base", "source_tuned", "task_vector", "target_base", "votes", "mask", "alpha", "output"),
-    "merge": ("task_vector", "target_base", "votes", "method", "density", "alpha", "output"),
+    "merge": (
+        "task_vector", "target_base", "task", "samples", "test", "method", "density", "votes", "alpha", "output",
+    ),
 }  # fmt: skip
 """The options that a first use needs, at most ten a command; of other commands those that must be given."""
 MATTER_FIRST["check"] = MATTER_FIRST["transport"]
@@ -62,6 +65,6 @@ def group_of(kind: type[Recipe], name: str) -> str:
     Returns:
         The heading.
     """
-    if name in MATTER_FIRST.get(kind.command, ()):
+    if name in MATTER_FIRST.get(kind.command, ()) or kind.command not in MATTER_FIRST:
         return FIRST
-    return next((group for group, names in GROUPS.items() if name in names), FIRST)
+    return next((group for group, names in GROUPS.items() if name in names), OTHERS)

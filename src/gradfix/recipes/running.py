@@ -8,9 +8,11 @@ from pydantic import Field, field_validator, model_validator
 from gradfix.errors import option
 from gradfix.recipes.base import ASKED_EACH_TIME, Recipe
 from gradfix.recipes.fields import (
+    COMPARED,
     TASKS,
     Align,
     AlignData,
+    Columns,
     ComputeDtype,
     Encoding,
     Head,
@@ -31,9 +33,7 @@ class TaskRecipe(Recipe):
     """What every command that runs a task on labelled data may be told of it."""
 
     task: Annotated[str, Field(description=f"{', '.join(TASKS[:-1])} or {TASKS[-1]}")]
-    column: Annotated[
-        list[str], Field(description="role=name, where the data's columns have other names")
-    ] = []
+    column: Columns = []
     label: Annotated[
         Names, Field(description="class names in order, where neither model nor data has them")
     ] = []
@@ -58,15 +58,6 @@ class TaskRecipe(Recipe):
         bool,
         Field(description="run code that a model repository brings", json_schema_extra=ASKED_EACH_TIME),
     ] = False
-
-    @field_validator("column")
-    @classmethod
-    def _roles(cls, column: list[str]) -> list[str]:
-        # A second text may be said to be none: without, rows that hold one are refused.
-        wrong = [entry for entry in column if not all(entry.partition("=")) and entry != "text_pair="]
-        if wrong:
-            raise ValueError(f"expected role=name, found {wrong[0]!r}")
-        return column
 
     @field_validator("encoding")
     @classmethod
@@ -172,6 +163,12 @@ class VotesRecipe(SupportRecipe):
         return self
 
 
+class CountRecipe(VotesRecipe):
+    """The same from Python, where votes need no file."""
+
+    output: Annotated[Path | None, Field(description="a file for the votes")] = None  # type: ignore[assignment]
+
+
 class EvaluateRecipe(TaskRecipe):
     """Measure one model on labelled data."""
 
@@ -205,6 +202,16 @@ class CompareRecipe(TaskRecipe):
     align_data: AlignData = None
     head: Head = "copy"
     retain: Annotated[str | None, Field(description="labelled data of what the model could do before")] = None
+    unlabelled: Annotated[
+        str | None, Field(description="inputs without labels that vote too, as the tuned source labels them")
+    ] = None
+    methods: Annotated[
+        list[str],
+        Field(description=f"rows of the table, repeatable; all of {', '.join(COMPARED)} if not given"),
+    ] = []
+    finetune_steps: Annotated[
+        int | None, Field(ge=1, description="steps of training at most, in every row that trains")
+    ] = None
     samples_per_class: Annotated[list[int], Field(description="budgets to compare, repeatable")] = [
         1,
         2,
@@ -215,3 +222,35 @@ class CompareRecipe(TaskRecipe):
     seeds: Annotated[int, Field(ge=1, description="draws a budget; 5 is the fewest with intervals")] = 5
     output: Annotated[Path, Field(description="folder for the table as JSON and CSV")]
     overwrite: Overwrite = False
+
+    @field_validator("methods")
+    @classmethod
+    def _rows(cls, methods: list[str]) -> list[str]:
+        unknown = [name for name in methods if name not in COMPARED]
+        if unknown:
+            raise ValueError(f"there is no row {unknown[0]!r}; choose from {', '.join(COMPARED)}")
+        return list(dict.fromkeys(methods))
+
+    @model_validator(mode="after")
+    def _bounds(self) -> "CompareRecipe":
+        bounds = [name for name in ("oracle", "full") if name in self.methods]
+        if bounds and self.target_tuned is None:
+            raise ValueError(f"{option('methods')} {bounds[0]} needs {option('target_tuned')}")
+        return self
+
+    def asks_for(self, method: str) -> bool:
+        """Tell whether a row is wanted.
+
+        Args:
+            method: Its name.
+
+        Returns:
+            Whether it is named, or none is.
+        """
+        return not self.methods or method in self.methods
+
+
+class TableRecipe(CompareRecipe):
+    """The same from Python, where the table needs no folder."""
+
+    output: Annotated[Path | None, Field(description="folder for the table, its page and its record")] = None  # type: ignore[assignment]

@@ -6,9 +6,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from gradfix.errors import option
-from gradfix.recipes.base import Recipe
+from gradfix.recipes.base import ASKED_EACH_TIME, Recipe
 from gradfix.recipes.fields import (
     VOTELESS_MASKS,
+    Columns,
     Confidence,
     Dtype,
     Energy,
@@ -172,10 +173,44 @@ class MergeRecipe(WritingRecipe):
         list[Path] | None,
         Field(description="a file of `gradfix votes` for each task vector, in the same order; masks by them"),
     ] = None
-    method: Annotated[MergeMethod, Field(description="average, or trim, elect a sign and average")] = "mean"
+    method: Annotated[
+        MergeMethod,
+        Field(
+            description="mean or sum; ties trims, elects a sign and averages; dare drops at random, magnitude the "
+            "smallest, and both add"
+        ),
+    ] = "mean"
     density: Annotated[
-        float, Field(gt=0, le=1, description="for ties: share of its coordinates a task vector keeps")
+        float,
+        Field(
+            gt=0,
+            le=1,
+            description="for ties, dare and magnitude: share of its coordinates a task vector keeps",
+        ),
     ] = 0.2
+    task: Annotated[
+        list[str], Field(description="the task of each task vector, in the same order; or one for all")
+    ] = []
+    samples: Annotated[
+        list[str],
+        Field(description="labelled samples of each task, in the same order: α is chosen on them"),
+    ] = []
+    test: Annotated[
+        list[str], Field(description="labelled data of each task to judge on; nothing is chosen there")
+    ] = []
+    retain: Annotated[
+        str | None, Field(description="labelled data of what the model could do before, of the first task")
+    ] = None
+    coefficients: Annotated[
+        Literal["one", "each"], Field(description="choose one α for all, or one for each task vector")
+    ] = "one"
+    column: Columns = []
+    batch_size: Annotated[int, Field(ge=1, description="samples a pass")] = 32
+    device: Annotated[str, Field(description="cpu, cuda or mps")] = "cpu"
+    trust_remote_code: Annotated[
+        bool,
+        Field(description="run code that a model repository brings", json_schema_extra=ASKED_EACH_TIME),
+    ] = False
     order: Annotated[
         MergeOrder, Field(description="the first is best for several tasks, the second for several sources")
     ] = "merge-then-mask"
@@ -186,7 +221,12 @@ class MergeRecipe(WritingRecipe):
     target_base: Annotated[
         str | None, Field(description="the new base model, θ_B; without it a task vector file is written")
     ] = None
-    alpha: Annotated[float, Field(description="scaling coefficient α, with a target")] = 1.0
+    alpha: Annotated[
+        float | None,
+        Field(
+            description="scaling coefficient α, with a target; if not given, chosen on the samples, else 1"
+        ),
+    ] = None
     dtype: Annotated[Dtype | None, Field(description="of the output; the target's, or float32 of a file")] = (
         None
     )
@@ -199,9 +239,26 @@ class MergeRecipe(WritingRecipe):
             )
         if self.mask not in {None, *VOTELESS_MASKS} and self.votes is None:
             raise ValueError(f"{option('mask')} {self.mask} needs {option('votes')}")
-        of_models = ("alpha", "rounding", "shard_size", "resume", "restart", "output_format")
+        of_models = ("alpha", "rounding", "shard_size", "resume", "restart", "output_format", "samples")
         fields = type(self).model_fields
         given = [name for name in of_models if getattr(self, name) != fields[name].default]
         if given and self.target_base is None:
             raise ValueError(f"{', '.join(map(option, given))}: only with {option('target_base')}")
+        self._fits_tasks(len(self.task_vector))
         return self
+
+    def _fits_tasks(self, count: int) -> None:
+        if not self.samples:
+            idle = [name for name in ("task", "test", "retain") if getattr(self, name)]
+            idle += ["coefficients"] if self.coefficients == "each" else []
+            if idle:
+                raise ValueError(f"{', '.join(map(option, idle))}: only with {option('samples')}")
+            return
+        for name, counts in (("samples", {count}), ("task", {1, count}), ("test", {0, count})):
+            if len(getattr(self, name)) not in counts:
+                raise ValueError(
+                    f"{option(name)}: expected one for each of the {count} task vectors, "
+                    f"found {len(getattr(self, name))}"
+                )
+        if self.coefficients == "each" and self.alpha is not None:
+            raise ValueError(f"{option('coefficients')} each chooses α; leave out {option('alpha')}")

@@ -1,6 +1,19 @@
 """How pages and cards write numbers, once."""
 
-from gradfix.report.facts import Interval
+from typing import Protocol
+
+
+class Ends(Protocol):
+    """An interval, measured or read from a record."""
+
+    @property
+    def low(self) -> float | None:
+        """The lower end."""
+
+    @property
+    def high(self) -> float | None:
+        """The upper end."""
+
 
 MINUS = "\N{MINUS SIGN}"
 THIN = "\N{NARROW NO-BREAK SPACE}"
@@ -33,7 +46,7 @@ def points(difference: float, digits: int = 1) -> str:
     return f"{0:.{digits}f}" if float(written) == 0 else written.replace("-", MINUS)
 
 
-def between(interval: Interval | None, *, signed: bool = True) -> str:
+def between(interval: Ends | None, *, signed: bool = True) -> str:
     """Write the ends of an interval.
 
     Args:
@@ -48,6 +61,21 @@ def between(interval: Interval | None, *, signed: bool = True) -> str:
     if signed:
         return f"{points(interval.low)} to {points(interval.high)}"
     return f"{interval.low * 100:.1f} to {percent(interval.high)}"
+
+
+def score_words(score: float, interval: Ends) -> str:
+    """Write a score with its interval.
+
+    Args:
+        score: In [0, 1].
+        interval: Of it.
+
+    Returns:
+        As ``78.4 % (95 % interval 70.1 to 85.0 %)``.
+    """
+    if interval.low is None or interval.high is None:
+        return percent(score)
+    return f"{percent(score)} (95{THIN}% interval {interval.low * 100:.1f} to {percent(interval.high)})"
 
 
 def number(value: float) -> str:

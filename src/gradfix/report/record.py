@@ -47,6 +47,9 @@ class Record(Part):
     format: str
     version: int
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(version={self.version}, fields: {', '.join(type(self).model_fields)})"
+
     def written(self) -> str:
         """Give the text of the file.
 

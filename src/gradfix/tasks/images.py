@@ -70,7 +70,8 @@ def read_image(value: Any, where: str) -> Image.Image:
 
     Args:
         value: What ``datasets`` gives undecoded (``{"bytes": …, "path": …}``), bytes, a path, a PIL image, or
-            an array of greys ``[height, width]``, or ``[height, width, 3]`` or ``[…, 4]`` of uint8.
+            an array of greys ``[height, width]``, or ``[height, width, 3]`` or ``[…, 4]`` of uint8, or a tensor
+            ``[1, 3 or 4, height, width]`` as torchvision's ``ToTensor`` gives it, uint8 or from 0 to 1.
         where: How an error names the row and column.
 
     Returns:
@@ -80,6 +81,8 @@ def read_image(value: Any, where: str) -> Image.Image:
         GradfixError: If it is not an image or cannot be read to its end; names the row and the path.
     """
     path = None
+    if isinstance(value, Tensor):
+        value = _array(value, where)
     try:
         if isinstance(value, Image.Image):
             image = value
@@ -102,6 +105,25 @@ def read_image(value: Any, where: str) -> Image.Image:
         named = f" {path}" if path else ""
         reason = reason or type(error).__name__
         raise GradfixError(f"{where}: the image{named} cannot be read ({reason})") from error
+
+
+def _array(value: Tensor, where: str) -> Any:
+    """Channels first, as torchvision has them, to an array of uint8 with channels last."""
+    if value.ndim != 3 or value.shape[0] not in (1, 3, 4):
+        raise GradfixError(
+            f"{where}: expected an image [channels, height, width] of 1, 3 or 4 channels, found {list(value.shape)}"
+        )
+    if value.is_floating_point():
+        low, high = float(value.min()), float(value.max())
+        if not (low >= 0 and high <= 1):
+            raise GradfixError(
+                f"{where}: expected values from 0 to 1, found {low:.3g} to {high:.3g}; give images that are not "
+                "normalised yet, the model's processor does that"
+            )
+        value = (value.float() * 255).round().to(torch.uint8)
+    elif value.dtype != torch.uint8:
+        raise GradfixError(f"{where}: expected uint8 or floating point, found {value.dtype}; convert it")
+    return value.detach().cpu().permute(1, 2, 0).contiguous().numpy()
 
 
 def _content(path: Path, where: str) -> bytes:

@@ -14,6 +14,8 @@ from gradfix.checkpoints import Checkpoint, TensorSpec
 from gradfix.checkpoints.expressions import Aliased, Gathered, Selection
 from gradfix.checkpoints.model_config import custom_code
 from gradfix.errors import ArchitectureError, GradfixError, listed
+from gradfix.report.numbers import size
+from gradfix.report.summary import Summarised, Summary
 from gradfix.tasks import ModelTask
 from gradfix.vectors.apart import place_apart
 from gradfix.vectors.apply import add_scaled, output_specs
@@ -55,8 +57,8 @@ def ignore(finding: Finding) -> None:
     """Tell nobody: the default of whatever reports findings as they are made."""
 
 
-@dataclass
-class Findings:
+@dataclass(repr=False)
+class Findings(Summarised):
     """What was found of the inputs.
 
     Attributes:
@@ -77,8 +79,25 @@ class Findings:
     relative_norm: float | None = None
     output_bytes: int | None = None
     seconds: float | None = None
-    hold: bool = field(default=False, repr=False, compare=False)
-    tell: Callable[[Finding], None] = field(default=ignore, repr=False, compare=False)
+    hold: bool = field(default=False, compare=False)
+    tell: Callable[[Finding], None] = field(default=ignore, compare=False)
+
+    def summary(self) -> Summary:
+        """Say whether a transport is possible, errors first.
+
+        Returns:
+            A line a finding.
+        """
+        if not self.ok:
+            title = "not possible"
+        elif self.output_bytes is None:
+            title = "nothing found against it"
+        else:
+            title = (
+                f"possible: {size(self.output_bytes)} to write, about {max(1, round(self.seconds or 0))} s"
+            )
+        told = sorted(self.findings, key=lambda finding: ("error", "warning", "note").index(finding.level))
+        return Summary(title, [(finding.level, finding.text) for finding in told])
 
     @property
     def ok(self) -> bool:

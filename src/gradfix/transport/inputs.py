@@ -7,7 +7,7 @@ from typing import Any
 
 from gradfix.errors import ArchitectureError, GradfixError, column_option, listed
 from gradfix.evaluation.binding import Rows, bind, used_columns, without_labels
-from gradfix.recipes import IN_PYTHON, CheckRecipe, TaskRecipe, TransportRecipe
+from gradfix.recipes import IN_PYTHON, CheckRecipe, CompareRecipe, TaskRecipe, TransportRecipe
 from gradfix.tasks import Classification, ModelTask, get_task
 from gradfix.tasks.data import load_rows, origin
 from gradfix.tasks.loading import require_device
@@ -50,17 +50,13 @@ class Data:
             The rows.
 
         Raises:
-            GradfixError: if rows can't be read, or came from memory and are gone.
+            GradfixError: if there are no labelled rows.
         """
 
         def rows(name: str, split: str | None = None) -> Rows:
             place = getattr(recipe, name)
             if name in given:
                 return given[name]
-            if place == IN_PYTHON:
-                raise GradfixError(
-                    f"{name}: these rows were given in Python and no file holds them; run that script again"
-                )
             return rows_at(recipe, place, split) if place else ()
 
         named = [name for name in ("support", "data") if name in given or getattr(recipe, name)]
@@ -76,6 +72,30 @@ class Data:
             pool=rows(named[0], recipe.split),
             held={name: found for name, found in held.items() if len(found)},
             budget=recipe.samples_per_class,
+            align_data=rows("align_data"),
+            unlabelled=rows("unlabelled"),
+        )
+
+    @classmethod
+    def compared(cls, recipe: CompareRecipe, given: Mapping[str, Rows]) -> "Data":
+        """Read what a comparison's options name.
+
+        Args:
+            recipe: The options.
+            given: Rows in memory by option, in place of the locations.
+
+        Returns:
+            The rows; the budget is the largest.
+        """
+
+        def rows(name: str, split: str | None = None) -> Rows:
+            place = getattr(recipe, name)
+            return given[name] if name in given else rows_at(recipe, place, split) if place else ()
+
+        return cls(
+            pool=rows("data", recipe.split),
+            held={"test": rows("test", recipe.test_split)},
+            budget=max(recipe.samples_per_class),
             align_data=rows("align_data"),
             unlabelled=rows("unlabelled"),
         )
@@ -245,15 +265,28 @@ def rows_at(recipe: TaskRecipe, location: str, split: str | None = None) -> Rows
 
     Returns:
         The rows.
+
+    Raises:
+        GradfixError: if they came from memory and are gone.
     """
+    if location == IN_PYTHON:
+        raise GradfixError("these rows were given in Python and no file holds them; run that script again")
     return load_rows(location, split=split, configuration=recipe.configuration, encoding=recipe.encoding)
 
 
-def check_inputs(recipe: CheckRecipe, *, tell: Callable[[Finding], None] = ignore) -> Findings:
+def check_inputs(
+    recipe: CheckRecipe,
+    *,
+    task: ModelTask | None = None,
+    rows: Mapping[str, Rows] | None = None,
+    tell: Callable[[Finding], None] = ignore,
+) -> Findings:
     """Find whatever a transport of the same options would refuse before its first pass.
 
     Args:
         recipe: The options; without a task the models alone are checked.
+        task: A task of the caller's own, in place of the recipe's.
+        rows: Rows in memory by option, in place of the recipe's locations.
         tell: Told each finding at once.
 
     Returns:
@@ -263,7 +296,7 @@ def check_inputs(recipe: CheckRecipe, *, tell: Callable[[Finding], None] = ignor
     try:
         models = models_of(recipe, found)
         if recipe.task:
-            task, data = ready_task(recipe, models, Data.read(recipe, {}), found)
+            task, data = ready_task(recipe, models, Data.read(recipe, rows or {}), found, task=task)
             models = lay_apart(models, task, found, output=recipe.output, overwrite=recipe.overwrite)
             note_sample(task, data, found)
         check_weights(models, found)

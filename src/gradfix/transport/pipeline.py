@@ -1,11 +1,12 @@
 """The main job, end to end: from three models and a handful of samples to a model directory and its evidence."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -13,6 +14,7 @@ from gradfix.alignment import align, run_source
 from gradfix.alignment.source import SourceRun
 from gradfix.checkpoints import Checkpoint
 from gradfix.checkpoints.writing.atomic import refuse_taken
+from gradfix.checkpoints.writing.single import claimed, write_text
 from gradfix.errors import listed
 from gradfix.evaluation.adapter_model import AdapterModel
 from gradfix.evaluation.binding import Rows, bind, choose_support, describe_head, use_head
@@ -22,15 +24,20 @@ from gradfix.evaluation.judgement import Judgement, judge
 from gradfix.evaluation.streaming.choice import keeping_counts, load_target
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.progress import Progress, silent
-from gradfix.recipes import IN_PYTHON, EvaluateRecipe, TaskRecipe, TransportRecipe, VotesRecipe, validate
-from gradfix.recipes.fields import ROWS
+from gradfix.recipes import EvaluateRecipe, TaskRecipe, TransportRecipe, VotesRecipe
 from gradfix.recipes.settings import SETTINGS, SelectionSettings
+from gradfix.report import REPORT_FILE
+from gradfix.report.facts import EvaluatedSamples
 from gradfix.report.facts import Votes as RecordedVotes
+from gradfix.report.numbers import duration, metric_name, percent
 from gradfix.report.record import TransportRecord
+from gradfix.report.summary import Summarised, Summary
 from gradfix.tasks import ModelTask, get_task
+from gradfix.tasks.data_memory import RowSource
 from gradfix.transport.checks import Finding, Findings, Models, check_weights, ignore, lay_apart
 from gradfix.transport.decision import Decision, cross_fitting_doubts, decide, selection_context
 from gradfix.transport.folds import AlphaChoice
+from gradfix.transport.given import given
 from gradfix.transport.inputs import Data, counted_once, models_of, note_cut, note_unread, ready_task, rows_at
 from gradfix.transport.memory import possible
 from gradfix.transport.record import Clock, output_files, transport_record, votes_facts
@@ -45,8 +52,8 @@ from gradfix.vectors.truncation import Extraction
 from gradfix.votes import Votes
 
 
-@dataclass(frozen=True)
-class Transported:
+@dataclass(frozen=True, repr=False)
+class Transported(Summarised):
     """The result of :func:`transport`.
 
     Attributes:
@@ -69,6 +76,44 @@ class Transported:
     seconds: Mapping[str, float]
     record: TransportRecord
 
+    def summary(self) -> Summary:
+        """Say whether it was worth it, in ten lines.
+
+        Returns:
+            The verdict's first sentence, how the model was made, and where it is.
+        """
+        kept = self.applied.kept_share
+        judged = self.judgement
+        first, _, rest = self.verdict.partition(". ")
+        facts = [
+            ("verdict", f"{first}{'.' if rest else ''}"),
+            ("method", self.record.method.why if self.record.method is not None else ""),
+            ("α", f"{self.alpha.alpha:g} ({self.alpha.chosen_on})"),
+            ("kept of the task vector", "" if kept is None else percent(kept)),
+        ]
+        if judged is not None:
+            named = (("new base", judged.base), ("naive", judged.naive), ("control", judged.control))
+            others = ", ".join(f"{name} {percent(each.score)}" for name, each in named if each is not None)
+            facts.append(
+                (
+                    f"{metric_name(judged.base.metric)} on {judged.base.n} {judged.data} samples",
+                    f"{percent(judged.transported.score)} ({others})",
+                )
+            )
+        warnings = [each.text for each in self.compatibility.findings if each.level == "warning"]
+        facts += [
+            (
+                "warning",
+                text if len(warnings) == 1 else f"{text} (and {len(warnings) - 1} more, in .compatibility)",
+            )
+            for text in warnings[:1]
+        ]
+        facts += [
+            ("time", duration(sum(self.seconds.values()))),
+            ("page", str(Path(self.output) / REPORT_FILE)),
+        ]
+        return Summary(f"transported to {self.output}", facts)
+
     @property
     def verdict(self) -> str:
         """Whether it was worth it, in a few sentences of which the first can be quoted."""
@@ -82,12 +127,12 @@ def transport(
     source_tuned: str | Path,
     target_base: str | Path,
     output: str | Path,
-    support: str | Path | Rows | None = None,
-    data: str | Path | Rows | None = None,
+    support: str | Path | RowSource | None = None,
+    data: str | Path | RowSource | None = None,
     samples_per_class: int | None = None,
     sampling: Literal["random", "herding", "k-medoids", "coreset"] = "random",
-    validation: str | Path | Rows | None = None,
-    test: str | Path | Rows | None = None,
+    validation: str | Path | RowSource | None = None,
+    test: str | Path | RowSource | None = None,
     method: Literal["auto", "gradfix"] | None = None,
     alpha: str | float | Sequence[float] = "auto",
     mask: Literal["agreement", "confident", "force", "soft", "random", "random-sign", "none"] = "agreement",
@@ -99,8 +144,8 @@ def transport(
     space: Literal["adapter", "weights"] | None = None,
     granularity: Literal["coordinate", "row", "component"] = "coordinate",
     align: Literal["auto", "none", "regression", "answers", "procrustes", "permutation"] | None = None,
-    align_data: str | Path | Rows | None = None,
-    unlabelled: str | Path | Rows | None = None,
+    align_data: str | Path | RowSource | None = None,
+    unlabelled: str | Path | RowSource | None = None,
     training: bool = True,
     finetune_steps: int | None = None,
     output_format: Literal["model", "lora"] | None = None,
@@ -133,6 +178,7 @@ def transport(
     validation_split: str | None = None,
     test_split: str | None = None,
     examples: int = 12,
+    columns: Sequence[str] = (),
     progress: Progress = silent,
 ) -> Transported:
     """Move a fine-tune to a new base model, and write the model with the evidence that it works.
@@ -198,6 +244,7 @@ def transport(
         validation_split: Of the validation data, where it has several.
         test_split: Of the test data, where it has several.
         examples: Judged inputs to show in the report; 0 keeps them out of the output.
+        columns: What the parts of a row are where rows are tuples, such as ``("image", "label")``.
         progress: Told what is being done.
 
     Returns:
@@ -206,21 +253,8 @@ def transport(
     Raises:
         GradfixError: if an option is not what it may be, or the inputs don't allow it; nothing is written then.
     """
-    options: dict[str, Any] = {name: value for name, value in locals().items() if name != "progress"}
-    rows = {
-        name: value
-        for name in (*ROWS, "test")
-        if (value := options[name]) is not None and not isinstance(value, str | Path)
-    }
-    # Test rows shape nothing, so a recipe makes the same model without them.
-    options |= {name: None if name == "test" else IN_PYTHON for name in rows}
-    options |= {name: str(value) for name, value in options.items() if isinstance(value, Path)}
-    options["task"] = task if isinstance(task, str) else task.name
-    if not isinstance(alpha, str):
-        options["alpha"] = ",".join(map(str, alpha if isinstance(alpha, Sequence) else [alpha]))
-    options |= {name: list(options[name]) for name in ("column", "label", "candidate")}
-    recipe = validate(TransportRecipe, options, "transport")
-    return run_transport(recipe, task=None if isinstance(task, str) else task, rows=rows, progress=progress)
+    asked = given(TransportRecipe, locals())
+    return run_transport(asked.recipe, task=asked.task, rows=asked.rows, progress=progress)
 
 
 def run_transport(
@@ -445,12 +479,19 @@ def _support(
 
 
 def count(
-    recipe: VotesRecipe, *, tell: Callable[[Finding], None] = ignore, progress: Progress = silent
+    recipe: VotesRecipe,
+    *,
+    task: ModelTask | None = None,
+    rows: Mapping[str, Rows] | None = None,
+    tell: Callable[[Finding], None] = ignore,
+    progress: Progress = silent,
 ) -> tuple[Votes, RecordedVotes]:
-    """Count votes at a model and write them.
+    """Count votes at a model, and write them where the recipe says so.
 
     Args:
         recipe: The validated options.
+        task: A task of the caller's own; else the recipe's is made.
+        rows: Rows in memory by option, in place of the recipe's locations.
         tell: Told what is found of the rows, at once.
         progress: Told the samples counted.
 
@@ -460,32 +501,44 @@ def count(
     Raises:
         GradfixError: if the inputs don't allow it; nothing is written then.
     """
-    refuse_taken(recipe.output, overwrite=recipe.overwrite)
+    if recipe.output is not None:
+        refuse_taken(recipe.output, overwrite=recipe.overwrite)
     tau = None
     if recipe.source_base is not None and recipe.source_tuned is not None:
         tau = TaskVector.between(recipe.source_base, recipe.source_tuned)
-    pool = rows_at(recipe, str(recipe.support or recipe.data), recipe.split)
+    name = "support" if recipe.support else "data"
+    held = rows or {}
+    pool = held[name] if name in held else rows_at(recipe, str(getattr(recipe, name)), recipe.split)
     found = Findings(tell=tell)
-    model = open_target(recipe, recipe.target_base, pool, found, tau=tau, support=True)
+    model = open_target(recipe, recipe.target_base, pool, found, task=task, tau=tau, support=True)
     pool = counted_once(model.task, pool, found)
     if tau is not None:
         model.vote_where(model.vector)
     support = choose_support(model, pool, **recipe.drawing())
-    with keeping_counts(model, recipe.output):
+    counting = nullcontext() if recipe.output is None else keeping_counts(model, recipe.output)
+    with counting:
         votes = model.votes(
             support, vote=recipe.vote, seed=recipe.seed, dtype=recipe.votes_dtype, progress=progress
         )
-        votes.save(recipe.output, overwrite=recipe.overwrite)
+        if recipe.output is not None:
+            votes.save(recipe.output, overwrite=recipe.overwrite)
     return votes, votes_facts(votes)
 
 
 def measure(
-    recipe: EvaluateRecipe, *, tell: Callable[[Finding], None] = ignore, progress: Progress = silent
+    recipe: EvaluateRecipe,
+    *,
+    task: ModelTask | None = None,
+    rows: Mapping[str, Rows] | None = None,
+    tell: Callable[[Finding], None] = ignore,
+    progress: Progress = silent,
 ) -> Evaluation:
-    """Measure one model on labelled data.
+    """Measure one model on labelled data, and write the measurement where the recipe says so.
 
     Args:
         recipe: The validated options.
+        task: A task of the caller's own; else the recipe's is made.
+        rows: Rows in memory by option, in place of the recipe's location.
         tell: Told what is found of the rows, at once.
         progress: Told the samples measured.
 
@@ -495,8 +548,16 @@ def measure(
     Raises:
         GradfixError: if the inputs don't allow it.
     """
-    rows = rows_at(recipe, recipe.data, recipe.split)
-    return open_target(recipe, recipe.model, rows, Findings(tell=tell)).evaluate(rows, progress=progress)
+    # Before anything is measured: minutes of work must not end at a path.
+    claim = claimed(recipe.output, overwrite=recipe.overwrite) if recipe.output is not None else nullcontext()
+    with claim as output:
+        data = rows["data"] if rows and "data" in rows else rows_at(recipe, recipe.data, recipe.split)
+        model = open_target(recipe, recipe.model, data, Findings(tell=tell), task=task)
+        measured = model.evaluate(data, progress=progress)
+        if output is not None:
+            content = json.dumps(EvaluatedSamples.model_validate(measured).plain(), indent=1) + "\n"
+            write_text(output, content, overwrite=recipe.overwrite)
+    return measured
 
 
 def open_target(
@@ -505,6 +566,7 @@ def open_target(
     rows: Rows,
     found: Findings,
     *,
+    task: ModelTask | None = None,
     tau: TaskVector | None = None,
     support: bool = False,
 ) -> TargetModel:
@@ -515,6 +577,7 @@ def open_target(
         location: The model.
         rows: Labelled rows.
         found: Told what the task does not read of them.
+        task: A task of the caller's own; else the recipe's is made.
         tau: A task vector that brings a head; without one the model's own weights stand for it.
         support: The rows are a support set: every class is needed.
 
@@ -523,7 +586,7 @@ def open_target(
     """
     target = Checkpoint.open(location)
     placement = place(own_weights(target) if tau is None else tau, target)
-    task = get_task(recipe.task, **recipe.task_options())
+    task = task or get_task(recipe.task, **recipe.task_options())
     bind(
         task,
         target,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from gradfix.checkpoints.expressions import Tally
 from gradfix.errors import listed
+from gradfix.report.summary import Summarised, Summary
 
 
 @dataclass
@@ -53,8 +54,8 @@ class TensorFacts:
             self.voted, self.tied, self.net = tally.voted, tally.tied, tally.net
 
 
-@dataclass(frozen=True)
-class Applied:
+@dataclass(frozen=True, repr=False)
+class Applied(Summarised):
     """What :func:`apply` wrote.
 
     Attributes:
@@ -96,6 +97,15 @@ class Applied:
         """Share of the wanted changes that the output's number format rounded away."""
         wanted = sum(facts.wanted for facts in self.tensors.values())
         return sum(facts.lost for facts in self.tensors.values()) / wanted if wanted else 0.0
+
+    def summary(self) -> Summary:
+        """Say what was written.
+
+        Returns:
+            The sentences of :meth:`notes`.
+        """
+        first, *others = self.notes()
+        return Summary(first, [("note", note) for note in others[:8]])
 
     def notes(self, *, told: bool = False) -> list[str]:
         """Say in plain words what was written, and what a reader should know of it.

@@ -4,12 +4,16 @@ Index t counts task vectors τ_1 … τ_T, i the coordinates of a whole vector o
 those of :mod:`gradfix.vectors.merging`.
 """
 
+import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
@@ -27,11 +31,12 @@ class Method:
 
     Attributes:
         function: From one block of every task vector, float32 and of one shape, to the merged block.
-        trims: Whether the task vectors are trimmed first.
+        thins: What leaves coordinates of each task vector out first: ``"smallest"`` magnitudes, ``"random"`` ones, or
+            nothing. ``density`` is the share that it keeps.
     """
 
     function: MergeFunction
-    trims: bool
+    thins: Literal["smallest", "random"] | None = None
 
 
 def mean(blocks: Sequence[Tensor]) -> Tensor:
@@ -65,7 +70,26 @@ def ties(blocks: Sequence[Tensor]) -> Tensor:
     return total.div_(agreeing.clamp_(min=1)).to(torch.float32)
 
 
-MERGE_METHODS: Mapping[str, Method] = {"mean": Method(mean, trims=False), "ties": Method(ties, trims=True)}
+def total(blocks: Sequence[Tensor]) -> Tensor:
+    """Add task vectors: Σ_t τ_t, task arithmetic.
+
+    Args:
+        blocks: The same rows of every τ_t, float32 of one shape.
+
+    Returns:
+        Float32 of that shape, accumulated in float64.
+    """
+    return _sum(blocks).to(torch.float32)
+
+
+MERGE_METHODS: dict[str, Method] = {
+    "mean": Method(mean),
+    "sum": Method(total),
+    "ties": Method(ties, thins="smallest"),
+    "dare": Method(total, thins="random"),
+    "magnitude": Method(total, thins="smallest"),
+}
+"""The merge methods; see :mod:`gradfix.vectors.merging` for what each is."""
 
 
 def _sum(blocks: Sequence[Tensor]) -> Tensor:
@@ -126,6 +150,60 @@ class Trimmed(Expression):
     def tally(self, name: str) -> Tally | None:
         total, before = tally_of(self.of, name), self._ranked.get(name)
         return total if total is None or before is None else _tally_of_pairs([(1, total), (-1, before)])
+
+
+@dataclass(frozen=True)
+class Dropped(Expression):
+    """A vector of which each coordinate is dropped with probability 1 − density, and what is left divided by density.
+
+    The expectation is the vector itself. Which coordinates stay is a function of seed, tensor name and coordinate
+    alone, however a tensor is cut into blocks.
+
+    Attributes:
+        of: Float32 tensors.
+        density: The probability to stay.
+        seed: Of the draw.
+    """
+
+    of: TensorSource
+    density: float
+    seed: int
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """The source's tensors."""
+        return self.of.specs
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """Drop coordinates of one range of rows."""
+        block = self.of.read(name, rows)
+        row = math.prod(self.specs[name].shape[1:])
+        offset = 0 if rows is None else (rows.start or 0) * row
+        kept = torch.from_numpy(uniform(name, self.seed, offset, block.numel()) < self.density)
+        return block.where(kept.view(block.shape), 0.0).div_(self.density)
+
+    @override
+    def tally(self, name: str) -> Tally | None:
+        return tally_of(self.of, name)
+
+
+def uniform(name: str, seed: int, offset: int, count: int) -> NDArray[np.float64]:
+    """Draw uniform numbers ``offset`` to ``offset + count`` of the stream that seed and name select.
+
+    Args:
+        name: The tensor's key.
+        seed: Of the draw.
+        offset: Flat index of the first coordinate.
+        count: How many.
+
+    Returns:
+        ``[count]`` in [0, 1), of 53 random bits each.
+    """
+    digest = hashlib.sha256(f"dare\0{seed}\0{name}".encode()).digest()
+    generator = np.random.Philox(key=int.from_bytes(digest[:16], "little"))
+    generator.advance(offset // 4)  # a step of the counter makes four words
+    words = generator.random_raw(offset % 4 + count)[offset % 4 :]
+    return np.asarray((words >> np.uint64(11)) * 2.0**-53, dtype=np.float64)
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,13 @@ v_t   the target's votes for the task of τ_t
 
 Policies, all tested by name:
 
-- **trim** (``ties``): τ_t keeps its k largest magnitudes of the WHOLE vector, k = ``density`` times the number of
-  coordinates (zeros counted), rounded, at least 1. Ties at the threshold are all kept, wherever they stand, so the
-  result does not depend on the order of tensors; it may keep more than k.
+- **sum** adds, **mean** divides by T; α makes them the same.
+- **drop** (``dare``): each coordinate of τ_t stays with probability ``density``, is divided by it, and what is left is
+  added.
+- **magnitude** adds what is left after trimming, without an election.
+- **trim** (``ties``, ``magnitude``): τ_t keeps its k largest magnitudes of the WHOLE vector, k = ``density`` times the
+  number of coordinates (zeros counted), rounded, at least 1. Ties at the threshold are all kept, wherever they stand,
+  so the result does not depend on the order of tensors; it may keep more than k.
 - **election** (``ties``): the sign of Σ_t τ_t,i after trimming, summed in float64; a sum of 0 elects nobody, and
   the coordinate is 0.
 - **zeros**: ``mean`` divides by T wherever it is; ``ties`` by the number of those that agree with the elected sign.
@@ -21,11 +25,14 @@ Policies, all tested by name:
 - **new parameters** (heads) are not merged: all are kept, and two of one name are refused.
 
 Sources: Ilharco et al., "Editing models with task arithmetic", ICLR 2023 (``mean``); Yadav et al., "TIES-Merging:
-Resolving Interference When Merging Models", NeurIPS 2023 (``ties``); Rinaldi et al., "Gradient-Sign Masking for Task
-Vector Transport Across Pre-Trained Models", ICLR 2026 (arXiv 2510.09658; both orders). The last one's code trims each
-tensor by itself, elects the sign by count and resolves ties to plus; here the definitions of the papers stand.
+Resolving Interference When Merging Models", NeurIPS 2023 (``ties``); Yu et al., "Language Models are Super Mario:
+Absorbing Abilities from Homologous Models as a Free Lunch", ICML 2024 (``dare``); Rinaldi et al., "Gradient-Sign
+Masking for Task Vector Transport Across Pre-Trained Models", ICLR 2026 (arXiv 2510.09658; both orders). The last one's
+code trims each tensor by itself, elects the sign by count and resolves ties to plus; here the definitions of the papers
+stand.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, get_args
@@ -37,10 +44,10 @@ from gradfix.checkpoints.expressions import Checked
 from gradfix.checkpoints.vocabulary import vocabulary_rows
 from gradfix.errors import GradfixError, listed
 from gradfix.progress import Progress, silent
-from gradfix.recipes import MergeMethod, MergeOrder
+from gradfix.recipes import MergeOrder
 from gradfix.vectors.mask_strategies import STRATEGIES
 from gradfix.vectors.masks import mask
-from gradfix.vectors.merge_methods import MERGE_METHODS, Merged, SignSum, Trimmed
+from gradfix.vectors.merge_methods import MERGE_METHODS, Dropped, Merged, SignSum, Trimmed
 from gradfix.vectors.task_vector import Placement, TaskVector, combine
 from gradfix.votes import Votes
 
@@ -49,7 +56,8 @@ def merge(
     task_vectors: Sequence[TaskVector],
     votes: Sequence[Votes | TaskVector] | None = None,
     *,
-    method: MergeMethod = "mean",
+    method: str = "mean",
+    weights: Sequence[float] | None = None,
     density: float = 0.2,
     order: MergeOrder = "merge-then-mask",
     strategy: str | None = None,
@@ -67,12 +75,13 @@ def merge(
             first laid onto the target: ``place(tau, target).vector``.
         votes: One a task vector, in the same order: the target's votes for its task, or a task vector whose signs
             count (an oracle). None merges without masking, except for a ``random`` strategy.
-        method: ``"mean"`` or ``"ties"``.
-        density: For ``ties``: the share of its coordinates that each τ_t keeps, in (0, 1].
+        method: ``"mean"``, ``"sum"``, ``"ties"``, ``"dare"`` or ``"magnitude"``.
+        weights: A coefficient a task vector, by which it is multiplied first; 1 by default.
+        density: For ``ties``, ``dare`` and ``magnitude``: the share of its coordinates that each τ_t keeps, in (0, 1].
         order: ``"merge-then-mask"`` or ``"mask-then-merge"``.
         strategy: Of the mask, as in :func:`gradfix.vectors.masks.mask`; None is ``agreement`` with votes, ``none``
             without.
-        seed: For ``random``; in ``mask-then-merge`` each τ_t draws coins of its own.
+        seed: For ``dare`` and ``random``; in ``mask-then-merge`` each τ_t draws coins of its own.
         progress: Told the coordinates ranked, when ``ties`` needs its thresholds: at the first read.
         **options: The mask's own. ``confident`` counts samples and so masks before merging only: ``merge-then-mask``
             keeps one ballot a task.
@@ -89,6 +98,8 @@ def merge(
     vectors = [_finite(vector, f"task vector {t}") for t, vector in enumerate(task_vectors, start=1)]
     strategy = strategy or ("agreement" if votes is not None else "none")
     _check_options(len(vectors), method, density, order, strategy)
+    if weights is not None:
+        vectors = _weighted(vectors, weights)
     if STRATEGIES[strategy].needs == "nothing":
         votes = None
     elif votes is None or len(votes) != len(vectors):
@@ -99,7 +110,7 @@ def merge(
     _check_one_target(votes or [])
     _check_rows(vectors)
     if strategy == "none":
-        return _merged(vectors, method, density, progress)
+        return _merged(vectors, method, density, seed, progress)
     signals: list[Votes | TaskVector | None] = list(votes) if votes else [None] * len(vectors)
     singly = [
         # One stream of coins for each pair of seed and vector.
@@ -107,8 +118,8 @@ def merge(
         for t, (vector, signal) in enumerate(zip(vectors, signals, strict=True))
     ]
     if order == "mask-then-merge":
-        return _merged(singly, method, density, progress)
-    merged = _merged(vectors, method, density, progress)
+        return _merged(singly, method, density, seed, progress)
+    merged = _merged(vectors, method, density, seed, progress)
     if votes is None:
         return mask(merged, strategy=strategy, seed=seed)
     ballots = SignSum(
@@ -132,13 +143,33 @@ def _finite(vector: TaskVector, owner: str) -> TaskVector:
     )
 
 
-def _merged(vectors: Sequence[TaskVector], method: str, density: float, progress: Progress) -> TaskVector:
+def _weighted(vectors: Sequence[TaskVector], weights: Sequence[float]) -> list[TaskVector]:
+    if len(weights) != len(vectors) or not all(math.isfinite(weight) for weight in weights):
+        raise GradfixError(
+            f"merge: weights: expected a finite number for each of the {len(vectors)} task vectors, "
+            f"found {listed(map(str, weights))}"
+        )
+    return [vector * weight for vector, weight in zip(vectors, weights, strict=True)]
+
+
+def _thinned(
+    vector: TaskVector, t: int, count: int, method: str, density: float, seed: int, progress: Progress
+) -> TensorSource:
+    """Leave out of a vector what its method does not merge."""
+    thins = MERGE_METHODS[method].thins
+    if thins == "smallest":
+        return Trimmed(vector, density, f"ranking the magnitudes of task vector {t}", progress)
+    # One stream of random numbers for each pair of seed and vector.
+    return Dropped(vector, density, seed * count + t - 1) if thins == "random" else vector
+
+
+def _merged(
+    vectors: Sequence[TaskVector], method: str, density: float, seed: int, progress: Progress
+) -> TaskVector:
     """Merge vectors that are masked already or not at all."""
     chosen = MERGE_METHODS[method]
-    terms: list[TensorSource] = [
-        Trimmed(vector, density, f"ranking the magnitudes of task vector {t}", progress)
-        if chosen.trims
-        else vector
+    terms = [
+        _thinned(vector, t, len(vectors), method, density, seed, progress)
         for t, vector in enumerate(vectors, start=1)
     ]
     total = combine([(1.0, vector) for vector in vectors])  # checks the tensors and unites the new parameters
@@ -152,7 +183,8 @@ def _merged(vectors: Sequence[TaskVector], method: str, density: float, progress
         origin=lambda: {
             "operation": "merge",
             "method": method,
-            **({"density": density} if chosen.trims else {}),
+            **({"density": density} if chosen.thins else {}),
+            **({"seed": seed} if chosen.thins == "random" else {}),
             "vectors": [vector.origin for vector in vectors],
         },
     )

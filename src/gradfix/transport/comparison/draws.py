@@ -1,7 +1,7 @@
 """Every method on one draw of the support set: each chooses its settings there, then is measured."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -136,6 +136,9 @@ def draw(
     aligned: Aligned | None = None,
     alike: float | None = None,
     auto: bool = False,
+    bounds: Sequence[str] = (ORACLE, FULL),
+    more: Sequence[Any] = (),
+    tell: Callable[[str], None] = lambda method: None,
 ) -> Iterator[tuple[str, Outcome]]:
     """Run every method on one support set: each chooses its settings by cross-fitting there, then is measured.
 
@@ -151,6 +154,9 @@ def draw(
         aligned: τ in the target's coordinates, with its control, for ``auto`` to select.
         alike: How alike the two bases are; None if unknown.
         auto: Also select the method itself, as a transport does by default, and cross_validate its control.
+        bounds: Which of the oracle mask and full fine-tuning, where there is an oracle.
+        more: Samples that the tuned source labelled.
+        tell: Told each method before it begins.
 
     Yields:
         Method name and outcome.
@@ -164,16 +170,22 @@ def draw(
     if len(folds) < 2:
         raise GradfixError("one sample is too few to select settings on; draw at least two")
     yield ZERO_SHOT, judge.measure({}, time.perf_counter())
-    with SelectionContext(model, support, folds, seed=seed, settings=settings) as context:
+    with SelectionContext(model, support, folds, seed=seed, settings=settings, more=more) as context:
         for way in (*(baseline(name, tau, settings, seed) for name in methods), *others):
+            tell(way.name)
             yield way.name, chosen_along(judge, context, way)
         if auto:
+            tell(AUTO)
             yield from _auto(judge, context, aligned, alike)
         if few_shot:
+            tell(FEW_SHOT)
             yield FEW_SHOT, chosen_along(judge, context, baseline(FEW_SHOT, tau, settings, seed))
-        if oracle is not None:
+        if oracle is not None and ORACLE in bounds:
+            tell(ORACLE)
             bound = AddVector(ORACLE, LABELS[ORACLE], vector=mask(tau, oracle), grid=settings.alphas)
             yield ORACLE, chosen_along(judge, context, bound)
+        if oracle is not None and FULL in bounds:
+            tell(FULL)
             full = AddVector(FULL, LABELS[FULL], vector=oracle, grid=(1.0,))
             yield FULL, arrived(judge, context, full, {"alpha": 1.0}, time.perf_counter())
 

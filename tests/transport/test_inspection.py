@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from gradfix.checkpoints.architecture import checkpoint_names
-from gradfix.cli.inspection import by_block, inspect
 from gradfix.errors import GradfixError
+from gradfix.transport.inspection import by_block, inspect
 from gradfix.vectors.task_vector import TaskVector
 from gradfix.votes import Votes
 from tests.builders import gradfix

@@ -16,13 +16,14 @@ from gradfix.checkpoints.reading.safetensors_file import SafetensorsFile
 from gradfix.errors import GradfixError, listed
 from gradfix.report.facts import TensorFacts
 from gradfix.report.record import RECORD_FILE, AppliedRecord, TransportRecord, read_applied
+from gradfix.report.summary import Summarised, Summary
 from gradfix.vectors.task_vector import VECTOR_FORMAT, TaskVector
 from gradfix.votes import Votes
 from gradfix.votes.metadata import VOTES_FORMAT
 
 
-@dataclass(frozen=True)
-class Inspection:
+@dataclass(frozen=True, repr=False)
+class Inspection(Summarised):
     """What was found.
 
     Attributes:
@@ -40,6 +41,15 @@ class Inspection:
     tensors: Mapping[str, Mapping[str, Any]]
     advice: str = ""
 
+    def summary(self) -> Summary:
+        """Say what the file is, and facts of the whole; the tensors are in :attr:`tensors`.
+
+        Returns:
+            A line a fact.
+        """
+        facts = [(name, fact_words(fact)) for name, fact in self.facts.items()]
+        return Summary(f"{self.path}: {self.kind}", [*facts, ("next", self.advice)])
+
     def to_json(self) -> dict[str, Any]:
         """Give the findings as JSON.
 
@@ -48,6 +58,30 @@ class Inspection:
         """
         placed = {name: {**layer_of(name)._asdict(), **facts} for name, facts in self.tensors.items()}
         return {"path": self.path, "kind": self.kind, "facts": dict(self.facts), "tensors": placed}
+
+
+def fact_words(fact: Any) -> str:
+    """Say a fact in a line: the many of a list or an object by their number and the first few.
+
+    Args:
+        fact: JSON.
+
+    Returns:
+        Words; empty where there is nothing to say.
+    """
+    if fact is None or fact in ([], {}, ""):
+        return ""
+    if isinstance(fact, bool | int):
+        return f"{fact:,}"
+    if isinstance(fact, float):
+        return f"{fact:.4g}"
+    if isinstance(fact, dict):
+        shown = ", ".join(f"{key} {fact_words(value) or '–'}" for key, value in list(fact.items())[:6])
+        return shown + (f" and {len(fact) - 6} more" if len(fact) > 6 else "")
+    if isinstance(fact, list):
+        shown = ", ".join(fact_words(value) for value in fact[:4])
+        return shown + (f" and {len(fact) - 4} more" if len(fact) > 4 else "")
+    return str(fact)
 
 
 @dataclass

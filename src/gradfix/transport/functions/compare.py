@@ -1,0 +1,105 @@
+"""``gf.compare``: a transport beside all baselines."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from gradfix.progress import Progress, silent
+from gradfix.recipes import TableRecipe
+from gradfix.tasks import ModelTask
+from gradfix.tasks.data_memory import RowSource
+from gradfix.transport.comparison import Comparison
+from gradfix.transport.comparison import compare as run_comparison
+from gradfix.transport.given import given
+
+
+def compare(
+    *,
+    source_base: str | Path,
+    source_tuned: str | Path,
+    target_base: str | Path,
+    task: str | ModelTask,
+    data: str | Path | RowSource,
+    test: str | Path | RowSource,
+    target_tuned: str | Path | None = None,
+    samples_per_class: Sequence[int] = (1, 2, 5, 10),
+    output: str | Path | None = None,
+    column: Sequence[str] = (),
+    label: Sequence[str] = (),
+    candidate: Sequence[str] = (),
+    prefix: str | None = None,
+    templates: str | Path | None = None,
+    configuration: str | None = None,
+    encoding: str | None = None,
+    max_length: int | None = None,
+    batch_size: int = 32,
+    device: str = "cpu",
+    memory: str | int = "auto",
+    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    strict: bool = False,
+    trust_remote_code: bool = False,
+    split: str | None = None,
+    test_split: str | None = None,
+    align: Literal["auto", "none", "regression", "answers", "procrustes", "permutation"] | None = "auto",
+    align_data: str | Path | RowSource | None = None,
+    head: Literal["copy", "probe"] = "copy",
+    unlabelled: str | Path | RowSource | None = None,
+    methods: Sequence[str] = (),
+    finetune_steps: int | None = None,
+    retain: str | Path | RowSource | None = None,
+    sampling: Literal["random", "herding", "k-medoids", "coreset"] = "random",
+    seeds: int = 5,
+    overwrite: bool = False,
+    columns: Sequence[str] = (),
+    progress: Progress = silent,
+) -> Comparison:
+    """Measure a transport beside all baselines, over several draws of the samples.
+
+    Args:
+        source_base: The old base model, θ_A: directory, file or Hub id (id@revision).
+        source_tuned: The model fine-tuned from it, θ_A^ft, or a LoRA adapter.
+        target_base: The new base model, θ_B.
+        task: A task's name, or a task of your own.
+        data: Labelled data to draw samples from, as a location or as rows.
+        test: Labelled data to judge the result on, likewise; nothing is chosen there.
+        target_tuned: θ_B fully fine-tuned, for the upper bounds.
+        samples_per_class: Budgets to compare: how many samples a class.
+        output: Folder for the table, its page and its record.
+        column: Role=name, where the data's columns have other names.
+        label: Class names in order, where neither model nor data has them.
+        candidate: Text-to-text: answers to rank, in place of generating.
+        prefix: Text-to-text: put before every input.
+        templates: Prompt templates for zero-shot images, one a line.
+        configuration: Of a Hub data set that has several.
+        encoding: Of csv, tsv and json files, such as latin-1 or utf-16; UTF-8 if not given.
+        max_length: Longest input in tokens; the model's context if not given.
+        batch_size: Samples a pass.
+        device: Cpu, cuda or mps.
+        memory: ``"auto"``, or how much may be used, as 4GB: a larger model is fetched block by block.
+        compute_dtype: Number format in which the model computes; auto: as stored where the device does so natively,
+            else float32.
+        strict: Refuse samples that would be truncated.
+        trust_remote_code: Run code that a model repository brings.
+        split: Of the data, where it has several.
+        test_split: Of the test data, where it has several.
+        align: Carry τ over by activations first; auto: where the two bases are not alike.
+        align_data: Inputs to align on, likewise; else the labelled data's own.
+        head: Copy the tuned head, or refit it on the samples.
+        unlabelled: Inputs without labels that vote too, as the tuned source labels them, as a location or as rows.
+        methods: Rows of the table, such as ``("naive", "gradfix", "auto")``; all by default.
+        finetune_steps: Steps of training at most, in every row that trains.
+        retain: Labelled data of what the model could do before.
+        sampling: How to choose them.
+        seeds: Draws a budget; 5 is the fewest with intervals.
+        overwrite: Replace an existing output once the new one is whole.
+        columns: What the parts of a row are where rows are tuples, such as ``("image", "label")``.
+        progress: Told what is being done.
+
+    Returns:
+        The table; its files are written where ``output`` names a folder.
+
+    Raises:
+        GradfixError: if an option is not what it may be, or the inputs don't allow it.
+    """
+    asked = given(TableRecipe, locals())
+    return run_comparison(asked.recipe, task=asked.task, rows=asked.rows, progress=progress)
