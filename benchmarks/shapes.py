@@ -1,0 +1,219 @@
+"""Carry fine-tunes of the demo's model A over to bases trained apart, of its size and of others, without a label.
+
+``python benchmarks/shapes.py WORKDIR [--targets equal wider deeper smaller] [--tasks digits …] [--draws 5]``
+
+A draw is a choice of 256 unlabelled inputs from the task's training images. Nothing is chosen: α is 1, and
+distillation is 100 steps of AdamW at 1e-4 on the same inputs with the tuned source's labels. Targets of other sizes are
+pre-trained like the demo's B, each on a drawing of its own, and fully fine-tuned for the upper bound; both are kept in
+WORKDIR (pre-training takes about fifteen minutes of one core a target). What was measured is kept, too, and a stopped
+run goes on. With ``--write PAGE`` the page's table is replaced.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from transformers import CLIPModel
+
+from gradfix.alignment import align, run_source
+from gradfix.checkpoints import Checkpoint
+from gradfix.demo.bench import BATCH, task_of
+from gradfix.demo.datasets import available_tasks, load_task
+from gradfix.demo.models import ModelSize, new_model, save_directory
+from gradfix.demo.pair import load
+from gradfix.demo.render import FONTS_B
+from gradfix.evaluation.binding import bind
+from gradfix.evaluation.evaluate import EncodedRows
+from gradfix.evaluation.finetuning import finetune as train
+from gradfix.evaluation.intervals import mean_interval
+from gradfix.evaluation.target_model import TargetModel
+from gradfix.vectors.apart import place_apart
+from gradfix.vectors.task_vector import TaskVector
+from studies.pair.finetune import TUNING, finetune
+from studies.pair.pretrain import Corpus, Schedule, draw_corpus, pretrain
+
+SIZES = {
+    "wider": (ModelSize(width=160, text_width=80, projection=80, heads=5), 44),
+    "deeper": (ModelSize(depth=6), 55),
+    "smaller": (ModelSize(width=96, depth=3, projection=48), 66),
+}
+"""Size and seed of each target of its own."""
+
+GARMENTS = (10_000, 20_000)
+"""The clothing images that they are pre-trained on."""
+
+INPUTS, STEPS, RATE, TESTS = 256, 100, 1e-4, 1000
+
+ROWS = {
+    "zero-shot": "the new base, zero-shot",
+    "aligned": "fitted to activations, block by block",
+    "aligned control": "its control: τ shuffled",
+    "answers": "last layer fitted to the answers",
+    "answers control": "its control: τ shuffled",
+    "distilled": "distillation: trained on the same inputs with the source's labels",
+    "full": "full fine-tuning on all labels",
+}
+
+
+def main() -> None:
+    """Measure what is missing and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("workdir", type=Path)
+    parser.add_argument("--targets", nargs="+", default=["equal", *SIZES], choices=["equal", *SIZES])
+    parser.add_argument(
+        "--tasks", nargs="+", default=list(available_tasks()), choices=list(available_tasks())
+    )
+    parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument("--write", type=Path, help="a page, whose table is replaced")
+    asked = parser.parse_args()
+    asked.workdir.mkdir(parents=True, exist_ok=True)
+    results = asked.workdir / "shapes.jsonl"
+    found = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    known = {(one["target"], one["task"], one["draw"]) for one in found}
+    for target in asked.targets:
+        for task in asked.tasks:
+            for draw in range(asked.draws):
+                if (target, task, draw) in known:
+                    continue
+                one = {"target": target, "task": task, "draw": draw}
+                one["scores"] = measure(asked.workdir, target, task, draw)
+                found.append(one)
+                with results.open("a") as file:
+                    file.write(json.dumps(one) + "\n")
+                print(one, flush=True)
+    text = table([one for one in found if one["target"] in asked.targets and one["task"] in asked.tasks])
+    print(text)
+    if asked.write:
+        before, _, rest = asked.write.read_text().partition("<!-- table -->\n")
+        after = rest.partition("<!-- end of table -->\n")[2]
+        asked.write.write_text(f"{before}<!-- table -->\n\n{text}\n\n<!-- end of table -->\n{after}")
+
+
+def measure(workdir: Path, name: str, task_name: str, draw: int) -> dict[str, float]:
+    """Test accuracy of everything in :data:`ROWS`."""
+    lab, task = load_task(task_name), task_of(task_name)
+    base, tuned = Checkpoint.open(load("A")), load(f"A-{task_name}")
+    tau = TaskVector.between(base, tuned)
+    target, full = target_of(workdir, name, task_name)
+    pool = lab.rows("train")
+    order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(draw))[:INPUTS]
+    inputs = [pool[place] for place in order.tolist()]
+    checkpoint = Checkpoint.open(target)
+    bind(task, checkpoint, tau, pool)
+    with ExitStack() as stack:
+        source = run_source(
+            base,
+            tau,
+            task,
+            pool,
+            stack,
+            align="regression",
+            alike=0.0,
+            apart=True,
+            unlabelled=inputs,
+            control_seed=draw,
+            loading={"batch_size": BATCH},
+        )
+        assert source is not None
+        model = TargetModel.load(task, checkpoint, place_apart(tau, checkpoint, task), batch_size=BATCH)
+        test = model.encode(lab.rows("test")[:TESTS])
+        found = align(source, model, control_seed=draw)
+        assert found is not None
+        assert found.answers is not None
+        assert found.control is not None
+        assert found.answers.control is not None
+        scores = {"zero-shot": model.evaluate(test).score}
+        vectors = {
+            "aligned": found.vector,
+            "aligned control": found.control,
+            "answers": found.answers.vector,
+            "answers control": found.answers.control,
+            "full": TaskVector.between(target, full),
+        }
+        for key, vector in vectors.items():
+            scores[key] = score(model, vector, test)
+        rows = source.pseudo_labels(task)
+        for _ in train(model, rows, learning_rate=RATE, stops=[STEPS], seed=draw):
+            scores["distilled"] = model.evaluate(test).score
+        model.restore()
+    return scores
+
+
+def score(model: TargetModel, vector: TaskVector, test: EncodedRows) -> float:
+    """Accuracy at α = 1; the model is at θ_B afterwards."""
+    try:
+        model.move(vector, 1.0)
+        return model.evaluate(test).score
+    finally:
+        model.restore()
+
+
+def target_of(workdir: Path, name: str, task: str) -> tuple[Path, Path]:
+    """Directories of a target and of its full fine-tune, made where they are missing."""
+    if name == "equal":
+        return load("B"), load(f"B-{task}")
+    size, seed = SIZES[name]
+    base, tuned = workdir / name, workdir / f"{name}-{task}"
+    if not base.exists():
+        model = new_model(size, seed)
+        images, labels = draw_corpus(Corpus(FONTS_B, seed, clothing=GARMENTS))
+        pretrain(model, images, labels, Schedule(steps=1000), seed)
+        save(model, base)
+    if not tuned.exists():
+        model = new_model(size, 0)
+        model.load_state_dict({key: value.float() for key, value in Checkpoint.open(base).items()})
+        finetune(model, load_task(task), TUNING, seed)
+        save(model, tuned)
+    return base, tuned
+
+
+def save(model: CLIPModel, directory: Path) -> None:
+    """Write a model in half precision, as the demo's are stored, whole or not at all."""
+    unfinished = directory.with_name(f".{directory.name}")
+    save_directory(model.half(), unfinished)
+    unfinished.rename(directory)
+
+
+def table(found: Sequence[Mapping[str, Any]]) -> str:
+    """Accuracy by target and task, means over the draws, and the share of the gap that is closed."""
+    if not found:
+        return "Nothing was measured."
+    lines = []
+    for target in dict.fromkeys(one["target"] for one in found):
+        here = [one for one in found if one["target"] == target]
+        tasks = list(dict.fromkeys(one["task"] for one in here))
+        lines += [
+            f"| {target}: accuracy, % | {' | '.join(tasks)} | share of the gap closed |",
+            "|---" * (len(tasks) + 2) + "|",
+        ]
+        for key, label in ROWS.items():
+            cells = [100 * fmean(one["scores"][key] for one in here if one["task"] == task) for task in tasks]
+            lines.append(f"| {label} | {' | '.join(f'{cell:.1f}' for cell in cells)} | {closed(here, key)} |")
+        lines.append("")
+    draws = max(one["draw"] for one in found) + 1
+    return "\n".join([*lines, f"Means over {draws} draws of {INPUTS} inputs, {TESTS} test images at most."])
+
+
+def closed(found: Sequence[Mapping[str, Any]], key: str) -> str:
+    """Share of the gap from zero-shot to full fine-tuning, a mean over tasks, with its interval over draws."""
+    if key in ("zero-shot", "full"):
+        return ""
+    draws: dict[int, list[float]] = {}
+    for one in found:
+        low, high, here = (one["scores"][name] for name in ("zero-shot", "full", key))
+        draws.setdefault(one["draw"], []).append((here - low) / (high - low))
+    values = [fmean(shares) for shares in draws.values()]
+    found_in = mean_interval(values, bounds=(-math.inf, math.inf))
+    if found_in.low is None or found_in.high is None:
+        return f"{fmean(values):.0%}"
+    return f"{fmean(values):.0%} ({found_in.low:.0%} to {found_in.high:.0%})"
+
+
+if __name__ == "__main__":
+    main()
