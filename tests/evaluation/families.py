@@ -98,6 +98,12 @@ def _albert(directory: Path) -> Path:
     return _saved(transformers.AlbertForSequenceClassification, config, directory)
 
 
+def many_experts(directory: Path) -> Path:
+    """More experts than a few tokens reach."""
+    config = transformers.MixtralConfig(**{**DECODER, **EXPERTS, "num_local_experts": 32})
+    return _saved(transformers.MixtralForCausalLM, config, directory)
+
+
 def _deep_bert(directory: Path) -> Path:
     """24 blocks. With larger weights it is chaotic: a sample's gradients alone and in a batch then differ by more than
     the verification of the whole model allows, and in memory its queries and keys are counted one sample at a time;

@@ -2,6 +2,9 @@
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,11 @@ from gradfix.errors import GradfixError
 from gradfix.evaluation.streaming import store
 from gradfix.evaluation.streaming.plan import plan_memory
 from gradfix.evaluation.streaming.store import CountStore
+from gradfix.evaluation.streaming.streamed_model import StreamedModel
+from gradfix.evaluation.target_model import TargetModel
 from gradfix.votes import Votes
-from tests.builders import Job, gradfix, job
-from tests.evaluation.families import FAMILIES, both
+from tests.builders import Job, gradfix, job, tuned_from
+from tests.evaluation.families import DECODER, FAMILIES, both, chats, many_experts, opened
 
 PLAIN = {"mixtral", "qwen3-moe"}
 """Experts are counted one sample at a time: alone in memory, as a row of the batch's inputs block by block. The two
@@ -254,3 +259,103 @@ def test_several_candidates_pass_a_block_while_it_is_there(tmp_path: Path) -> No
     for alpha, found in zip(alphas, together, strict=True):
         streamed.move(streamed.vector, alpha)
         assert streamed.evaluate(encoded).losses == found.losses
+
+
+def test_an_expert_that_no_sample_reached_is_listed_without_votes(tmp_path: Path) -> None:
+    rows = chats(1)
+    directory = many_experts(tmp_path / "experts")
+    found = {
+        kind: opened(kind, directory, "causal-lm", rows).votes(rows) for kind in (TargetModel, StreamedModel)
+    }
+    for votes in found.values():
+        silent = [name for name in votes.uncovered if ".experts." in name]
+        assert silent
+        assert not set(silent) & set(votes)
+        assert all(bool(votes[name].any()) for name in votes if ".experts." in name)
+    assert found[TargetModel].record == found[StreamedModel].record
+
+
+def test_check_tells_how_a_model_is_held_and_what_that_needs(tmp_path: Path) -> None:
+    work = job("causal-lm", tmp_path)
+    support = tmp_path / "support.jsonl"
+    support.write_text("".join(f"{json.dumps(row)}\n" for row in work.rows))
+    options = [part for name, path in work.models.items() for part in (f"--{name.replace('_', '-')}", path)]
+    options += ["--task", work.task, "--support", support, "--batch-size", 4, "--output", tmp_path / "out"]
+    whole, small = (gradfix("check", *options, "--memory", memory) for memory in ("auto", small_memory(work)))
+    assert "is held in memory, in float32: about" in " ".join(whole.output.split())
+    said = " ".join(small.output.split())
+    assert "is fetched block by block (2 blocks), in float32: about" in said
+    assert "one block's weights" in said
+    assert "each count reads" in said
+    refused = gradfix("check", *options, "--memory", "1KB")
+    assert refused.exit_code == 1
+    assert "block by block it needs" in " ".join(refused.output.split())
+
+
+WIDE = {"num_hidden_layers": 12, "hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="anonymous memory is read from /proc")
+def test_a_whole_transport_needs_no_more_anonymous_memory_than_a_few_blocks(tmp_path: Path) -> None:
+    """12 blocks of 12.6 MB: in memory the model takes 151 MB, and as many for its votes and gradients."""
+    work = job("causal-lm", tmp_path)
+    for seed, kind in enumerate(("source_base", "target_base")):
+        save_wide(work.models[kind], seed)
+    shutil.rmtree(work.models["source_tuned"])
+    tuned_from(work.models["source_tuned"], work.models["source_base"], work.auto_class)
+    script = tmp_path / "measured.py"
+    script.write_text(MEASURED)
+    told = json.dumps({**{kind: str(path) for kind, path in work.models.items()}, "support": list(work.rows)})
+    done = subprocess.run(
+        [sys.executable, script, told, tmp_path / "out"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    peak = int(done.stdout.split()[-1])
+    block = 4 * (4 * 512 * 512 + 3 * 512 * 2048)
+    assert peak < 6 * block  # weights, votes and activations of one, and what τ and the mask read
+    assert peak < 12 * block / 2
+
+
+MEASURED = """
+import json, sys, threading, time
+from pathlib import Path
+import gradfix as gf, torch
+from transformers import LlamaForCausalLM
+import gradfix.transport.pipeline, gradfix.evaluation.streaming.choice, gradfix.tasks, sklearn, scipy.stats
+
+def anonymous():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
+
+peak = before = anonymous()
+def watch():
+    global peak
+    while True:
+        peak = max(peak, anonymous())
+        time.sleep(0.002)
+threading.Thread(target=watch, daemon=True).start()
+told = json.loads(sys.argv[1])
+gf.transport(task="causal-lm", alpha="0.5,1", memory="100MB", batch_size=2, output=sys.argv[2], **told)
+print(peak - before)
+"""
+
+
+def save_wide(directory: Path, seed: int) -> None:
+    """Replace a model by one of which a block is much larger than what Python holds on to."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    (directory / "model.safetensors").unlink()
+    torch.manual_seed(seed)
+    config = LlamaConfig(**{**DECODER, **WIDE, "num_key_value_heads": 8, "initializer_range": 0.02})
+    LlamaForCausalLM(config).save_pretrained(directory)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_votes_on_a_gpu_are_those_of_the_processor(tmp_path: Path) -> None:
+    """Never run so far: no machine of the project has had a GPU."""
+    _, streamed, rows = both("llama", tmp_path, COUNT, batch_size=BATCH)
+    expected = streamed.votes(rows)
+    there = opened(StreamedModel, tmp_path / "llama", "causal-lm", rows, batch_size=BATCH, device="cuda")
+    assert turned(there.votes(rows), expected) < 0.01

@@ -7,6 +7,7 @@ There is never a second model in memory. θ_B is read from its checkpoint whenev
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -400,9 +401,14 @@ class TargetModel:
             Selection(votes, {self._stored_as[name].memory: name for name in votes if name in parts})
         )
         weights = self._stored.as_stored(self._here())
-        return votes.renamed(self.names).joined(
+        # Of experts that are one tensor in memory, one that no sample reached has votes of zeros alone: it has none.
+        silent = [name for name in counts.specs if not _any(counts, name)]
+        counts = Selection(counts, {name: name for name in counts.specs if name not in silent})
+        found = votes.renamed(self.names).joined(
             counts, {theirs: stored_fingerprint(weights, theirs) for theirs in counts.specs}
         )
+        found.record = replace(found.record, uncovered=(*found.record.uncovered, *silent))
+        return found
 
     def move(self, delta: TaskVector, alpha: float) -> None:
         """Set the weights to θ_B + α·δ, rounded as the output will be; whatever they were before.
@@ -636,6 +642,10 @@ class TargetModel:
         return Given(
             {self._stored_as[name].memory: self._parameters[name].detach().cpu() for name in self._covered}
         )
+
+
+def _any(counts: TensorSource, name: str) -> bool:
+    return any(bool(counts.read(name, rows).any()) for rows in counts.specs[name].row_blocks())
 
 
 def _blocks(gradient: Tensor, delta: TensorSource, name: str) -> Iterator[tuple[slice | None, Tensor]]:

@@ -509,16 +509,6 @@ def _check_room(found: Findings, models: Models, output: Path | None, overwrite:
             )
         elif Path(output).exists() and not overwrite:
             found.add("warning", f"{output}: exists already; the transport will need --overwrite")
-    # Weights in float32, and a byte of votes a coordinate, of which an adapter has few.
-    elements = sum(spec.numel for spec in output_specs(models.placement, models.target, None).values())
-    needed = (4 if models.adapter else 5) * elements
-    available = _available_memory()
-    if available is not None and needed > available:
-        found.add(
-            "warning",
-            f"counting votes in float32 takes about {needed / 1e9:.1f} GB of memory, "
-            f"{available / 1e9:.1f} GB are free; count on a larger machine, and apply the votes file here",
-        )
 
 
 def _measured_seconds(models: Models) -> float:
@@ -531,11 +521,3 @@ def _measured_seconds(models: Models) -> float:
     block = add_scaled(base, delta, 1.0).to(base.dtype)
     hashlib.sha256(block.flatten().view(torch.uint8).numpy().data).hexdigest()
     return (time.perf_counter() - started) * elements / max(1, block.numel())
-
-
-def _available_memory() -> int | None:
-    meminfo = Path("/proc/meminfo")  # on Linux; elsewhere nothing is said about memory
-    if not meminfo.exists():
-        return None
-    entries = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-    return int(entries["MemAvailable"].removesuffix("kB")) * 1024 if "MemAvailable" in entries else None

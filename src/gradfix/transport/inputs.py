@@ -14,6 +14,7 @@ from gradfix.tasks.loading import require_device
 from gradfix.tasks.repeated_rows import distinct
 from gradfix.tasks.sampling import choose
 from gradfix.transport.checks import Finding, Findings, Models, check_weights, ignore, lay_apart, open_models
+from gradfix.transport.memory import note_cost
 from gradfix.transport.space import moved_as_adapter, note_apart
 
 SAMPLE_SHOWN = 600
@@ -300,6 +301,8 @@ def check_inputs(
             models = lay_apart(models, task, found, output=recipe.output, overwrite=recipe.overwrite)
             note_sample(task, data, found)
         check_weights(models, found)
+        if recipe.task:
+            note_cost(recipe, models, task, data.pool, sum(map(len, data.held.values())), found)
         if models.adapter:
             note_apart(models.target, found)
         if models.apart is not None and not recipe.task:

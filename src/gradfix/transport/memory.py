@@ -1,13 +1,26 @@
-"""How a transport's models are held, and what is possible with them then."""
+"""How a transport's models are held, what it costs, and what is possible with them then.
 
-from collections.abc import Collection
+Time is reckoned by the products of matrices, two operations a weight and token, of which a gradient takes three times
+as many; a model fetched block by block runs its blocks once more. One product is timed on this machine.
+"""
+
+import shutil
+import time
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
 
 from gradfix.checkpoints import Checkpoint
+from gradfix.checkpoints.tensors import TensorSpec
 from gradfix.errors import GradfixError, option
-from gradfix.evaluation.streaming.plan import MemoryPlan, compute_dtype_of, plan_memory
+from gradfix.evaluation.streaming.plan import MemoryPlan, compute_dtype_of, plan_memory, usual_length
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.recipes import TransportRecipe
-from gradfix.transport.checks import Findings
+from gradfix.recipes.settings import SETTINGS
+from gradfix.tasks import ModelTask
+from gradfix.transport.checks import Findings, Models
 
 
 def plan_for(recipe: TransportRecipe, target: Checkpoint, voting: Collection[str]) -> MemoryPlan:
@@ -59,3 +72,102 @@ def possible(recipe: TransportRecipe, model: TargetModel, found: Findings) -> Tr
         "training on the samples is not tried: it needs all weights at once, which memory does not hold",
     )
     return recipe.model_copy(update={"training": False})
+
+
+def note_cost(
+    recipe: TransportRecipe,
+    models: Models,
+    task: ModelTask,
+    rows: Sequence[Any],
+    judged: int,
+    found: Findings,
+) -> None:
+    """Say whether the target is held in memory, what that needs by part, what is read and kept, and about how long.
+
+    Args:
+        recipe: The options.
+        models: The three models.
+        task: Bound to the target.
+        rows: The support set, or what it is drawn from.
+        judged: How many samples choose and judge.
+        found: Told; its seconds grow by the estimate.
+
+    Raises:
+        GradfixError: if not even one block fits.
+    """
+    target = models.target
+    samples = len(rows)
+    if recipe.samples_per_class is not None:
+        samples = min(samples, recipe.samples_per_class * len(set(task.classes(rows))))
+    length = _longest(task, rows)
+    loading = recipe.loading()
+    dtype = compute_dtype_of(target, loading["compute_dtype"], recipe.device)
+    voting = () if models.adapter else models.placement.vector.specs.keys()
+    plan = plan_memory(
+        target,
+        voting=voting,
+        memory=loading["memory"],
+        compute_dtype=dtype,
+        device=recipe.device,
+        batch_size=min(recipe.batch_size, max(samples, 1)),
+        length=length,
+        samples=samples,
+    )
+    held = models.adapter or task.builds_model or not plan_for(recipe, target, voting).streams
+    parts = plan.resident if held else plan.streamed
+    text = ", ".join(f"{name} {_gigabytes(size)}" for name, size in parts.items())
+    how = "is held in memory" if held else f"is fetched block by block ({plan.blocks} blocks)"
+    found.add(
+        "note",
+        f"{target.location}: {how}, in {str(dtype).removeprefix('torch.')}: about {_gigabytes(sum(parts.values()))} of "
+        f"the {_gigabytes(plan.limit)} that may be used ({text})",
+    )
+    if not held:
+        plan.refuse(target.location)
+        kept = sum(target.specs[name].numel for name in voting if name in target.specs)
+        found.add(
+            "note",
+            f"each count reads {_gigabytes(plan.read)} of weights, and keeps {_gigabytes(kept)} of votes beside the "
+            f"output{_free(recipe)}",
+        )
+    weights = sum(spec.numel for spec in target.specs.values() if spec.dtype.is_floating_point)
+    settings = len(recipe.alphas() or SETTINGS.alphas)
+    # A count, every α on the samples, the certificate at five places and its slope, and three models judged.
+    forward = (3 if held else 4) * 2 + settings + 5
+    operations = 2 * weights * length * (samples * forward + judged * (settings + 3))
+    found.seconds = (found.seconds or 0.0) + operations / _speed(recipe.device, dtype, target.specs)
+
+
+def _longest(task: ModelTask, rows: Sequence[Any]) -> int:
+    """Tokens of the longest sample: what texts are padded to; 1 where that is not known."""
+    longest = max(rows, key=task.size)
+    encoded: Mapping[str, Any] = task.encode([longest])
+    if "input_ids" in encoded:
+        return int(encoded["input_ids"].shape[1])
+    config = task.config.to_dict() if hasattr(task.config, "to_dict") else {}
+    return usual_length(config)
+
+
+def _speed(device: str, dtype: torch.dtype, specs: Mapping[str, TensorSpec]) -> float:
+    """Operations a second of a product of this model's size."""
+    sides = [spec.shape for spec in specs.values() if len(spec.shape) == 2] or [(1, 1)]
+    rows, columns = (min(side, 2048) for side in max(sides, key=lambda shape: min(shape)))
+    left = torch.ones(256, columns, dtype=dtype, device=device)
+    right = torch.ones(columns, rows, dtype=dtype, device=device)
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        float((left @ right)[0, 0])  # waits for the device
+        seconds.append(time.perf_counter() - started)
+    return 2.0 * 256 * columns * rows / min(seconds)
+
+
+def _free(recipe: TransportRecipe) -> str:
+    if getattr(recipe, "output", None) is None:
+        return ""
+    parent = next(folder for folder in Path(recipe.output).absolute().parents if folder.exists())
+    return f", where {_gigabytes(shutil.disk_usage(parent).free)} are free"
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 10**7 else f"{size / 1e6:.2f} MB"

@@ -110,7 +110,7 @@ def plan_memory(
     item = compute_dtype.itemsize
     table = max(outside.values(), key=lambda spec: spec.numel, default=TensorSpec(torch.float32, (0, 0)))
     vocabulary = table.shape[0] if len(table.shape) == 2 else 0
-    length = length or _usual_length(target.config)
+    length = length or usual_length(target.config)
     voted = {name: spec for name, spec in target.specs.items() if name in voting}
 
     def activations(specs: Mapping[str, TensorSpec], samples: int) -> int:
@@ -228,8 +228,15 @@ def _native_bfloat16(device: torch.device) -> bool:
     return re.search(r"\b(avx512_bf16|amx_bf16|svebf16|bf16)\b", flags) is not None
 
 
-def _usual_length(config: Mapping[str, Any]) -> int:
-    """Tokens of a sample: patches of an image, or a text as long as the context, but at most 512."""
+def usual_length(config: Mapping[str, Any]) -> int:
+    """Tell how many tokens a sample is reckoned with.
+
+    Args:
+        config: The model's configuration.
+
+    Returns:
+        Patches of an image; else those of the context, but at most 512.
+    """
     vision = config.get("vision_config") or config
     image, patch = vision.get("image_size"), vision.get("patch_size")
     if isinstance(image, int) and isinstance(patch, int) and patch:
