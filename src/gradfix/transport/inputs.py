@@ -296,12 +296,14 @@ def check_inputs(
     found = Findings(tell=tell)
     try:
         models = models_of(recipe, found)
-        if recipe.task:
+        if not recipe.task:
+            task = None
+        else:
             task, data = ready_task(recipe, models, Data.read(recipe, rows or {}), found, task=task)
             models = lay_apart(models, task, found, output=recipe.output, overwrite=recipe.overwrite)
             note_sample(task, data, found)
         check_weights(models, found)
-        if recipe.task:
+        if task is not None:
             note_cost(recipe, models, task, data.pool, sum(map(len, data.held.values())), found)
         if models.adapter:
             note_apart(models.target, found)

@@ -141,8 +141,8 @@ def note_cost(
 def _longest(task: ModelTask, rows: Sequence[Any]) -> int:
     """Tokens of the longest sample: what texts are padded to; 1 where that is not known."""
     longest = max(rows, key=task.size)
-    encoded: Mapping[str, Any] = task.encode([longest])
-    if "input_ids" in encoded:
+    encoded = task.encode([longest])
+    if isinstance(encoded, Mapping) and "input_ids" in encoded:
         return int(encoded["input_ids"].shape[1])
     config = task.config.to_dict() if hasattr(task.config, "to_dict") else {}
     return usual_length(config)
