@@ -1,5 +1,7 @@
 """The pages of the documentation that hold Python are run as a reader would."""
 
+import ast
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,23 @@ def test_the_examples_of_python_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         r"```python\n(.*?)```", (DOCS / "python.md").read_text(encoding="utf-8"), flags=re.DOTALL
     )[0]
     assert len([line for line in first.splitlines() if line.strip()]) <= 8
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads((DOCS / "first-transport.ipynb").read_text(encoding="utf-8"))
+    space: dict[str, Any] = {"__name__": "notebook"}
+    shown = []
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == []
+            *before, last = ast.parse("".join(cell["source"])).body
+            assert isinstance(last, ast.Expr)  # a notebook shows it
+            exec(compile(ast.Module(before, []), "notebook", "exec"), space)
+            value = eval(compile(ast.Expression(last.value), "notebook", "eval"), space)
+            shown.append(value._repr_html_())
+    assert [html.count("<table>") for html in shown] == [1, 1, 2]
 
 
 def test_the_examples_of_extending_run() -> None:

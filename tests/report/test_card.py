@@ -1,12 +1,16 @@
 """The card's head is the Hub's own metadata; its prose says what was added, and never a machine's folders."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
 
+from gradfix.checkpoints import Checkpoint
 from gradfix.report.card import model_card
 from gradfix.report.record import TransportRecord
+from gradfix.transport.record import _license
+from tests import tiny
 from tests.report.records import transport_record
 
 
@@ -47,6 +51,31 @@ def test_models_of_the_hub_are_named_and_those_on_a_disk_are_not() -> None:
     assert data["base_model"] == ["org/new", "org/old"]
     assert data["base_model_relation"] == "merge"
     assert "base_model" not in head(record())
+
+
+def test_the_new_bases_license_and_the_data_sets_are_in_the_head() -> None:
+    inputs = {role: {"location": f"org/{role}", "sha256": "0"} for role in ("source_base", "source_tuned")}
+    inputs["target_base"] = {"location": "org/new", "sha256": "2", "license": "apache-2.0"}
+    recipe = {**transport_record()["recipe"], "data": "org/reviews@main", "unlabelled": "/home/me/u.jsonl"}
+    data = head(record(inputs=inputs, recipe=recipe))
+    assert (data["license"], data["datasets"]) == ("apache-2.0", ["org/reviews"])
+    assert "license" not in head(record())
+    assert "datasets" not in head(record())
+
+
+@pytest.mark.parametrize(
+    ("card", "license"),
+    [
+        ("---\nlicense: mit\n---\n# A model\n", "mit"),
+        ("# A model\n", None),
+        ("---\nlicense: [a, b]\n---\n", None),
+        ("---\nlicense: {\n---\n", None),
+    ],
+)
+def test_a_license_is_read_from_the_bases_own_card(tmp_path: Path, card: str, license: str | None) -> None:
+    base = tiny.save_tiny_gpt2(tmp_path / "base")
+    (base / "README.md").write_text(card)
+    assert _license(Checkpoint.open(base)) == license
 
 
 @pytest.mark.parametrize("added", [False, True])

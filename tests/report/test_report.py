@@ -21,6 +21,7 @@ from gradfix.report import facts, report, report_of
 from gradfix.report.markup import embedded_json, render
 from gradfix.report.pages import comparison_verdict
 from gradfix.report.record import AppliedRecord, ComparisonRecord, TransportRecord, read_applied
+from gradfix.report.sections.results import score_range
 from gradfix.report.static import card_figures
 from gradfix.report.verdict import share_from_source, transport_verdict
 from gradfix.report.writing import layout
@@ -395,3 +396,12 @@ def test_a_record_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     (tmp_path / "gradfix.json").write_text(record.written())
     assert report_of(tmp_path) == report(record)
     assert "options" not in json.loads(record.written())
+
+
+@pytest.mark.parametrize("ends", [(0.0, 0.02, 0.4), (0.6, 0.99, 1.0), (0.0, 0.5, 1.0), (0.5, 0.5, 0.5)])
+def test_an_axis_of_scores_ends_where_scores_end(ends: tuple[float, float, float]) -> None:
+    low, value, high = ends
+    interval = facts.Interval(value=value, low=low, high=high, n=9, method="wilson")
+    first, last = score_range([interval])
+    assert 0 <= first <= low * 100 <= high * 100 <= last <= 100
+    assert first < last

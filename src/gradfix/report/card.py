@@ -71,6 +71,12 @@ def _metadata(record: TransportRecord, title: str) -> ModelCardData:
         for role, entry in record.inputs.items()
         if _is_hub_id(entry.location) and (role == "target_base" or not adapter)
     }
+    data = {
+        place.partition("@")[0]
+        for name in ("support", "data", "validation", "unlabelled", "align_data")
+        if isinstance(place := record.recipe.get(name), str) and _is_hub_id(place)
+    }
+    target = record.inputs.get("target_base")
     results = None
     if task is not None and judgement is not None and judgement.data == "test":
         results = _results(task, record.options.test, judgement.transported)
@@ -79,6 +85,8 @@ def _metadata(record: TransportRecord, title: str) -> ModelCardData:
         library_name=None if task is None else "peft" if adapter else "transformers",
         tags=["gradfix", "task-arithmetic", "model-merging"],
         pipeline_tag=task,
+        license=None if target is None else target.license,
+        datasets=sorted(data) or None,
         base_model=sorted(hub) or None,
         base_model_relation=None if not hub else "adapter" if adapter else "merge",
         eval_results=results,

@@ -78,10 +78,12 @@ class Input(Part):
     Attributes:
         location: Hub id or path.
         sha256: Over its weights.
+        license: As its own card says it.
     """
 
     location: str
     sha256: str
+    license: str | None = None
 
 
 class Sample(Part):

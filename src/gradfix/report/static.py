@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from gradfix.report.facts import Alpha, Certificate, Judgement
 from gradfix.report.numbers import metric_name
 from gradfix.report.record import TransportRecord
-from gradfix.report.sections.results import MODELS, half, measured
+from gradfix.report.sections.results import MODELS, half, measured, score_range
 from gradfix.report.style import ACCENT, COLOURS, INK, MUTED, WARM, saved, static
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def _results(axes: "Axes", judgement: Judgement) -> None:
             result.score * 100, height, xerr=errors, fmt="D" if ours else "o", color=colour, capsize=3
         )
     axes.axvline(judgement.base.score * 100, color=COLOURS[7], linewidth=1, linestyle=":")
+    axes.set_xlim(*score_range(result.interval for result in found.values()))
     axes.set_yticks(range(len(found)), [MODELS[key] for key in found])
     axes.invert_yaxis()
     axes.grid(axis="x")

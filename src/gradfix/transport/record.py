@@ -7,9 +7,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from yaml import YAMLError
+
 from gradfix._version import __version__
 from gradfix.alignment import Aligned
 from gradfix.alignment.source import SourceRun
+from gradfix.checkpoints import Checkpoint
 from gradfix.evaluation.binding import used_columns
 from gradfix.recipes import TransportRecipe, only_in_python
 from gradfix.report import REPORT_FILE, facts, report
@@ -43,7 +46,9 @@ def transport_record(run: TransportRun) -> TransportRecord:
         recipe=run.recipe.model_dump(mode="json"),
         settings=run.settings.to_json(),
         inputs={
-            role: facts.Input(location=checkpoint.location, sha256=checkpoint.digest())
+            role: facts.Input(
+                location=checkpoint.location, sha256=checkpoint.digest(), license=_license(checkpoint)
+            )
             for role, checkpoint in (
                 ("source_base", models.base),
                 ("source_tuned", models.tuned),
@@ -156,6 +161,21 @@ def output_files(
         "recipe.yaml": (warning + recipe.dump()).encode(),
         "README.md": model_card(record, figures).encode(),
     }
+
+
+def _license(checkpoint: Checkpoint) -> str | None:
+    """What a model's own card says of its license; None where it has no card, or the card says nothing."""
+    from huggingface_hub import metadata_load
+
+    card = None if checkpoint.directory is None else checkpoint.directory / "README.md"
+    if card is None or not card.is_file():
+        return None
+    try:
+        metadata = metadata_load(card)
+    except (ValueError, OSError, YAMLError):
+        return None  # another card's mistakes are no reason not to write this one
+    told = (metadata or {}).get("license")
+    return told if isinstance(told, str) and told else None
 
 
 def votes_facts(votes: Votes) -> facts.Votes:

@@ -1,6 +1,6 @@
 """How the new model does beside what it could be mistaken for: the table and its picture."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from textwrap import wrap
 from typing import Any
 
@@ -17,6 +17,9 @@ MODELS = {
     "control": "control: shuffled",
 }
 """What a record's models are called, in the order of the table."""
+
+SCORES = ", %"
+"""The unit of an axis of scores, which ends at 0 and 100."""
 
 FINE_TUNED = ("few-shot", "oracle", "full")
 
@@ -98,7 +101,7 @@ def dots(
     metric: str,
     *,
     reference: float | None = None,
-    unit: str = ", %",
+    unit: str = SCORES,
 ) -> Figure:
     """Draw a dot with its interval a row: unlike bars, dots need no axis from 0.
 
@@ -125,6 +128,7 @@ def dots(
             {
                 "type": "scatter",
                 "mode": "markers",
+                "cliponaxis": False,
                 "x": [interval.value * 100 for _, interval in chosen],
                 "y": [name for name, _ in chosen],
                 "error_x": {
@@ -159,7 +163,10 @@ def dots(
         )
     made = layout(
         height=70 + 38 * len(names),
-        xaxis={"title": f"{metric}{unit}"},
+        xaxis={
+            "title": f"{metric}{unit}",
+            **({"range": score_range(interval for _, interval, _ in values)} if unit == SCORES else {}),
+        },
         yaxis={
             "type": "category",
             "categoryorder": "array",
@@ -172,6 +179,20 @@ def dots(
     )
     note = "Bars: 95 % intervals." + (" Dotted line: the new base." if reference is not None else "")
     return Figure(title, traces, made, note)
+
+
+def score_range(intervals: Iterable[Interval]) -> list[float]:
+    """Choose the ends of an axis of scores: around all of them, and never where no score can be.
+
+    Args:
+        intervals: Of the scores, in [0, 1].
+
+    Returns:
+        Ends in per cent, from 0 to 100.
+    """
+    ends = [end * 100 for each in intervals for end in (each.low, each.value, each.high) if end is not None]
+    room = max(1.0, 0.06 * (max(ends) - min(ends)))
+    return [max(0.0, min(ends) - room), min(100.0, max(ends) + room)]
 
 
 def half(end: float | None, interval: Interval) -> float:
@@ -298,6 +319,7 @@ def curves(title: str, rows: Sequence[Line], metric: str) -> Figure:
             {
                 "type": "scatter",
                 "mode": "lines" if level else "lines+markers",
+                "cliponaxis": False,
                 "name": label(own[0].label, 40),
                 "x": [row.budget for row in own],
                 "y": [row.score.value * 100 for row in own],
@@ -326,7 +348,7 @@ def curves(title: str, rows: Sequence[Line], metric: str) -> Figure:
             "tickvals": budgets,
             "ticktext": [str(budget) for budget in budgets],
         },
-        yaxis={"title": f"{metric}, %"},
+        yaxis={"title": f"{metric}, %", "range": score_range(row.score for row in rows)},
         legend={
             "orientation": "h",
             "x": 0,
