@@ -180,7 +180,8 @@ class Dropped(Expression):
         row = math.prod(self.specs[name].shape[1:])
         offset = 0 if rows is None else (rows.start or 0) * row
         kept = torch.from_numpy(uniform(name, self.seed, offset, block.numel()) < self.density)
-        return block.where(kept.view(block.shape), 0.0).div_(self.density)
+        # In float64: divided in float32 the last bit depends on how torch divides.
+        return block.where(kept.view(block.shape), 0.0).double().div_(self.density).to(block.dtype)
 
     @override
     def tally(self, name: str) -> Tally | None:

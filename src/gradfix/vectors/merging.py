@@ -143,6 +143,10 @@ def _finite(vector: TaskVector, owner: str) -> TaskVector:
     )
 
 
+AVERAGES = frozenset({"mean", "ties"})
+"""Methods whose result is no larger than what goes in: others may leave the numbers of float32, which is refused."""
+
+
 def _weighted(vectors: Sequence[TaskVector], weights: Sequence[float]) -> list[TaskVector]:
     if len(weights) != len(vectors) or not all(math.isfinite(weight) for weight in weights):
         raise GradfixError(
@@ -174,8 +178,11 @@ def _merged(
     ]
     total = combine([(1.0, vector) for vector in vectors])  # checks the tensors and unites the new parameters
     headed = next((vector for vector in vectors if vector.additions.specs), vectors[0])
+    joined: TensorSource = Merged(terms, chosen.function)
+    if method not in AVERAGES:
+        joined = Checked(joined, f"the {method} of the task vectors")
     merged = TaskVector(
-        Merged(terms, chosen.function),
+        joined,
         additions=total.additions,
         config=headed.config,
         directory=headed.directory,
