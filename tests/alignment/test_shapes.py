@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ from gradfix.alignment.activations import Activations, Point
 from gradfix.alignment.blocks import Writer, find_writers
 from gradfix.alignment.depths import cka, depths_of, points_of
 from gradfix.alignment.regression import SOURCE, TARGET, TUNED, fit_blocks
-from gradfix.alignment.rows import OverGrid, each_token
+from gradfix.alignment.rows import OverGrid, each_token, rows_for
 from gradfix.alignment.token_spans import spans_between, token_texts
 from gradfix.errors import AlignmentError
+from gradfix.tasks import get_task
 from tests import tiny
 
 WIDTH, SAMPLES = 24, 64
@@ -177,7 +179,7 @@ def test_tokens_are_covered_by_those_of_the_same_characters(
 
 def test_texts_that_differ_are_counted() -> None:
     assert spans_between(["abc"], ["xyz"])[1] == 0.0
-    assert spans_between(["abcd"], ["ab", "xy"])[1] == 0.5
+    assert spans_between(["abcdef"], ["abc", "xyz"])[1] == 0.5
 
 
 def test_tokens_are_told_as_their_characters() -> None:
@@ -199,3 +201,38 @@ def test_places_of_an_image_do_not_depend_on_the_number_of_patches() -> None:
     assert torch.allclose(coarse, fine, atol=0.03)
     with pytest.raises(AlignmentError, match="patches"):
         OverGrid((8, 8), (4, 4))(values(4), None, "block", 0)
+
+
+def test_rows_of_two_tokenizers_are_of_the_same_words(tmp_path: Path) -> None:
+    tasks = []
+    for name, template in (("ours", "<s> $A </s>"), ("theirs", "<s> <s> $A </s> </s>")):
+        directory = tiny.save_tiny_bert_classifier(tmp_path / name)
+        tiny.tokenizer(template=template).save_pretrained(directory)
+        task = get_task("text-classification")
+        task.bind(directory)
+        tasks.append(task)
+    model = tasks[0].load_model(tmp_path / "ours")
+    texts = tiny.texts(7)
+    batches = tuple([task.encode(texts[:4]), task.encode(texts[4:])] for task in tasks)
+    choose = rows_for(tasks[0], tasks[1], batches)
+    point = Point("bert.embeddings.word_embeddings", "out")
+    with Activations(choose) as activations:
+        for key, task, side in (("ours", tasks[0], choose.source), ("theirs", tasks[1], choose.target)):
+            encoded = batches[tasks.index(task)]
+            activations.record(
+                key, model, lambda one, task=task: task.logits(model, one), encoded, [point], side
+            )
+        ours, theirs = activations.read("ours", point).clone(), activations.read("theirs", point).clone()
+    # Special tokens are two where the source has one, and its own of the same kind stand for them.
+    assert len(ours) == len(theirs) == sum(int(one["attention_mask"].sum()) for one in batches[1])
+    assert torch.equal(ours, theirs)
+
+
+def test_tokenizers_that_read_other_texts_are_refused(tmp_path: Path) -> None:
+    task = get_task("text-classification")
+    task.bind(tiny.save_tiny_bert_classifier(tmp_path / "model"))
+    batch = task.encode(tiny.texts(3))
+    ids = batch["input_ids"]
+    other = {**batch, "input_ids": torch.where(ids > 4, (ids + 29) % len(tiny.WORDS) + 5, ids)}
+    with pytest.raises(AlignmentError, match="the two tokenizers read other texts"):
+        rows_for(task, task, ([batch], [other]))

@@ -33,7 +33,9 @@ def modernbert(root: Path, like: Path) -> Path:
         vocab_size=words.vocab_size, hidden_size=48, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
         pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2, max_position_embeddings=64,
     )  # fmt: skip
-    return save(root / "modernbert", config, "AutoModelForMaskedLM", like)
+    directory = save(root / "modernbert", config, "AutoModelForMaskedLM", like)
+    tiny.tokenizer(template="<s> <s> $A </s>").save_pretrained(directory)  # it cuts texts otherwise, too
+    return directory
 
 
 def deeper_clip(root: Path, like: Path) -> Path:

@@ -141,6 +141,18 @@ def test_sums_are_those_of_all_samples_together():
         parts + count_votes(nn.Linear(3, 2), [torch.randn(2, 3)], loss)
     with pytest.raises(GradfixError, match="vote 'majority' and 'mean'"):
         parts + count_votes(model, [torch.randn(2, 3)], loss, vote="mean")
+    means = [count_votes(model, [part], loss, vote="mean") for part in (x[:70], x[70:])]
+    with pytest.raises(GradfixError, match="keep no sums and can't be added"):
+        means[0] + means[1]
+
+
+def test_counts_that_are_no_whole_numbers_are_refused_when_a_file_is_opened(tmp_path):
+    path = tmp_path / "votes.safetensors"
+    Votes({"a": torch.zeros(2)}, record(2)).save(path)
+    with pytest.raises(
+        GradfixError, match=r"a: expected whole numbers, found torch.float32; count the votes again"
+    ):
+        Votes.load(path)
 
 
 def test_another_target_is_refused():

@@ -71,28 +71,47 @@ class MeanOverTokens:
         return (values * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
+class Averages(NamedTuple):
+    """Weighted sums of tokens, entry by entry.
+
+    Attributes:
+        rows: The row that an entry adds to, int64 ``[entries]``.
+        tokens: The token that it adds, counted through all samples of the batch, int64 ``[entries]``.
+        weights: Its weight, ``[entries]``; those of a row sum to 1.
+        count: How many rows there are.
+        of: How many tokens there are.
+    """
+
+    rows: Tensor
+    tokens: Tensor
+    weights: Tensor
+    count: int
+    of: int
+
+
 @dataclass(frozen=True)
 class OverSpans:
     """The source's tokens that cover the span of each of the target's tokens, averaged.
 
     Attributes:
-        weights: For inputs, one sparse matrix a batch, ``[rows, samples · tokens]``: the target's rows by the source's.
+        inputs: For inputs, a batch's averages of the source's tokens, one for each row of the target's.
         decoder: The same for the decoder's tokens.
     """
 
-    weights: Sequence[Tensor]
-    decoder: Sequence[Tensor]
+    inputs: Sequence[Averages]
+    decoder: Sequence[Averages]
 
     def __call__(self, values: Tensor, batch: Any, module: str, number: int) -> Tensor:
         """Take the rows of one batch."""
-        chosen = (self.decoder if of_decoder(module) else self.weights)[number]
+        chosen = (self.decoder if of_decoder(module) else self.inputs)[number]
         flat = values.flatten(0, 1)
-        if chosen.shape[1] != len(flat):
+        if chosen.of != len(flat):
             raise AlignmentError(
-                f"{module}: has {values.shape[1]} tokens where its inputs have {chosen.shape[1] // len(values)}, so "
-                "its tokens can't be matched to another tokenizer's; use --align none"
+                f"{module}: has {values.shape[1]} tokens where its inputs have {chosen.of // len(values)}, so its "
+                "tokens can't be matched to another tokenizer's; use --align none"
             )
-        averaged: Tensor = torch.sparse.mm(chosen, flat)
+        averaged = torch.zeros(chosen.count, flat.shape[1])
+        averaged.index_add_(0, chosen.rows, chosen.weights[:, None] * flat[chosen.tokens])
         return averaged
 
 
@@ -176,7 +195,7 @@ def rows_for(source: ModelTask, target: ModelTask, batches: tuple[Sequence[Any],
     if None in tokenizers:
         return Rows(MeanOverTokens(), MeanOverTokens())
     spans = [
-        [_weights(tokenizers, ours, theirs, key, most) for ours, theirs in zip(*batches, strict=True)]
+        [_averages(tokenizers, ours, theirs, key, most) for ours, theirs in zip(*batches, strict=True)]
         for key in ("input_ids", "labels")
     ]
     return Rows(OverSpans(*spans), same.target)
@@ -250,10 +269,12 @@ def spread_tokens(real: Tensor, most: int) -> Tensor:
     return real & ((number / step).floor() != ((number - 1) / step).floor())
 
 
-def _weights(tokenizers: tuple[Any, Any], ours: Any, theirs: Any, key: str, most: int) -> Tensor:
-    """The target's chosen tokens by the source's tokens, of one batch: a sparse ``[rows, samples · tokens]``."""
+def _averages(tokenizers: tuple[Any, Any], ours: Any, theirs: Any, key: str, most: int) -> Averages:
+    """The target's chosen tokens by the source's tokens, of one batch."""
     if key not in theirs or theirs[key].dim() != 2:
-        return torch.zeros(0, 0)
+        return Averages(
+            torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0), 0, 0
+        )
     masks = [_mask(batch, key) for batch in (ours, theirs)]
     chosen = spread_tokens(masks[1], most)
     places: list[tuple[int, int]] = []
@@ -279,8 +300,8 @@ def _weights(tokenizers: tuple[Any, Any], ours: Any, theirs: Any, key: str, most
                 places.append((row, sample * masks[0].shape[1] + ours_at[other]))
                 values.append(weight)
             row += 1
-    index = torch.tensor(places, dtype=torch.int64).T
-    return torch.sparse_coo_tensor(index, torch.tensor(values), (row, masks[0].numel())).coalesce()
+    rows, tokens = torch.tensor(places, dtype=torch.int64).T
+    return Averages(rows, tokens, torch.tensor(values), row, masks[0].numel())
 
 
 def _mask(batch: Any, key: str) -> Tensor:

@@ -10,6 +10,10 @@ WINDOW = 16
 """Tokens that are decoded together: enough for the longest character of several tokens."""
 
 
+TOGETHER = 3
+"""Characters in a row that make a match: single letters are found again in any text."""
+
+
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """Tell the characters that each token stands for, so that other tokenizers' can be compared with them.
 
@@ -97,7 +101,12 @@ def _matched(ours: str, theirs: str) -> dict[int, int]:
     if ours == theirs:
         return {index: index for index in range(len(ours))}
     blocks = SequenceMatcher(None, theirs, ours, autojunk=False).get_matching_blocks()
-    return {block.a + step: block.b + step for block in blocks for step in range(block.size)}
+    return {
+        block.a + step: block.b + step
+        for block in blocks
+        if block.size >= min(TOGETHER, len(theirs))
+        for step in range(block.size)
+    }
 
 
 def _bounds(texts: Sequence[str]) -> tuple[int, int]:
