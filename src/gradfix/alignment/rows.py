@@ -78,15 +78,15 @@ class Averages(NamedTuple):
         rows: The row that an entry adds to, int64 ``[entries]``.
         tokens: The token that it adds, counted through all samples of the batch, int64 ``[entries]``.
         weights: Its weight, ``[entries]``; those of a row sum to 1.
-        count: How many rows there are.
-        of: How many tokens there are.
+        row_count: How many rows there are.
+        token_count: How many tokens there are.
     """
 
     rows: Tensor
     tokens: Tensor
     weights: Tensor
-    count: int
-    of: int
+    row_count: int
+    token_count: int
 
 
 @dataclass(frozen=True)
@@ -105,12 +105,12 @@ class OverSpans:
         """Take the rows of one batch."""
         chosen = (self.decoder if of_decoder(module) else self.inputs)[number]
         flat = values.flatten(0, 1)
-        if chosen.of != len(flat):
+        if chosen.token_count != len(flat):
             raise AlignmentError(
-                f"{module}: has {values.shape[1]} tokens where its inputs have {chosen.of // len(values)}, so its "
+                f"{module}: has {values.shape[1]} tokens where its inputs have {chosen.token_count // len(values)}, so its "
                 "tokens can't be matched to another tokenizer's; use --align none"
             )
-        averaged = torch.zeros(chosen.count, flat.shape[1])
+        averaged = torch.zeros(chosen.row_count, flat.shape[1])
         averaged.index_add_(0, chosen.rows, chosen.weights[:, None] * flat[chosen.tokens])
         return averaged
 
