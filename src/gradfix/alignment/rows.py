@@ -107,8 +107,9 @@ class OverSpans:
         flat = values.flatten(0, 1)
         if chosen.token_count != len(flat):
             raise AlignmentError(
-                f"{module}: has {values.shape[1]} tokens where its inputs have {chosen.token_count // len(values)}, so its "
-                "tokens can't be matched to another tokenizer's; use --align none"
+                f"{module}: has {values.shape[1]} tokens where its inputs have "
+                f"{chosen.token_count // len(values)}, so its tokens can't be matched to another tokenizer's; "
+                "use --align none"
             )
         averaged = torch.zeros(chosen.row_count, flat.shape[1])
         averaged.index_add_(0, chosen.rows, chosen.weights[:, None] * flat[chosen.tokens])
