@@ -3,6 +3,7 @@
     python benchmarks/adapters.py cost        # votes on B beside one pass through the frozen base: time and memory
     python benchmarks/adapters.py extract     # gradfix extract beside mergekit-extract-lora, paired
     python benchmarks/adapters.py language    # accuracy on the language pair, in adapter and in weights space
+    python benchmarks/adapters.py images      # the same on the embedded pair of small CLIPs and its close release
 
 The language pair is that of ``benchmarks/language.py``: all-MiniLM-L6-v2 and its next release, with a LoRA fine-tune
 (rank 8, attention and MLP) of the old base as the source. Every setting is chosen by cross-fitting on the samples.
@@ -19,7 +20,8 @@ import sysconfig
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,9 @@ import torch
 from apply import ensure_mergekit, read_into_cache, timed
 from docstrings import prose
 from gradfix.checkpoints import Checkpoint
+from gradfix.demo.bench import task_of
+from gradfix.demo.datasets import load_task
+from gradfix.demo.pair import load
 from gradfix.evaluation.adapter_model import AdapterModel
 from gradfix.evaluation.binding import bind, choose_support
 from gradfix.evaluation.intervals import mean_interval
@@ -46,6 +51,8 @@ RANK, TARGETS = 8, ["query", "key", "value", "dense"]
 EPOCHS, BATCH, RATE = 3, 32, 1e-3
 BUDGETS, DRAWS, RANKS = (1, 2, 5, 10), 3, (8, 16, 32)
 SHARD_SIZE = 600_000_000
+IMAGES, IMAGE_TASK, IMAGE_STEPS, IMAGE_TESTS = ("B", "B-next"), "digits", 150, 500
+OpenPair = Callable[..., tuple[TargetModel, dict[str, Any]]]
 
 
 def main() -> None:
@@ -53,22 +60,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=["cost", "extract", "language", "pass", "count"])
+    parser.add_argument("part", choices=["cost", "extract", "language", "images", "pass", "count"])
     work = Path(tempfile.gettempdir()) / "gradfix-bench-adapters"
     parser.add_argument("--workdir", type=Path, default=work)
     parser.add_argument("--budgets", type=int, nargs="+", default=BUDGETS)
     parser.add_argument("--draws", type=int, default=DRAWS)
     parser.add_argument("--layers", type=int, default=22, help="of the extracted model; 22 are 1.1 billion")
+    parser.add_argument("--brief", action="store_true", help="naive, GradFix and its control alone")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     if options.part == "extract":
         extract(options.workdir, options.layers, options.rounds)
         return
-    pair = prepare(options.workdir / "language")
+    if options.part == "language":
+        work = prepare(options.workdir / "language")
+        compare_spaces(
+            work / "outcomes.jsonl", partial(opened, work), options.budgets, options.draws, options.brief
+        )
+        return
+    if options.part == "images":
+        work = options.workdir / "images"
+        work.mkdir(parents=True, exist_ok=True)
+        stage(work, "adapter", work / "adapter", lambda: tune_images(work / "adapter"))
+        compare_spaces(
+            work / "outcomes.jsonl",
+            partial(opened_images, work),
+            options.budgets,
+            options.draws,
+            options.brief,
+        )
+        return
+    pair = prepare_untrained(options.workdir / "cost")
     if options.part == "cost":
         cost(pair, options.workdir, options.rounds)
-    elif options.part == "language":
-        language(pair, options.budgets, options.draws)
     else:
         print(json.dumps(measured(pair, options.part)))
 
@@ -92,7 +116,18 @@ def prepare(work: Path) -> Path:
     return work
 
 
-def tune(base: Path, data: Path, output: Path) -> None:
+def prepare_untrained(work: Path) -> Path:
+    """The same shapes with nothing trained: what a count costs does not depend on the numbers."""
+    work.mkdir(parents=True, exist_ok=True)
+    stage(work, "data", work / "test.jsonl", lambda: write_data(work))
+    for name in ("old", "new"):
+        stage(work, name, work / name, lambda name=name: copy_encoder(work / name))
+    data, output = work / "train.jsonl", work / "adapter"
+    stage(work, "adapter", output, lambda: tune(work / "old", data, output, epochs=0))
+    return work
+
+
+def tune(base: Path, data: Path, output: Path, epochs: int = EPOCHS) -> None:
     """Train a LoRA adapter and a head on the old base, as peft's users do."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -103,14 +138,14 @@ def tune(base: Path, data: Path, output: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(labels))
     settings = LoraConfig(
         r=RANK, lora_alpha=2 * RANK, target_modules=TARGETS, exclude_modules=["bert.pooler.dense"],
-        task_type="SEQ_CLS",
+        task_type="SEQ_CLS", init_lora_weights=epochs > 0,
     )  # fmt: skip
     adapted = get_peft_model(model, settings).train()
     tokenizer = AutoTokenizer.from_pretrained(base)
     trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=RATE)
     generator = torch.Generator().manual_seed(0)
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         for places in torch.randperm(len(rows), generator=generator).split(BATCH):
             chosen = [rows[place] for place in places.tolist()]
             inputs = tokenizer(
@@ -141,9 +176,45 @@ def opened(work: Path, *, adapter: bool) -> tuple[TargetModel, dict[str, Any]]:
     return kind.load(task, models.target, models.placement), rows
 
 
-def language(work: Path, budgets: list[int], draws: int) -> None:
+def tune_images(output: Path) -> None:
+    """Train a LoRA adapter of the vision tower of the embedded base B on its digits."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import CLIPModel
+
+    torch.manual_seed(0)
+    target = Checkpoint.open(load(IMAGES[0]))
+    rows = load_task(IMAGE_TASK).rows("train")
+    task = task_of(IMAGE_TASK)
+    bind(task, target, None, rows)
+    model = CLIPModel.from_pretrained(load(IMAGES[0]))
+    task.prepare(model)
+    layers = r"vision_model\..*(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
+    adapted = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=layers))
+    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=RATE)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(IMAGE_STEPS):
+        places = torch.randint(len(rows), (2 * BATCH,), generator=generator).tolist()
+        optimizer.zero_grad()
+        task.loss(adapted.get_base_model(), task.encode([rows[place] for place in places])).mean().backward()
+        optimizer.step()
+    adapted.save_pretrained(output)
+
+
+def opened_images(work: Path, *, adapter: bool) -> tuple[TargetModel, dict[str, Any]]:
+    """Load the close release with the adapter beside it, or with τ as weights; and the rows."""
+    old, new = (str(load(name)) for name in IMAGES)
+    models = open_models(old, str(work / "adapter"), new, Findings())
+    data = load_task(IMAGE_TASK)
+    rows = {"pool": data.rows("train"), "test": data.rows("test")[:IMAGE_TESTS]}
+    task = task_of(IMAGE_TASK)
+    bind(task, models.target, models.tau, rows["pool"])
+    kind = AdapterModel if adapter else TargetModel
+    return kind.load(task, models.target, models.placement, batch_size=128), rows
+
+
+def compare_spaces(noted: Path, open_pair: OpenPair, budgets: Sequence[int], draws: int, brief: bool) -> None:
     """Measure every method on several draws; each outcome is noted as it is there."""
-    noted = work / "outcomes.jsonl"
     done = (
         {tuple(json.loads(line)["key"]) for line in noted.read_text().splitlines()}
         if noted.exists()
@@ -152,7 +223,7 @@ def language(work: Path, budgets: list[int], draws: int) -> None:
     judges: dict[str, Judge] = {}
     rows: dict[str, Any] = {}
     for space in ("adapter", "weights"):
-        model, rows = opened(work, adapter=space == "adapter")
+        model, rows = open_pair(adapter=space == "adapter")
         judges[space] = Judge(model, model.encode(rows["test"]))
     for seed in range(draws):
         for budget in budgets:
@@ -164,24 +235,25 @@ def language(work: Path, budgets: list[int], draws: int) -> None:
                     model, rows["pool"], samples_per_class=budget, sampling="random", seed=seed
                 )
                 model.vote_where(model.vector)
-                found = outcomes(judge, support, seed, space)
-                line = json.dumps({"key": [space, budget, seed], "scores": dict(found)})
+                found = dict(outcomes(judge, support, seed, space, brief))
+                line = json.dumps({"key": [space, budget, seed], "scores": found})
                 with noted.open("a") as file:
                     file.write(line + "\n")
                 print(line, flush=True)
     print(table(noted))
 
 
-def outcomes(judge: Judge, support: Any, seed: int, space: str) -> Iterator[tuple[str, float]]:
+def outcomes(judge: Judge, support: Any, seed: int, space: str, brief: bool) -> Iterator[tuple[str, float]]:
     """The scores of one draw in one space."""
     methods = ("naive", "gradfix", "control")
-    for name, found in draw(judge, support, seed=seed, methods=methods, auto=space == "adapter"):
+    auto = space == "adapter" and not brief
+    for name, found in draw(judge, support, seed=seed, methods=methods, auto=auto, few_shot=not brief):
         yield name, found.score
     folds = split_folds(judge.model.task.classes(support), 4, seed)
     with SelectionContext(judge.model, support, folds, seed=seed) as context:
         straight = AddVector("naive at 1", "", vector=judge.model.vector, grid=(1.0,))
         yield "naive at 1", arrived(judge, context, straight, {"alpha": 1.0}, 0.0).score
-        if space == "adapter":
+        if space == "adapter" or brief:
             return
         way = baseline("gradfix", judge.model.vector, context.settings, seed)
         chosen = cross_validate(context, way).setting

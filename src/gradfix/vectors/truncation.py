@@ -236,15 +236,18 @@ class Extraction:
         squares: dict[str, float] = {}
         others = []
         for number, name in enumerate(vector.specs):
-            change = vector.read(name)
-            square = float(change.double().square().sum())
             progress("extracting", number + 1, len(vector.specs), "tensors")
+            if name not in layers:
+                square = sum(map(_square, vector.blocks(name)))
+                if square:
+                    squares[name] = square
+                    others.append(name)
+                continue
+            change = vector.read(name)
+            square = _square(change)
             if not square:
                 continue
             squares[name] = square
-            if name not in layers:
-                others.append(name)
-                continue
             path, kind = layers[name]
             flat = change.T if kind == "transposed" else change.flatten(1)
             up, down = truncate(flat, rank=rank, energy=energy, seed=seed + number)
@@ -315,6 +318,11 @@ class Extraction:
         if name in self.vector.specs:
             value = add_scaled(value, self.vector.read(name), alpha)
         return value.to(number)
+
+
+def _square(block: Tensor) -> float:
+    """Σ of the squares, accumulated in float64."""
+    return float(torch.linalg.vector_norm(block, dtype=torch.float64)) ** 2
 
 
 def _share(part: float, whole: float) -> float:
