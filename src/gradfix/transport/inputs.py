@@ -308,7 +308,9 @@ def check_inputs(
         if models.adapter:
             note_apart(models.target, found)
         if models.apart is not None and not recipe.task:
-            found.add("note", f"{models.apart}; give --task: then it may be carried over by activations")
+            found.add(
+                "error", f"{models.apart}; transport may carry the fine-tune over by what models compute: give --task"
+            )
     except GradfixError as error:
         if found.ok:
             found.add("error", str(error))
