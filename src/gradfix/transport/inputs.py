@@ -309,7 +309,8 @@ def check_inputs(
             note_apart(models.target, found)
         if models.apart is not None and not recipe.task:
             found.add(
-                "error", f"{models.apart}; transport may carry the fine-tune over by what models compute: give --task"
+                "error",
+                f"{models.apart}; transport may carry the fine-tune over by what models compute: give --task",
             )
     except GradfixError as error:
         if found.ok:
