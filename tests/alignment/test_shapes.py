@@ -9,15 +9,17 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from gradfix.alignment import regression
+from gradfix.alignment import Aligned, regression, require_something
 from gradfix.alignment.activations import Activations, Point
 from gradfix.alignment.blocks import Writer, find_writers
 from gradfix.alignment.depths import cka, depths_of, points_of
 from gradfix.alignment.regression import SOURCE, TARGET, TUNED, fit_blocks
 from gradfix.alignment.rows import OverGrid, each_token, rows_for
 from gradfix.alignment.token_spans import spans_between, token_texts
+from gradfix.checkpoints.expressions import Given
 from gradfix.errors import AlignmentError
 from gradfix.tasks import get_task
+from gradfix.vectors.task_vector import TaskVector
 from tests import tiny
 
 WIDTH, SAMPLES = 24, 64
@@ -236,3 +238,13 @@ def test_tokenizers_that_read_other_texts_are_refused(tmp_path: Path) -> None:
     other = {**batch, "input_ids": torch.where(ids > 4, (ids + 29) % len(tiny.WORDS) + 5, ids)}
     with pytest.raises(AlignmentError, match="the two tokenizers read other texts"):
         rows_for(task, task, ([batch], [other]))
+
+
+def test_an_alignment_that_changes_nothing_is_refused_with_its_table() -> None:
+    facts = {"layer.weight": {"residual": 1.0, "unexplained": 1.0}}
+    nothing = TaskVector(Given({}))
+    with pytest.raises(AlignmentError, match=r"in no block \(share that is left: layer.weight 1.00\)"):
+        require_something(Aligned(nothing, None, "regression", facts, 9))
+    require_something(
+        Aligned(TaskVector(Given({"layer.weight": torch.ones(2, 2)})), None, "regression", facts, 9)
+    )

@@ -14,7 +14,7 @@ from gradfix.alignment.regression import SHUFFLED, SOURCE, TARGET, TUNED, fit_bl
 from gradfix.alignment.rotation.rotate import rotate, rotation
 from gradfix.alignment.source import Observed, SourceRun, runner
 from gradfix.checkpoints.expressions import Given
-from gradfix.errors import AlignmentError
+from gradfix.errors import AlignmentError, listed
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.tasks import Classification, HeadedClassification
 from gradfix.vectors.control import shuffled
@@ -64,6 +64,8 @@ def align(source: SourceRun, model: TargetModel, *, control_seed: int | None) ->
     if source.method == "regression":
         found = align_by_regression(*seen, control=control_seed is not None)
         if not isinstance(model.task, Classification):
+            if model.apart:
+                require_something(found)
             return found
         try:
             answers = align_by_answers(model, source.inputs, source.observed)
@@ -76,6 +78,23 @@ def align(source: SourceRun, model: TargetModel, *, control_seed: int | None) ->
             return found
         return replace(found, answers=answers)
     return align_by_rotation(*seen, source.method, control_seed=control_seed)
+
+
+def require_something(aligned: Aligned) -> None:
+    """Refuse an alignment that changes nothing.
+
+    Args:
+        aligned: The alignment.
+
+    Raises:
+        AlignmentError: if every block was left alone, with the share of each wanted change that its fit leaves.
+    """
+    if not aligned.vector.specs:
+        left = [f"{name} {facts['unexplained']:.2f}" for name, facts in aligned.tensors.items()]
+        raise AlignmentError(
+            f"--align {aligned.method}: nothing of what the fine-tune changed on {aligned.inputs} inputs is explained on "
+            f"those held out, in no block (share that is left: {listed(left)}); give more inputs with --align-data"
+        )
 
 
 def align_by_regression(

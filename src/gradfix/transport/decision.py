@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gradfix.alignment import Aligned
+from gradfix.alignment import Aligned, require_something
 from gradfix.errors import GradfixError
 from gradfix.evaluation.binding import Rows, used_columns
 from gradfix.evaluation.evaluate import Evaluation
@@ -198,6 +198,8 @@ def _as_told(
     progress: Progress,
 ) -> Choice:
     """Build the way that the options name; what they leave open is chosen."""
+    if aligned is not None:
+        require_something(aligned)
     vector = aligned.vector if aligned else context.model.vector
     grid = recipe.alphas() or context.settings.alphas
     way: Method
