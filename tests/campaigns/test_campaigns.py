@@ -1,4 +1,4 @@
-"""A small part of each campaign, drawn anew by a seed that is printed: within a minute, on every change."""
+"""A small part of each campaign, drawn anew by a seed that is printed: `make campaign-sample`."""
 
 import os
 import shutil

@@ -108,7 +108,7 @@ def test_one_text_of_two_is_not_read_alone(classifier: Path, tmp_path: Path, tex
     assert (alone.exit_code, both.exit_code) == (0, 0), alone.stderr + both.stderr
     assert f"not read by text-classification: the text of {other!r}, 'genre'" in alone.stderr
     assert "the text of 'genre'; it reads" in both.stderr
-    losses = [re.search(r"loss [\d.]+", result.stderr).group() for result in (alone, both)]
+    losses = [re.search(r"loss [\d.]+", result.stdout).group() for result in (alone, both)]
     assert losses[0] != losses[1]
 
 

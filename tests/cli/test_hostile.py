@@ -138,6 +138,8 @@ def test_evaluate_and_report_replace_nothing_unasked(triple: Triple, tmp_path: P
 _INTERRUPTED = """
 import os, signal, sys
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job of the background has it ignored
+
 class Interrupting:
     before, seen = int(sys.argv.pop()), -1
 
