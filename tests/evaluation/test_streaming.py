@@ -306,7 +306,9 @@ def test_a_whole_transport_needs_no_more_anonymous_memory_than_a_few_blocks(tmp_
     tuned_from(work.models["source_tuned"], work.models["source_base"], work.auto_class)
     script = tmp_path / "measured.py"
     script.write_text(MEASURED)
-    told = json.dumps({**{kind: str(path) for kind, path in work.models.items()}, "support": list(work.rows)[:4]})
+    told = json.dumps(
+        {**{kind: str(path) for kind, path in work.models.items()}, "support": list(work.rows)[:4]}
+    )
     done = subprocess.run(
         [sys.executable, script, told, tmp_path / "out"], capture_output=True, text=True, check=False
     )
