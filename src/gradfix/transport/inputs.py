@@ -298,6 +298,10 @@ def check_inputs(
         models = models_of(recipe, found)
         if not recipe.task:
             task = None
+            if models.apart is not None:
+                why = "transport may carry the fine-tune over by what models compute: give --task"
+                found.add("error", f"{models.apart}; {why}")
+                return found
         else:
             task, data = ready_task(recipe, models, Data.read(recipe, rows or {}), found, task=task)
             models = lay_apart(models, task, found, output=recipe.output, overwrite=recipe.overwrite)
@@ -307,11 +311,6 @@ def check_inputs(
             note_cost(recipe, models, task, data.pool, sum(map(len, data.held.values())), found)
         if models.adapter:
             note_apart(models.target, found)
-        if models.apart is not None and not recipe.task:
-            found.add(
-                "error",
-                f"{models.apart}; transport may carry the fine-tune over by what models compute: give --task",
-            )
     except GradfixError as error:
         if found.ok:
             found.add("error", str(error))
