@@ -57,8 +57,8 @@ def rows_in_memory(
         raise GradfixError(
             f"{name}: a {type(value).__name__} has no rows by number; give a list or a data set, such as {where}"
         )
-    if isinstance(value, list | tuple) and all(isinstance(row, Mapping) for row in value):
-        return value
+    if isinstance(value, list | tuple) and (not value or isinstance(value[0], Mapping)):
+        return value  # a later row that is no mapping is named by whoever reads it
     return _indexed(value, name, columns, class_names)
 
 
