@@ -19,6 +19,7 @@ from gradfix.recipes import TransportRecipe, validate
 from gradfix.recipes.fields import VOTELESS_MASKS
 from gradfix.transport import pipeline
 from gradfix.transport.run import TransportRun
+from gradfix.vectors import output
 from gradfix.vectors.mask_strategies import STRATEGIES
 from tests import tiny
 from tests.transport.test_pipeline import Job, job
@@ -37,7 +38,8 @@ SHAPES_NOTHING = {
     "test_split": "likewise", "space": "of a LoRA adapter: tests/transport/test_adapter_space.py",
     "output_format": "goes with rank or energy: tests/vectors/test_truncation.py", "rank": "likewise",
     "granularity": "of a LoRA adapter, likewise",
-    "energy": "likewise", "whole": "likewise",
+    "energy": "likewise", "whole": "likewise", "memory": "where weights are: tests/evaluation/test_streaming.py",
+    "compute_dtype": "of numbers alone, likewise",
     "training": "of method auto",  "support": "given unless data is",
 }  # fmt: skip
 """Options that are not paired, and why."""
@@ -129,7 +131,7 @@ def outcome(
         raise Stop
 
     monkeypatch.setattr(pipeline, "transport_record", record)
-    monkeypatch.setattr(pipeline, "apply", write)
+    monkeypatch.setattr(output, "apply", write)
     known: dict[str, str | None] = {}
     fixed = {"alpha": "0.6", "support": places["support"], "method": "gradfix", "output": tmp_path / "out"}
     models = {kind: str(path) for kind, path in work.models.items()}
@@ -173,6 +175,7 @@ def pairs(options: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str, dict[s
             yield one, other, both
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_each_option_of_a_pair_has_an_effect_or_the_pair_is_refused(
     outcome: Callable[[dict[str, Any]], str | None], places: dict[str, str]

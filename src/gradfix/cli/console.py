@@ -131,9 +131,13 @@ class Console:
             sys.stdout.write("\n")
 
 
+BLANKS = "\n\N{NO-BREAK SPACE}\N{NARROW NO-BREAK SPACE}"
+"""What Python calls not printable, and sentences hold."""
+
+
 def _shown(text: str) -> str:
     """A name from a file must not steer the terminal."""
-    return "".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text)
+    return "".join(letter if letter.isprintable() or letter in BLANKS else "\ufffd" for letter in text)
 
 
 def _count(done: int, total: int, unit: str) -> str:
