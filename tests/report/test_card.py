@@ -56,7 +56,7 @@ def test_models_of_the_hub_are_named_and_those_on_a_disk_are_not() -> None:
 def test_the_new_bases_license_and_the_data_sets_are_in_the_head() -> None:
     inputs = {role: {"location": f"org/{role}", "sha256": "0"} for role in ("source_base", "source_tuned")}
     inputs["target_base"] = {"location": "org/new", "sha256": "2", "license": "apache-2.0"}
-    recipe = {**transport_record()["recipe"], "data": "org/reviews@main", "unlabelled": "/home/me/u.jsonl"}
+    recipe = {**transport_record()["recipe"], "data": "org/reviews@main", "unlabelled": "./unlabelled.jsonl"}
     data = head(record(inputs=inputs, recipe=recipe))
     assert (data["license"], data["datasets"]) == ("apache-2.0", ["org/reviews"])
     assert "license" not in head(record())

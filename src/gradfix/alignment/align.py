@@ -60,7 +60,12 @@ def align(source: SourceRun, model: TargetModel, *, control_seed: int | None) ->
     if source.method == "none":
         return None
     if source.method == "answers":
-        return align_by_answers(model, source.inputs, source.observed)
+        try:
+            return align_by_answers(model, source.inputs, source.observed)
+        except AlignmentError:
+            if source.needed:
+                raise
+            return None
     if source.method == "regression":
         found = align_by_regression(*seen, control=control_seed is not None)
         if not isinstance(model.task, Classification):
@@ -153,7 +158,8 @@ def align_by_answers(model: TargetModel, inputs: Sequence[Any], observed: Observ
         AlignmentError: if the task has no classes, or the target no such layer, or nothing of the answers is explained.
     """
     nothing = model.vector.derive(Given({}), operation="align", method="none")
-    return _answered(model, Aligned(nothing, nothing, "answers", {}, len(inputs)), inputs, observed)
+    control = nothing if observed.shuffled is not None else None
+    return with_answers(model, Aligned(nothing, control, "answers", {}, len(inputs)), inputs, observed)
 
 
 def with_answers(model: TargetModel, aligned: Aligned, inputs: Sequence[Any], observed: Observed) -> Aligned:
@@ -171,10 +177,6 @@ def with_answers(model: TargetModel, aligned: Aligned, inputs: Sequence[Any], ob
     Raises:
         AlignmentError: if the task has no classes, or the target no such layer, or nothing of the answers is explained.
     """
-    return _answered(model, aligned, inputs, observed)
-
-
-def _answered(model: TargetModel, aligned: Aligned, inputs: Sequence[Any], observed: Observed) -> Aligned:
     if observed.probabilities is None:
         raise AlignmentError(f"{model.task.name}: has no classes, so there are no answers to fit to")
 

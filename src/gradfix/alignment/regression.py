@@ -33,6 +33,7 @@ from gradfix.alignment.activations import Activations, Point, first_input, first
 from gradfix.alignment.blocks import Writer
 from gradfix.alignment.depths import Depth
 from gradfix.alignment.rotation.maps import procrustes, unexplained
+from gradfix.errors import AlignmentError
 from gradfix.tasks.forward import evaluating
 
 RIDGES = (0.03, 0.1, 0.3)
@@ -167,6 +168,11 @@ def fit_blocks(
 def _wanted(depth: Depth, point: Point, activations: Activations, tuned: str) -> tuple[Tensor, float]:
     """The change of A's stream in B's coordinates ``[rows, width]``, and how little of B's stream A's explains."""
     source, target = depth.read(activations, SOURCE), activations.read(TARGET, point)
+    if len(source) != len(target):
+        raise AlignmentError(
+            f"{point.module}: {len(target)} rows were recorded of the target and {len(source)} of the source, so they "
+            "are not of the same tokens; use --align none"
+        )
     held = _held_out(len(source))
     residual = unexplained(source[held] @ procrustes(source[~held], target[~held]), target[held])
     change = (depth.read(activations, tuned) - source) @ procrustes(source, target)

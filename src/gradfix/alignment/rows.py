@@ -122,7 +122,7 @@ class OverGrid:
 
     Attributes:
         patches: How many patches the model cuts an image into, ``(rows, columns)``. What comes before them in the
-            sequence (a class token, registers) counts as one row: its first token.
+            sequence (a class token, registers) counts as one row: its first token, or the mean where nothing does.
         places: How many places to take, ``(rows, columns)``.
     """
 
@@ -140,7 +140,8 @@ class OverGrid:
             )
         grid = values[:, before:].transpose(1, 2).reshape(samples, width, *self.patches)
         taken = torch.nn.functional.interpolate(grid, self.places, mode="bilinear", antialias=True)
-        return torch.cat([values[:, :1], taken.flatten(2).transpose(1, 2)], dim=1).flatten(0, 1)
+        first = values[:, :1] if before else values.mean(1, keepdim=True)
+        return torch.cat([first, taken.flatten(2).transpose(1, 2)], dim=1).flatten(0, 1)
 
 
 class Rows(NamedTuple):
@@ -186,7 +187,10 @@ def rows_for(source: ModelTask, target: ModelTask, batches: tuple[Sequence[Any],
     samples = sum(_count(batch) for batch in batches[0])
     same, most = each_token(samples), max(1, ROWS // max(1, samples))
     grids = _grid(source), _grid(target)
-    if grids[0] and grids[1] and grids[0] != grids[1]:
+    kinds = [getattr(task.config, "model_type", None) for task in (source, target)]
+    if (
+        grids[0] and grids[1] and (grids[0] != grids[1] or kinds[0] != kinds[1])
+    ):  # other kinds have other registers
         side = max(1, math.isqrt(most - 1))
         places = min(side, grids[0][0], grids[1][0]), min(side, grids[0][1], grids[1][1])
         return Rows(OverGrid(grids[0], places), OverGrid(grids[1], places))

@@ -14,7 +14,8 @@ from gradfix.alignment.blocks import Writer, find_writers
 from gradfix.alignment.depths import points_of
 from gradfix.alignment.regression import SHUFFLED, SOURCE, TUNED
 from gradfix.alignment.rotation.rotate import rotation_points
-from gradfix.alignment.rows import rows_for
+from gradfix.alignment.rows import MeanOverTokens, each_token, rows_for
+from gradfix.alignment.rows import Rows as RowsCompared
 from gradfix.checkpoints import Checkpoint
 from gradfix.errors import AlignmentError, GradfixError
 from gradfix.evaluation.binding import Rows, bind, without_labels
@@ -151,6 +152,7 @@ class SourceRun:
         unlabelled: How many of the first inputs are to be labelled by the source.
         classes: How many classes the inputs are of; None where they have no labels.
         sure: Confidence from which the source's label counts.
+        needed: Whether an alignment that fails ends the transport: it was asked for, or nothing else has a place.
     """
 
     inputs: Rows
@@ -161,6 +163,7 @@ class SourceRun:
     unlabelled: int
     classes: int | None = None
     sure: float = SETTINGS.sure
+    needed: bool = True
 
     def pseudo_labels(self, task: ModelTask) -> list[Row]:
         """Label the unlabelled inputs with what the tuned source is sure of.
@@ -238,9 +241,10 @@ def run_source(
         AlignmentError: if the source can't be aligned as asked.
         GradfixError: if the source has no directory to be run from, or inputs can't be labelled.
     """
-    asked, why = align != "auto" or apart, ""
+    asked, why = align != "auto", ""
+    needed = asked or apart  # without an alignment there is nothing to do
     if apart:
-        align = "regression" if align == "auto" else align
+        align = align if asked else "regression"
     elif not asked:
         align = "none"
         if alike is not None and alike < settings.close:
@@ -255,7 +259,7 @@ def run_source(
     if align == "none" and not unlabelled:
         return None
     alone = base.directory is None and not task.builds_model
-    if alone and not asked and not unlabelled:
+    if alone and not needed and not unlabelled:
         remark(f"{why}: its weights stand alone, and the source must be run for that; give its directory")
         return None
     if alone:
@@ -270,10 +274,19 @@ def run_source(
     ours = deepcopy(task)
     trusted = bool(loading.get("trust_remote_code"))
     bind(ours, base, tau, pool, trust_remote_code=trusted)
-    batches = [
-        encode_rows(one, inputs, batch_size=loading.get("batch_size", 32)).batches for one in (ours, task)
-    ]
-    activations = stack.enter_context(Activations(rows_for(ours, task, (batches[0], batches[1]))))
+    rows = each_token(len(inputs))
+    if align not in ("none", "answers"):
+        batches = [
+            encode_rows(one, inputs, batch_size=loading.get("batch_size", 32)).batches for one in (ours, task)
+        ]
+        try:
+            rows = rows_for(ours, task, (batches[0], batches[1]))
+        except AlignmentError as error:
+            if needed:
+                raise
+            remark(f"{error}; so means over samples are compared, not tokens")
+            rows = RowsCompared(MeanOverTokens(), MeanOverTokens())
+    activations = stack.enter_context(Activations(rows))
 
     def look(method: str) -> Observed:
         return observe(
@@ -293,14 +306,16 @@ def run_source(
     try:
         observed = look(align)
     except AlignmentError as error:
-        if asked and not (apart and isinstance(task, Classification)):
+        if asked or (apart and not isinstance(task, Classification)):
             raise
         if isinstance(task, Classification):
-            remark(f"{error.args[0]}; so only its answers are carried over")
+            remark(f"{error}; so only its answers are carried over")
             align, observed = "answers", look("answers")
         else:
             remark(f"{why}: {error}")
             if not unlabelled:
                 return None
             align, observed = "none", look("none")
-    return SourceRun(inputs, observed, activations, align, alike, len(unlabelled), classes, settings.sure)
+    return SourceRun(
+        inputs, observed, activations, align, alike, len(unlabelled), classes, settings.sure, needed
+    )

@@ -1,5 +1,6 @@
 """How results show themselves: a few lines where Python prints them, a small table in a notebook."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -72,12 +73,12 @@ class Summary:
         return str(Markup("").join(parts))
 
 
-class Summarised:
+class Summarised(ABC):
     """A result that shows its summary where Python would print every number it holds."""
 
+    @abstractmethod
     def summary(self) -> Summary:
         """Say in a few lines what it is."""
-        raise NotImplementedError
 
     def __repr__(self) -> str:
         return self.summary().text()
