@@ -149,7 +149,7 @@ def _picture(figures: Collection[str], name: str, words: str) -> list[str]:
 
 
 def _is_hub_id(location: str) -> bool:
-    return location.count("/") == 1 and not os.path.exists(location)
+    return location.count("/") == 1 and location[0] not in ".~/" and not os.path.exists(location)
 
 
 def _name(record: TransportRecord, role: str) -> str:
