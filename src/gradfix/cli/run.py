@@ -21,6 +21,9 @@ def run_recipe(
         "--trust-remote-code",
         help="run code that a model repository brings, if the recipe's command can",
     ),
+    trust_plugins: bool = typer.Option(
+        False, "--trust-plugins", help="run the functions that the recipe names as module:function"
+    ),
     as_json: bool = typer.Option(False, "--json", help="print a machine-readable result on stdout"),
     debug: bool = typer.Option(False, "--debug", help="show tracebacks"),
 ) -> None:
@@ -28,5 +31,5 @@ def run_recipe(
     with options_as_on("recipe"), refusals("run", debug=debug), Console(as_json) as console:
         # What a recipe may not ask for by itself: a file from elsewhere must not run code or replace a folder.
         asked = {"overwrite": overwrite or None, "trust_remote_code": trust_remote_code or None}
-        loaded = load_recipe(Path(recipe), output=output, **asked)
+        loaded = load_recipe(Path(recipe), trust_plugins=trust_plugins, output=output, **asked)
         run_job(loaded, console)

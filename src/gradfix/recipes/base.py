@@ -7,6 +7,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from gradfix.errors import GradfixError, option
+from gradfix.plugins import CODE_FIELDS, is_path
 from gradfix.text_files import read_yaml
 
 R = TypeVar("R", bound="Recipe")
@@ -58,14 +59,16 @@ def recipes() -> dict[str, type[Recipe]]:
     return found
 
 
-def load_recipe(path: Path, **changes: Any) -> Recipe:
+def load_recipe(path: Path, *, trust_plugins: bool = False, **changes: Any) -> Recipe:
     """Read and validate a recipe.
 
     A file is never believed where that would widen trust: options that run a repository's code or replace what is
-    there (those marked ``ASKED_EACH_TIME``) hold only where ``changes`` has them, whatever the file says.
+    there (those marked ``ASKED_EACH_TIME``) hold only where ``changes`` has them, whatever the file says; a file that
+    names functions is refused unless they are trusted.
 
     Args:
         path: A YAML file with a ``command`` and that command's options.
+        trust_plugins: The functions that it names may be run.
         **changes: Options in place of the file's; None for the file's own.
 
     Returns:
@@ -84,6 +87,14 @@ def load_recipe(path: Path, **changes: Any) -> Recipe:
     kind = known[command]
     asked = {name for name, field in kind.model_fields.items() if field.json_schema_extra == ASKED_EACH_TIME}
     options = {str(key): value for key, value in content.items() if key != "command" and key not in asked}
+    code = [
+        f"{name} {value}" for name in CODE_FIELDS for value in _texts(options.get(name)) if is_path(value)
+    ]
+    if code and not trust_plugins:
+        raise GradfixError(
+            f"{path}: {code[0]}: names a function, and a recipe does not run code by itself: read that function, then "
+            "allow it with --trust-plugins"
+        )
     return validate(
         kind, options | {key: value for key, value in changes.items() if value is not None}, str(path)
     )
@@ -111,6 +122,10 @@ def validate(kind: type[R], options: dict[str, Any], where: str) -> R:
             for e in error.errors()
         ]
         raise GradfixError(f"{where}: {'; '.join(problems)}") from error
+
+
+def _texts(value: Any) -> list[str]:
+    return [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str)]
 
 
 def _spelled(key: tuple[int | str, ...]) -> str:
