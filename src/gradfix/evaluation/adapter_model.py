@@ -6,6 +6,7 @@ here with the tensors B as it does elsewhere with weights; A stays as it is. θ_
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from gradfix.vectors.task_vector import Granularity, Placement, TaskVector
 from gradfix.votes import Votes
 
 PROBES = 2
-"""Samples that show whether every adapted layer is really called."""
+"""Samples that show whether a layer that is never called has its weight used."""
 
 
 class AdapterModel(TargetModel):
@@ -89,9 +90,10 @@ class AdapterModel(TargetModel):
         ups: dict[str, Tensor] = {}
         kept = {name: self._covered[name] for name in self._whole}
         try:
-            for name, theirs in covered.items():
-                factors = placed(adapter.parts.updates[theirs], adapter.rows.get(theirs))
-                self._attach(name, theirs, factors, kept, ups)
+            with self._attaching():
+                for name, theirs in covered.items():
+                    factors = placed(adapter.parts.updates[theirs], adapter.rows.get(theirs))
+                    self._attach(name, theirs, factors, kept, ups)
         except BaseException:
             self.detach()
             raise
@@ -128,13 +130,15 @@ class AdapterModel(TargetModel):
         progress: Progress = silent,
     ) -> Votes:
         """Let samples vote on the coordinates of B; see :meth:`TargetModel.votes`."""
+        found = super().votes(rows, vote=vote, seed=seed, dtype=dtype, progress=progress)
         self._require_calls(rows)
-        return super().votes(rows, vote=vote, seed=seed, dtype=dtype, progress=progress)
+        return found
 
     def slope(self, delta: TaskVector, rows: Sequence[Any]) -> float:
         """Compute the directional derivative of the mean loss along δ; see :meth:`TargetModel.slope`."""
+        found = super().slope(delta, rows)
         self._require_calls(rows)
-        return super().slope(delta, rows)
+        return found
 
     def displacement(self) -> TaskVector:
         """Tell how far B stands from 0, and whole tensors from θ_B's; see :meth:`TargetModel.displacement`."""
@@ -213,7 +217,7 @@ class AdapterModel(TargetModel):
     def _state_of(self, path: str) -> dict[str, Tensor]:
         """Copy a module's tensors in the number formats in which they are stored."""
         state = {}
-        for key, value in self.model.get_submodule(path).state_dict().items():
+        for key, value in self._tensors_of(path).items():
             home = self._stored_as.get(f"{path}.{key}", NOT_STORED)
             additions = self._placement.vector.additions.specs
             stored = additions[home.addition].dtype if home.addition is not None else value.dtype
@@ -222,10 +226,18 @@ class AdapterModel(TargetModel):
             state[f"{path}.{key}"] = value.detach().cpu().to(stored, copy=True)
         return state
 
+    def _tensors_of(self, path: str) -> Mapping[str, Tensor]:
+        """Give a module's tensors where the model stands, by their names in it."""
+        return self.model.get_submodule(path).state_dict()
+
     def trainable(self, *, head: bool = True) -> list[nn.Parameter]:
         """Give what few-shot fine-tuning trains: B and what the adapter stores whole, and the head."""
         names = {*self._covered, *(self.task.head(self.model) if head else ())}
         return [parameter for name, parameter in self._parameters.items() if name in names]
+
+    def _attaching(self) -> AbstractContextManager[None]:
+        """Surround what changes the layers."""
+        return nullcontext()
 
     def _attach(
         self,
@@ -241,7 +253,7 @@ class AdapterModel(TargetModel):
         sharing = [
             other
             for other, layer in self.model.named_modules()
-            if getattr(layer, attribute, None) is self._parameters[name]
+            if getattr(layer, attribute, None) is getattr(module, attribute)
         ]
         if attribute != "weight" or len(sharing) > 1:
             raise GradfixError(
@@ -277,32 +289,35 @@ class AdapterModel(TargetModel):
         return Gathered({**ups, **dict.fromkeys(whole.specs, whole)})
 
     def _require_calls(self, rows: Sequence[Any]) -> None:
-        """Refuse a model that uses an adapted weight without calling its layer: the adapter would do nothing there."""
+        """Refuse a model that has used an adapted weight without calling its layer: the adapter does nothing there."""
         if self._checked:
             return
-        for layer in self._layers.values():
-            layer.calls = 0
-        probe = self.encode(rows[:PROBES]).batches
-        weights = {path: layer.module.get_parameter("weight") for path, layer in self._layers.items()}
-        needed = {path: weight.requires_grad for path, weight in weights.items()}
-        try:
-            for weight in weights.values():
-                weight.requires_grad_(True)
-            loss = torch.stack([self.task.loss(self.model, batch).sum() for batch in probe]).sum()
-            past = [path for path, layer in self._layers.items() if not layer.calls]
-            gradients = (
-                torch.autograd.grad(loss, [weights[path] for path in past], allow_unused=True) if past else ()
-            )
-        finally:
-            for path, weight in weights.items():
-                weight.requires_grad_(needed[path])
-        used = [path for path, gradient in zip(past, gradients, strict=True) if gradient is not None]
+        past = [path for path, layer in self._layers.items() if not layer.calls]
+        used = (
+            self._used([f"{path}.weight" for path in past], self.encode(rows[:PROBES]).batches)
+            if past
+            else []
+        )
         if used:
             raise GradfixError(
                 f"{listed(used)}: the model uses the weight without calling the layer, so an adapter can't stand "
                 "beside it; give --space weights"
             )
         self._checked = True
+
+    def _used(self, weights: Sequence[str], batches: Sequence[Any]) -> list[str]:
+        """Tell on which of some weights the losses of batches depend."""
+        parameters = [self.model.get_parameter(name) for name in weights]
+        needed = [parameter.requires_grad for parameter in parameters]
+        try:
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+            loss = torch.stack([self.task.loss(self.model, batch).sum() for batch in batches]).sum()
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        finally:
+            for parameter, before in zip(parameters, needed, strict=True):
+                parameter.requires_grad_(before)
+        return [name for name, gradient in zip(weights, gradients, strict=True) if gradient is not None]
 
 
 def coordinates_of(weight: str, granularity: Granularity = "coordinate") -> str:

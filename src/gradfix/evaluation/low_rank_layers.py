@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.hooks import RemovableHandle
 
 from gradfix.checkpoints.lora.factors import LowRank
 from gradfix.checkpoints.lora.layout import LayerKind, LayerShape, kind_of
@@ -78,13 +77,20 @@ class LowRankLayer:
         }[granularity]
         self.parameter = nn.Parameter(torch.zeros(self.whole.shape, device=device))
         module.register_parameter(PARAMETER, self.parameter)
-        self._handle: RemovableHandle = module.register_forward_hook(self._add, with_kwargs=True)
+        # Not a hook: whoever runs the layer's own forward, with its weights fetched for it, runs this with it.
+        self._forward: Callable[..., Tensor] = module.forward
+        module.forward = self._changed
 
     @property
     def shape(self) -> LayerShape:
         """How the layer stores its weight, and the rank."""
         weight: Tensor = self.module.get_parameter("weight")
         return LayerShape(self.kind, tuple(weight.shape), self._up.shape[1])
+
+    @property
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A and B as they are written."""
+        return self.down, self._up
 
     def move(self, change: Tensor | None, alpha: float) -> None:
         """Set the parameter, rounded as what is written will be.
@@ -94,12 +100,22 @@ class LowRankLayer:
             alpha: Scaling coefficient.
         """
         with torch.no_grad():
-            if change is None:
-                self.parameter.zero_()
-            elif self._granularity == "coordinate":
-                self.parameter.copy_(self.written(change, alpha))
-            else:
-                self.parameter.copy_(change.mul(alpha))
+            self.parameter.copy_(self.value(change, alpha))
+
+    def value(self, change: Tensor | None, alpha: float) -> Tensor:
+        """Give the parameter as it is when moved.
+
+        Args:
+            change: Of the parameter's shape; None for θ_B.
+            alpha: Scaling coefficient.
+
+        Returns:
+            Float32, on the layer's device.
+        """
+        if change is None:
+            return torch.zeros(self.whole.shape, device=self.down.device)
+        moved = self.written(change, alpha) if self._granularity == "coordinate" else change.mul(alpha)
+        return moved.to(self.down.device, torch.float32)
 
     def written(self, change: Tensor, alpha: float) -> Tensor:
         """Give B as it is written.
@@ -119,20 +135,23 @@ class LowRankLayer:
 
     def remove(self) -> None:
         """Leave the layer as it was found."""
-        self._handle.remove()
+        del self.module.forward
         del self.module._parameters[PARAMETER]
 
-    def _add(
-        self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Tensor
-    ) -> Tensor:
+    def _changed(self, *arguments: Any, **named: Any) -> Tensor:
+        """What the layer gives, with the change."""
         self.calls += 1
+        output = self._forward(*arguments, **named)
         thin = self._thin(next(iter((*arguments, *named.values()))), self.down)
+        parameter = self.module.get_parameter(
+            PARAMETER
+        )  # another one where weights are fetched block by block
         if self._granularity == "coordinate":
-            change = functional.linear(thin, self.parameter)
+            change = functional.linear(thin, parameter)
         elif self._granularity == "row":
-            change = functional.linear(thin, self._up) * self.parameter
+            change = functional.linear(thin, self._up) * parameter
         else:
-            change = functional.linear(thin * self.parameter, self._up)
+            change = functional.linear(thin * parameter, self._up)
         return output + self._back(change).to(output.dtype)
 
 

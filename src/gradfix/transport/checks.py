@@ -166,7 +166,7 @@ class Models:
         return self.laid
 
 
-def _as_weights(tuned: Checkpoint, target: Checkpoint, placement: Placement) -> bool:
+def _as_weights(tuned: Checkpoint, placement: Placement) -> bool:
     return False
 
 
@@ -178,7 +178,7 @@ def open_models(
     *,
     output: Path | None = None,
     overwrite: bool = False,
-    as_adapter: Callable[[Checkpoint, Checkpoint, Placement], bool] = _as_weights,
+    as_adapter: Callable[[Checkpoint, Placement], bool] = _as_weights,
 ) -> Models:
     """Open three models and hold their headers, configurations and tokenizers against each other; no weight is read.
 
@@ -209,7 +209,7 @@ def open_models(
     except ArchitectureError as error:
         found.refuse()
         return Models(base, tuned, target, tau, None, str(error))
-    models = Models(base, tuned, target, tau, placement, adapter=as_adapter(tuned, target, placement))
+    models = Models(base, tuned, target, tau, placement, adapter=as_adapter(tuned, placement))
     _judge_placement(found, models, output, overwrite)
     return models
 

@@ -7,43 +7,20 @@ as many; a model fetched block by block runs its blocks once more. One product i
 import shutil
 import time
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gradfix.checkpoints import Checkpoint
 from gradfix.checkpoints.tensors import TensorSpec
 from gradfix.errors import GradfixError, option
-from gradfix.evaluation.streaming.plan import MemoryPlan, compute_dtype_of, plan_memory, usual_length
+from gradfix.evaluation.streaming.plan import compute_dtype_of, plan_memory, usual_length
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.recipes import TransportRecipe
 from gradfix.recipes.settings import SETTINGS
 from gradfix.tasks import ModelTask
 from gradfix.transport.checks import Findings, Models
-
-
-def plan_for(recipe: TransportRecipe, target: Checkpoint, voting: Collection[str]) -> MemoryPlan:
-    """Plan a transport's memory.
-
-    Args:
-        recipe: The options.
-        target: θ_B.
-        voting: The target's tensors that τ changes.
-
-    Returns:
-        The plan.
-    """
-    loading = recipe.loading()
-    return plan_memory(
-        target,
-        voting=voting,
-        memory=loading["memory"],
-        compute_dtype=compute_dtype_of(target, loading["compute_dtype"], recipe.device),
-        device=recipe.device,
-        batch_size=recipe.batch_size,
-        length=recipe.max_length,
-    )
 
 
 def possible(recipe: TransportRecipe, model: TargetModel, found: Findings) -> TransportRecipe:
@@ -101,19 +78,19 @@ def note_cost(
         samples = min(samples, recipe.samples_per_class * len(set(task.classes(rows))))
     length = _longest(task, rows)
     loading = recipe.loading()
-    dtype = compute_dtype_of(target, loading["compute_dtype"], recipe.device)
-    voting = () if models.adapter else models.placement.vector.specs.keys()
-    plan = plan_memory(
+    dtype = compute_dtype_of(target, loading["compute_dtype"], recipe.device, adapter=models.adapter)
+    voting: Collection[str] = () if models.adapter else models.placement.vector.specs.keys()
+    planned = partial(
+        plan_memory,
         target,
         voting=voting,
         memory=loading["memory"],
         compute_dtype=dtype,
         device=recipe.device,
-        batch_size=min(recipe.batch_size, max(samples, 1)),
-        length=length,
-        samples=samples,
     )
-    held = models.adapter or task.builds_model or not plan_for(recipe, target, voting).streams
+    plan = planned(batch_size=min(recipe.batch_size, max(samples, 1)), length=length, samples=samples)
+    streams = planned(batch_size=recipe.batch_size, length=recipe.max_length).streams
+    held = task.builds_model or not streams
     parts = plan.resident if held else plan.streamed
     text = ", ".join(f"{name} {_gigabytes(size)}" for name, size in parts.items())
     how = "is held in memory" if held else f"is fetched block by block ({plan.blocks} blocks)"
@@ -125,6 +102,8 @@ def note_cost(
     if not held:
         plan.refuse(target.location)
         kept = sum(target.specs[name].numel for name in voting if name in target.specs)
+        if models.adapter and models.placement.adapter is not None:
+            kept = sum(update.specs[0].numel for update in models.placement.adapter.parts.updates.values())
         found.add(
             "note",
             f"each count reads {_gigabytes(plan.read)} of weights, and keeps {_gigabytes(kept)} of votes beside the "

@@ -8,12 +8,11 @@ from gradfix.recipes import TransportRecipe
 from gradfix.recipes.fields import TASKS
 from gradfix.recipes.settings import SETTINGS
 from gradfix.transport.checks import Findings
-from gradfix.transport.memory import plan_for
 from gradfix.vectors.task_vector import Placement
 
 
 def moved_as_adapter(
-    recipe: TransportRecipe, found: Findings, tuned: Checkpoint, target: Checkpoint, placement: Placement
+    recipe: TransportRecipe, found: Findings, tuned: Checkpoint, placement: Placement
 ) -> bool:
     """Choose the space: the adapter's, where the source is one and nothing that was asked for needs weights.
 
@@ -21,7 +20,6 @@ def moved_as_adapter(
         recipe: The options.
         found: Told why an adapter is moved as weights.
         tuned: The tuned model.
-        target: θ_B.
         placement: τ laid onto the target.
 
     Returns:
@@ -36,8 +34,6 @@ def moved_as_adapter(
     if recipe.space is None and placement.adapter is None and not finer:
         return False
     reason = _obstacle(recipe, placement)
-    if reason is None and plan_for(recipe, target, ()).streams:
-        reason = "the new base does not fit in memory, and block by block only weights are moved"
     if reason is None:
         return True
     if finer:

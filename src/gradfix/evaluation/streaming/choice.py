@@ -9,6 +9,7 @@ from typing import Any
 from gradfix.checkpoints import Checkpoint
 from gradfix.evaluation.adapter_model import AdapterModel
 from gradfix.evaluation.streaming.plan import compute_dtype_of, plan_memory
+from gradfix.evaluation.streaming.streamed_adapter import StreamedAdapterModel
 from gradfix.evaluation.streaming.streamed_model import StreamedModel
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.tasks import ModelTask
@@ -35,7 +36,7 @@ def load_target(
         placement: τ laid onto it.
         memory: Bytes that may be used; ``auto`` for most of what is free.
         compute_dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
-        adapter: Move it in the coordinates of τ's adapter, in memory.
+        adapter: Move it in the coordinates of τ's adapter.
         device: Where to compute.
         batch_size: Samples a forward pass; fewer where so many don't fit.
         **options: Of :meth:`TargetModel.load`.
@@ -46,15 +47,11 @@ def load_target(
     Raises:
         GradfixError: if it can't be loaded, or not even one block fits.
     """
-    if adapter and compute_dtype == "auto":
-        compute_dtype = "float32"  # an adapter's weights are few, and small beside the model's
-    number = compute_dtype_of(target, compute_dtype, device)
+    number = compute_dtype_of(target, compute_dtype, device, adapter=adapter)
     options = {**options, "device": device, "compute_dtype": number}
-    if adapter:
-        return AdapterModel.load(task, target, placement, batch_size=batch_size, **options)
     plan = plan_memory(
         target,
-        voting=placement.vector.specs.keys(),
+        voting=() if adapter else placement.vector.specs.keys(),
         memory=memory,
         compute_dtype=number,
         device=device,
@@ -62,9 +59,11 @@ def load_target(
         length=task.max_length,
     )
     if not plan.streams or (task.builds_model and memory == "auto"):
-        return TargetModel.load(task, target, placement, batch_size=batch_size, **options)
+        resident = AdapterModel if adapter else TargetModel
+        return resident.load(task, target, placement, batch_size=batch_size, **options)
     plan.refuse(target.location)
-    return StreamedModel.load(task, target, placement, batch_size=plan.batch, **options)
+    streamed = StreamedAdapterModel if adapter else StreamedModel
+    return streamed.load(task, target, placement, batch_size=plan.batch, **options)
 
 
 @contextmanager

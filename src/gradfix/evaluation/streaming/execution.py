@@ -337,6 +337,13 @@ class Execution:
         for unit in list(self._present):
             self._unload(unit)
 
+    def close(self) -> None:
+        """Give the modules their own ``forward`` again. What was a weight stays a placeholder."""
+        self.release()
+        for unit in self._forwards:
+            del unit.module.forward
+        self._forwards.clear()
+
     def _go_back(self, item: Pass, visitor: Visitor) -> None:
         call = item.calls[-1]
         found: Sequence[Tensor | None] = [None] * len(call.tensors)

@@ -153,18 +153,23 @@ def plan_memory(
     return MemoryPlan(limit, resident, streamed(batch), batch, len(blocks), read)
 
 
-def compute_dtype_of(target: Checkpoint, asked: str, device: str | torch.device) -> torch.dtype:
+def compute_dtype_of(
+    target: Checkpoint, asked: str, device: str | torch.device, *, adapter: bool = False
+) -> torch.dtype:
     """Choose the number format of the computation.
 
     Args:
         target: θ_B.
         asked: ``auto``, or a format.
         device: Where to compute.
+        adapter: Whether it is moved in the coordinates of an adapter, whose votes are on few numbers.
 
     Returns:
         What was asked; for ``auto`` the format of most stored weights, where the device computes with it natively, else
-        float32.
+        float32, as beside an adapter.
     """
+    if adapter and asked == "auto":
+        return torch.float32
     if asked != "auto":
         found: torch.dtype = getattr(torch, asked)
         return found

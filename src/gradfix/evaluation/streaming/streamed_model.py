@@ -83,11 +83,15 @@ class StreamedModel(TargetModel):
         self._device = getattr(model, "gradfix_device", torch.device("cpu"))
         self._at_base = Standing(None, 0.0)
         self._plans: dict[object, Plan] = {}
-        self._execution = Execution(model, self._value, self._device, self._compute, point=self._at_base)
+        self._execution = self._executing(model)
         self.kept_counts: Path | None = None
         self._files = stamps(target.files)
-        self._execution.check = self._refuse_changed
         super().__init__(model, task, target, placement, **options)
+
+    def _executing(self, model: nn.Module) -> Execution:
+        execution = Execution(model, self._value, self._device, self._compute, point=self._at_base)
+        execution.check = self._refuse_changed
+        return execution
 
     @staticmethod
     @override
