@@ -90,6 +90,7 @@ def job(task: str, root: Path) -> Job:
             tiny.save_tiny_clip, "AutoModelForZeroShotImageClassification", tiny.images(9), tiny.images(30, seed=1)
         ),
     }  # fmt: skip
+    builders |= {name: (*made, data(9), data(30, 1)) for name, (*made, data) in more_tasks().items()}
     build, auto_class, rows, held_out = builders[task]
     base = build(root / "old", seed=0)
     models = {
@@ -98,6 +99,49 @@ def job(task: str, root: Path) -> Job:
         "target_base": build(root / "new", seed=2),
     }
     return Job(task, models, rows, held_out, auto_class)
+
+
+def more_tasks() -> dict[str, tuple[Callable[..., Path], str, Callable[..., Rows]]]:
+    """Builder, Auto class and rows of the tasks beside classification and language modelling."""
+
+    def several(n: int, seed: int = 0) -> Rows:
+        rows = tiny.texts(n, seed)
+        return [
+            {"text": row["text"], "labels": [row["label"], *(["neutral"] if i % 4 == 1 else [])]}
+            for i, row in enumerate(rows)
+        ]
+
+    def numbers(n: int, seed: int = 0) -> Rows:
+        return [
+            {"text": row["text"], "label": tiny.SENTIMENTS.index(row["label"]) + i % 5 / 10}
+            for i, row in enumerate(tiny.texts(n, seed))
+        ]
+
+    def tagged(n: int, seed: int = 0) -> Rows:
+        cities = {"city": "B-LOC", "user": "B-PER", "assistant": "I-PER"}
+        words = [[*row["text"].split()[:-1], "user", "assistant", "city"] for row in tiny.texts(n, seed)]
+        return [{"tokens": own, "tags": [cities.get(word, "O") for word in own]} for own in words]
+
+    def read(n: int, seed: int = 0) -> Rows:
+        rows = []
+        for row in tiny.texts(n, seed):
+            answer = row["text"].split()[-2]
+            given = {"text": [answer], "answer_start": [row["text"].rindex(f" {answer} ") + 1]}
+            rows.append({"question": "what is this ?", "context": row["text"], "answers": given})
+        return rows
+
+    def pairs(n: int, seed: int = 0) -> Rows:
+        rows = tiny.texts(n, seed)
+        return [{"anchor": row["text"], "positive": " ".join(row["text"].split()[1:])} for row in rows]
+
+    sequence = "AutoModelForSequenceClassification"
+    return {
+        "multi-label-classification": (tiny.save_tiny_bert_multi_label, sequence, several),
+        "regression": (tiny.save_tiny_bert_regression, sequence, numbers),
+        "token-classification": (tiny.save_tiny_bert_tagger, "AutoModelForTokenClassification", tagged),
+        "question-answering": (tiny.save_tiny_bert_reader, "AutoModelForQuestionAnswering", read),
+        "sentence-embeddings": (tiny.save_tiny_sentence_bert, "AutoModel", pairs),
+    }
 
 
 @dataclass

@@ -34,6 +34,15 @@ def tiny_bert(seed: int = 0, num_labels: int = 3, **settings: Any) -> nn.Module:
     return _seeded(BertForSequenceClassification, config, seed)
 
 
+def tiny_bert_of(kind: str, seed: int = 0, **settings: Any) -> nn.Module:
+    """A BERT with another head: ``BertModel``, ``BertForTokenClassification`` …"""
+    import transformers
+
+    return _seeded(
+        getattr(transformers, kind), transformers.BertConfig(**{**_text_sizes(), **settings}), seed
+    )
+
+
 def tiny_bert_masked_lm(seed: int = 0, **settings: Any) -> nn.Module:
     """A BERT-shaped masked language model: its decoder is tied to the word embeddings."""
     from transformers import BertConfig, BertForMaskedLM

@@ -1,5 +1,6 @@
 """Tiny model directories as `from_pretrained` finds them: weights, configuration and processors."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,58 @@ def save_tiny_bert_classifier(
     model.config.id2label = dict(enumerate(labels))
     model.config.label2id = {name: index for index, name in enumerate(labels)}
     return _save(model, directory, tokenizer(template="<s> $A </s>"))
+
+
+def _named(model: nn.Module, labels: Sequence[str], **settings: Any) -> nn.Module:
+    model.config.id2label = dict(enumerate(labels))
+    model.config.label2id = {name: index for index, name in enumerate(labels)}
+    for key, value in settings.items():
+        setattr(model.config, key, value)
+    return model
+
+
+def save_tiny_bert_multi_label(directory: Path, seed: int = 0, labels: Sequence[str] = SENTIMENTS) -> Path:
+    """A BERT classifier of any number of ``labels`` at once, with tokenizer."""
+    model = shapes.tiny_bert(seed, num_labels=len(labels), pad_token_id=0, **SPREAD)
+    _named(model, labels, problem_type="multi_label_classification")
+    return _save(model, directory, tokenizer(template="<s> $A </s>"))
+
+
+def save_tiny_bert_regression(directory: Path, seed: int = 0) -> Path:
+    """A BERT with one output, with tokenizer."""
+    model = shapes.tiny_bert(seed, num_labels=1, pad_token_id=0, **SPREAD)
+    return _save(model, directory, tokenizer(template="<s> $A </s>"))
+
+
+TAGS = ("O", "B-PER", "I-PER", "B-LOC")
+
+
+def save_tiny_bert_tagger(directory: Path, seed: int = 0, labels: Sequence[str] = TAGS) -> Path:
+    """A BERT that tags words, with tokenizer."""
+    model = shapes.tiny_bert_of(
+        "BertForTokenClassification", seed, num_labels=len(labels), pad_token_id=0, **SPREAD
+    )
+    return _save(_named(model, labels), directory, tokenizer(template="<s> $A </s>"))
+
+
+def save_tiny_bert_reader(directory: Path, seed: int = 0) -> Path:
+    """A BERT that answers questions by spans, with tokenizer."""
+    model = shapes.tiny_bert_of("BertForQuestionAnswering", seed, pad_token_id=0, **SPREAD)
+    return _save(model, directory, tokenizer(template="<s> $A </s>"))
+
+
+def save_tiny_sentence_bert(directory: Path, seed: int = 0, pooling: str = "mean_tokens") -> Path:
+    """A BERT as sentence-transformers saves it."""
+    model = shapes.tiny_bert_of("BertModel", seed, pad_token_id=0, **SPREAD)
+    _save(model, directory, tokenizer(template="<s> $A </s>"))
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
+    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds.items()]
+    (directory / "modules.json").write_text(json.dumps(modules))
+    (directory / "1_Pooling").mkdir()
+    modes = {f"pooling_mode_{name}": name == pooling for name in ("mean_tokens", "cls_token")}
+    (directory / "1_Pooling" / "config.json").write_text(json.dumps(modes))
+    (directory / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 32}))
+    return directory
 
 
 def save_tiny_bert_base(directory: Path, seed: int = 0, **settings: Any) -> Path:

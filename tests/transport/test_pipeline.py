@@ -1,6 +1,7 @@
 """The whole job on tiny real models of every task: what is written, what is said, and what is refused."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +28,11 @@ pytestmark = pytest.mark.slow
         "causal-lm",
         "image-classification",
         "zero-shot-image-classification",
+        "multi-label-classification",
+        "regression",
+        "token-classification",
+        "question-answering",
+        "sentence-embeddings",
     ],
 )
 def test_the_whole_job_writes_a_model_that_loads_and_says_what_it_is_worth(task: str, tmp_path: Path) -> None:
@@ -47,7 +53,13 @@ def test_the_whole_job_writes_a_model_that_loads_and_says_what_it_is_worth(task:
     assert record["seconds"].keys() >= {"check", "load", "vote and choose α", "certify", "judge"}
     card = (tmp_path / "out" / "README.md").read_text()
     metadata = yaml.safe_load(card.split("---")[1])
-    hub_names = {"text-to-text": "text2text-generation", "causal-lm": "text-generation"}
+    hub_names = {
+        "text-to-text": "text2text-generation",
+        "causal-lm": "text-generation",
+        "multi-label-classification": "text-classification",
+        "regression": "text-classification",
+        "sentence-embeddings": "sentence-similarity",
+    }
     assert metadata["pipeline_tag"] == hub_names.get(task, task)
     assert "base_model" not in metadata  # these models are on a disk only
     assert str(tmp_path) not in card
@@ -512,3 +524,29 @@ def test_a_pooler_that_the_new_base_lacks_is_the_tuned_models(tmp_path: Path) ->
     tuned = AutoModelForSequenceClassification.from_pretrained(mine)
     for name in ("bert.pooler.dense.weight", "bert.pooler.dense.bias", "classifier.weight"):
         assert torch.equal(written.state_dict()[name], tuned.state_dict()[name]), name
+
+
+def test_a_correlation_is_called_one_and_is_no_percentage(tmp_path: Path) -> None:
+    work = job("regression", tmp_path)
+    result = work.run(tmp_path / "out", test=work.held_out, method="auto", training=False)
+    assert "Pearson correlation × 100" in result.verdict
+    assert not re.search(r"\d\s?% Pearson", result.verdict)
+    judged = json.loads((tmp_path / "out" / "gradfix.json").read_text())["judgement"]["transported"]
+    assert judged["metric"] == "pearson"
+    assert -1 <= judged["also"]["spearman"] <= 1
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Pearson correlation × 100, %" not in page
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert list(config["id2label"]) == ["0"]
+
+
+def test_a_base_without_a_head_gets_the_tuned_taggers(tmp_path: Path) -> None:
+    import transformers
+
+    work = job("token-classification", tmp_path)
+    work.models["target_base"] = tiny.save_tiny_bert_base(tmp_path / "bare", seed=2)
+    work.run(tmp_path / "out", test=work.held_out)
+    model = transformers.AutoModelForTokenClassification.from_pretrained(tmp_path / "out")
+    tuned = transformers.AutoModelForTokenClassification.from_pretrained(work.models["source_tuned"])
+    assert model.config.id2label == tuned.config.id2label
+    assert torch.equal(model.classifier.weight, tuned.classifier.weight)

@@ -7,7 +7,7 @@ from gradfix.checkpoints import Checkpoint
 from gradfix.errors import GradfixError
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.recipes import Sampling
-from gradfix.tasks import Classification, HeadedClassification, ModelTask, label_names
+from gradfix.tasks import Classification, HeadedClassification, Labelled, ModelTask
 from gradfix.tasks.data import Row, origin
 from gradfix.tasks.sampling import choose
 from gradfix.vectors.task_vector import TaskVector
@@ -62,10 +62,10 @@ def bind(
         raise GradfixError(
             f"{target.location}: has no tokenizer or processor beside it; give a model directory"
         )
-    if isinstance(task, HeadedClassification) and tau is not None and tau.config.get("id2label"):
-        task.use_labels({int(key): name for key, name in tau.config["id2label"].items()})
-    elif isinstance(task, Classification) and not task.has_labels:
-        task.use_labels(label_names(rows, task.columns["label"]))
+    if tau is not None and tau.config:
+        task.use_tuned(tau.config)
+    if isinstance(task, Labelled) and not task.has_labels:
+        task.use_labels(task.names_in(rows))
 
 
 def choose_support(
@@ -107,9 +107,7 @@ def describe_head(vector: TaskVector, model: TargetModel) -> None:
     if not vector.additions.specs:
         return
     vector.config["architectures"] = [type(model.model).__name__]
-    if isinstance(model.task, HeadedClassification):
-        vector.config["id2label"] = {str(key): name for key, name in model.task.labels.id2label.items()}
-        vector.config["label2id"] = dict(model.task.labels.label2id)
+    vector.config.update(model.task.head_config())
 
 
 def use_head(model: TargetModel, head: str, rows: Rows) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -13,15 +13,16 @@ from torch import nn
 from gradfix.errors import GradfixError
 from gradfix.evaluation.intervals import (
     Interval,
+    bounds_of,
     mean_interval,
     paired_difference,
     paired_samples,
     score_interval,
 )
 from gradfix.progress import Progress, silent
-from gradfix.report.numbers import metric_name, score_words
+from gradfix.report.numbers import metric_name, score_words, shown_score
 from gradfix.report.summary import Summarised, Summary
-from gradfix.tasks.base import Task
+from gradfix.tasks.base import ModelTask, Task
 from gradfix.tasks.forward import evaluating
 
 __all__ = [
@@ -47,17 +48,20 @@ class Evaluation(Summarised):
 
     Attributes:
         task: The task's name.
-        metric: What `score` is: "accuracy", "exact_match", "token_accuracy".
+        metric: What `score` is: "accuracy", "exact_match", "f1", "pearson".
         n: Samples.
-        score: Mean score in [0, 1].
+        score: The metric: in [0, 1], a correlation in [−1, 1].
         interval: Of the score, 95 %: Wilson's where each sample is right or wrong, else Student's t.
         loss: Mean loss a sample.
         truncated: Samples that were cut to the model's context.
         seconds: Wall time, data included.
-        scores: Each sample's score, in the order of the rows.
+        scores: What each sample contributes to the score, which is their mean, in the order of the rows.
         losses: Each sample's loss.
         predictions: Each sample's prediction.
         logits: ``[n, classes]`` float32 on the CPU; None unless they were asked for and the task has classes.
+        grades: How right each prediction is by itself, in [0, 1]; the scores but for a metric over all samples.
+        statistics: ``[n, k]`` of such a metric; else None.
+        also: Other metrics of the same predictions, by name.
     """
 
     task: str
@@ -72,6 +76,13 @@ class Evaluation(Summarised):
     losses: list[float]
     predictions: list[Any]
     logits: torch.Tensor | None = field(default=None, compare=False)
+    grades: list[float] = field(default_factory=list, compare=False)
+    statistics: torch.Tensor | None = field(default=None, compare=False)
+    also: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.grades:
+            object.__setattr__(self, "grades", self.scores)
 
     def summary(self) -> Summary:
         """Say score, interval and loss.
@@ -80,8 +91,13 @@ class Evaluation(Summarised):
             A line of each.
         """
         return Summary(
-            f"{metric_name(self.metric)} {score_words(self.score, self.interval)} on {self.n} samples ({self.task})",
-            [("loss", f"{self.loss:.4f}"), ("cut to the model's context", f"{self.truncated or ''}")],
+            f"{metric_name(self.metric)} {score_words(self.score, self.interval, self.metric)} on {self.n} samples "
+            f"({self.task})",
+            [
+                *((metric_name(name), shown_score(value, name)) for name, value in self.also.items()),
+                ("loss", f"{self.loss:.4f}"),
+                ("cut to the model's context", f"{self.truncated or ''}"),
+            ],
         )
 
 
@@ -154,6 +170,7 @@ def evaluate(
     n = sum(map(len, positions))
     scores, losses, predictions = [0.0] * n, [0.0] * n, [None] * n
     kept: list[torch.Tensor] = []
+    counted: list[torch.Tensor] = []
     done = 0
     cut: list[int] = []
 
@@ -174,6 +191,8 @@ def evaluate(
             _finite(measured.losses, places)
             if logits and measured.logits is not None:
                 kept.append(measured.logits.detach().float().cpu())
+            if measured.statistics is not None:
+                counted.append(measured.statistics.detach().double().cpu())
             values = zip(
                 places, measured.scores.tolist(), measured.losses.tolist(), measured.predictions, strict=True
             )
@@ -181,12 +200,17 @@ def evaluate(
                 scores[index], losses[index], predictions[index] = score, loss, prediction
             done += len(places)
             progress("evaluating", done, n, "samples")
+    grades, also = scores, dict[str, float]()
+    statistics = _in_order(counted, positions) if counted else None
+    if statistics is not None and isinstance(task, ModelTask):
+        totals = task.totals(statistics)
+        scores, also = totals.contributions.tolist(), dict(totals.also)
     return Evaluation(
         task=task.name,
         metric=task.metric,
         n=n,
         score=math.fsum(scores) / n,
-        interval=score_interval(scores),
+        interval=score_interval(scores, bounds=bounds_of(task.metric)),
         loss=math.fsum(losses) / n,
         truncated=sum(cut),
         seconds=time.perf_counter() - start,
@@ -194,6 +218,9 @@ def evaluate(
         losses=losses,
         predictions=predictions,
         logits=_in_order(kept, positions) if kept else None,
+        grades=grades,
+        statistics=statistics,
+        also=also,
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gradfix.errors import GradfixError
+from gradfix.recipes.fields import CORRELATIONS
 
 ENOUGH = 5
 """Draws, or graded samples, below which no interval is given: too few to tell how much they vary."""
@@ -44,19 +45,32 @@ class Interval:
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
-def score_interval(scores: Sequence[float]) -> Interval:
+def bounds_of(metric: str) -> tuple[float, float]:
+    """Tell what no score can leave.
+
+    Args:
+        metric: Its name.
+
+    Returns:
+        Both ends: −1 and 1 for a correlation, else 0 and 1.
+    """
+    return (-1.0, 1.0) if metric in CORRELATIONS else (0.0, 1.0)
+
+
+def score_interval(scores: Sequence[float], *, bounds: tuple[float, float] = (0.0, 1.0)) -> Interval:
     """The 95 % interval of one model's mean score over samples.
 
     Args:
-        scores: Each sample's score in [0, 1].
+        scores: What each sample contributes to the score.
+        bounds: What no score can leave.
 
     Returns:
         Wilson's interval (1927) if every score is 0 or 1: unlike the normal one it stays in [0, 1] and has a
-        width at 0 and 1. Else Student's t over the samples, within [0, 1].
+        width at 0 and 1. Else Student's t over the samples, within the bounds.
     """
     n = len(scores)
     if n == 0 or any(score not in {0.0, 1.0} for score in scores):
-        return mean_interval(scores)
+        return mean_interval(scores, bounds=bounds)
     low, high = _wilson(sum(map(int, scores)), n)
     return Interval(math.fsum(scores) / n, low, high, n, "wilson")
 
@@ -122,7 +136,9 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Int
             f"a paired difference needs as many values on both sides, found {len(values)} and {len(baseline)}"
         )
     differences = [value - other for value, other in zip(values, baseline, strict=True)]
-    return mean_interval(differences, bounds=(-1.0, 1.0))
+    # Correlations, and what samples contribute to a metric over all of them, may leave [0, 1].
+    within = all(0 <= value <= 1 for value in (*values, *baseline))
+    return mean_interval(differences, bounds=(-1.0, 1.0) if within else (-2.0, 2.0))
 
 
 def paired_samples(scores: Sequence[float], baseline: Sequence[float]) -> Interval:

@@ -7,7 +7,7 @@ from typing import Any
 from gradfix.evaluation.evaluate import Evaluation, Interval, paired_samples
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.progress import Progress, silent
-from gradfix.report.numbers import between, metric_name, percent, points
+from gradfix.report.numbers import between, metric_name, points, score_unit, shown_score
 from gradfix.report.summary import Summarised, Summary
 from gradfix.vectors.task_vector import TaskVector
 
@@ -50,10 +50,15 @@ class Judgement(Summarised):
         )
         differences = {"transported": points(self.gain.value)}
         return Summary(
-            f"{metric_name(self.base.metric)} on {self.base.n} {self.data} samples, %",
+            f"{metric_name(self.base.metric)} on {self.base.n} {self.data} samples{score_unit(self.base.metric)}",
             columns=("model", "score", "95 % interval", "over the base"),
             rows=[
-                (name, percent(each.score), between(each.interval, signed=False), differences.get(name, ""))
+                (
+                    name,
+                    shown_score(each.score, each.metric),
+                    between(each.interval, signed=False, metric=each.metric),
+                    differences.get(name, ""),
+                )
                 for name, each in models
                 if each is not None
             ],

@@ -107,8 +107,16 @@ TASKS = (
     "causal-lm",
     "zero-shot-image-classification",
     "image-classification",
+    "multi-label-classification",
+    "regression",
+    "token-classification",
+    "question-answering",
+    "sentence-embeddings",
 )
 """The tasks that a recipe can name."""
+
+CORRELATIONS = ("pearson", "spearman")
+"""Metrics in [−1, 1], written × 100 as the benchmarks of the field write them; all others are shares."""
 
 COLUMNS = {
     "text-classification": "text, label; text_pair for two texts",
@@ -116,6 +124,11 @@ COLUMNS = {
     "causal-lm": "prompt, completion; or messages; or instruction, input, output",
     "zero-shot-image-classification": "image, label",
     "image-classification": "image, label",
+    "multi-label-classification": "text, label (a list, in a column labels); text_pair for two texts",
+    "regression": "text, label (a number); text_pair for two texts",
+    "token-classification": "tokens, tags (lists)",
+    "question-answering": "question, context, answers (as SQuAD)",
+    "sentence-embeddings": "anchor, positive; negative, or score from -1 to 1",
 }
 """What each task reads; a test keeps the roles those of the tasks."""
 

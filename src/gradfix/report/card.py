@@ -17,6 +17,11 @@ _PIPELINES = {
     "causal-lm": "text-generation",
     "zero-shot-image-classification": "zero-shot-image-classification",
     "image-classification": "image-classification",
+    "multi-label-classification": "text-classification",
+    "regression": "text-classification",
+    "token-classification": "token-classification",
+    "question-answering": "question-answering",
+    "sentence-embeddings": "sentence-similarity",
 }
 
 

@@ -49,6 +49,7 @@ class Evaluation(Part):
     loss: float
     truncated: int
     seconds: float
+    also: dict[str, float] = {}
 
 
 class EvaluatedSamples(Evaluation):

@@ -2,6 +2,8 @@
 
 from typing import Protocol
 
+from gradfix.recipes.fields import CORRELATIONS
+
 
 class Ends(Protocol):
     """An interval, measured or read from a record."""
@@ -32,6 +34,33 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{share * 100:.{digits}f}{THIN}%"
 
 
+def shown_score(score: float, metric: str) -> str:
+    """Write a score.
+
+    Args:
+        score: In [0, 1], a correlation in [−1, 1].
+        metric: What it is.
+
+    Returns:
+        As ``78.4 %``; a correlation as ``78.4``, since its name says × 100.
+    """
+    if metric.split(" ")[0].lower() not in CORRELATIONS:
+        return percent(score)
+    return f"{score * 100:.1f}".replace("-", MINUS)
+
+
+def score_unit(metric: str) -> str:
+    """Tell what stands on an axis after a metric's name.
+
+    Args:
+        metric: The metric, or its name in words.
+
+    Returns:
+        ``, %``, or nothing for a correlation.
+    """
+    return "" if metric.split(" ")[0].lower() in CORRELATIONS else ", %"
+
+
 def points(difference: float, digits: int = 1) -> str:
     """Write a difference of two scores in percentage points.
 
@@ -46,12 +75,13 @@ def points(difference: float, digits: int = 1) -> str:
     return f"{0:.{digits}f}" if float(written) == 0 else written.replace("-", MINUS)
 
 
-def between(interval: Ends | None, *, signed: bool = True) -> str:
+def between(interval: Ends | None, *, signed: bool = True, metric: str = "") -> str:
     """Write the ends of an interval.
 
     Args:
         interval: Of a difference or a score; None for none.
-        signed: For a difference in points; else for a score in per cent.
+        signed: For a difference in points; else for a score.
+        metric: Of the score.
 
     Returns:
         As ``+6.9 to +11.9``; empty without ends.
@@ -60,22 +90,25 @@ def between(interval: Ends | None, *, signed: bool = True) -> str:
         return ""
     if signed:
         return f"{points(interval.low)} to {points(interval.high)}"
-    return f"{interval.low * 100:.1f} to {percent(interval.high)}"
+    return f"{interval.low * 100:.1f} to {shown_score(interval.high, metric)}".replace("-", MINUS)
 
 
-def score_words(score: float, interval: Ends) -> str:
+def score_words(score: float, interval: Ends, metric: str = "") -> str:
     """Write a score with its interval.
 
     Args:
-        score: In [0, 1].
+        score: As for `shown_score`.
         interval: Of it.
+        metric: What it is.
 
     Returns:
         As ``78.4 % (95 % interval 70.1 to 85.0 %)``.
     """
     if interval.low is None or interval.high is None:
-        return percent(score)
-    return f"{percent(score)} (95{THIN}% interval {interval.low * 100:.1f} to {percent(interval.high)})"
+        return shown_score(score, metric)
+    return (
+        f"{shown_score(score, metric)} (95{THIN}% interval {between(interval, signed=False, metric=metric)})"
+    )
 
 
 def number(value: float) -> str:
@@ -132,6 +165,11 @@ def metric_name(metric: str) -> str:
         metric: As ``exact_match``.
 
     Returns:
-        As ``exact match``.
+        As ``exact match``; ``Pearson correlation × 100``.
     """
-    return metric.replace("_", " ")
+    if metric in CORRELATIONS:
+        return f"{metric.capitalize()} correlation × 100"
+    return _NAMES.get(metric, metric.replace("_", " "))
+
+
+_NAMES = {"f1": "F1", "rouge_l": "ROUGE-L", "chrf": "chrF"}

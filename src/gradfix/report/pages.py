@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from markupsafe import Markup
 
 from gradfix.report.elements import Section
-from gradfix.report.numbers import between, duration, metric_name, percent, points
+from gradfix.report.numbers import between, duration, metric_name, percent, points, shown_score
 from gradfix.report.page import Page, Tile
 from gradfix.report.record import ComparisonRecord, DemoRecord, Line, TransportRecord
 from gradfix.report.sections.advice import advice_section
@@ -86,7 +86,7 @@ def _tiles(record: TransportRecord) -> list[Tile]:
     tiles = []
     if judgement is not None:
         new, gain, share = judgement.transported, judgement.gain, share_from_source(judgement)
-        tiles.append(Tile("new model", percent(new.score), metric_name(new.metric)))
+        tiles.append(Tile("new model", shown_score(new.score, new.metric), metric_name(new.metric)))
         tiles.append(Tile("over the new base", points(gain.value), f"points, {between(gain)}"))
         if share is not None:
             doubt = "" if judgement.over_control.excludes_zero else ", within chance"
@@ -145,7 +145,8 @@ def comparison_verdict(rows: Sequence[Line], metric: str) -> Verdict:
     state = UNSURE if not sure else BETTER if gain.value > 0 else WORSE
     bounds = f" (95 % interval {between(gain)} points)" if between(gain) else ""
     chance = "" if sure else ", which can be chance"
-    scores = f"{percent(ours.score.value)} {metric} against {percent(base.score.value)} of the new base"
+    scores = f"{shown_score(ours.score.value, metric)} {metric} against "
+    scores += f"{shown_score(base.score.value, metric)} of the new base"
     headline = (
         f"With {largest} labelled samples a class the transported model gets {scores}: "
         f"{points(gain.value)} points{bounds}{chance}."
@@ -165,7 +166,7 @@ def comparison_verdict(rows: Sequence[Line], metric: str) -> Verdict:
         behind = rival.score.value - ours.score.value
         word = "more" if behind > 0 else "less"
         beside.append(
-            f"Few-shot fine-tuning on the same samples gets {percent(rival.score.value)}, "
+            f"Few-shot fine-tuning on the same samples gets {shown_score(rival.score.value, metric)}, "
             f"{points(abs(behind)).lstrip('+')} points {word}."
         )
     return Verdict(state, headline, tuple(beside))

@@ -126,6 +126,7 @@ class TransportRecord(RecipeRecord):
     judgement: Judgement | None = None
     untruncated: Evaluation | None = None
     verdict: str = ""
+    metric: str = ""
     examples: Examples | None = None
     applied: Applied | None = None
     seconds: dict[str, float] = {}

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from gradfix.report.facts import Alpha, Certificate, Judgement
-from gradfix.report.numbers import metric_name
+from gradfix.report.numbers import metric_name, score_unit
 from gradfix.report.record import TransportRecord
 from gradfix.report.sections.results import MODELS, half, measured, score_range
 from gradfix.report.style import ACCENT, COLOURS, INK, MUTED, WARM, saved, static
@@ -58,7 +58,9 @@ def _results(axes: "Axes", judgement: Judgement) -> None:
     axes.invert_yaxis()
     axes.grid(axis="x")
     axes.set_axisbelow(True)
-    axes.set_xlabel(f"{metric_name(judgement.base.metric)}, % (bars: 95 % intervals)")
+    axes.set_xlabel(
+        f"{metric_name(judgement.base.metric)}{score_unit(judgement.base.metric)} (bars: 95 % intervals)"
+    )
 
 
 def _losses(axes: "Axes", choice: Alpha, certificate: Certificate) -> None:

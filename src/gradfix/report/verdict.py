@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from gradfix.recipes.fields import CORRELATIONS
 from gradfix.report.facts import Alpha, Interval, Judgement, Method
-from gradfix.report.numbers import between, metric_name, number, percent, points
+from gradfix.report.numbers import between, metric_name, number, percent, points, shown_score
 from gradfix.report.record import TransportRecord
 
 BETTER, WORSE, UNSURE, UNKNOWN, NOTHING = "better", "worse", "unsure", "unknown", "nothing"
@@ -55,7 +56,8 @@ def transport_verdict(record: TransportRecord) -> Verdict:
         return _unjudged(record)
     gain, base, new = judgement.gain, judgement.base, judgement.transported
     state = UNSURE if not gain.excludes_zero else BETTER if gain.value > 0 else WORSE
-    numbers = f"{percent(new.score)} against {percent(base.score)} {metric_name(new.metric)}"
+    scores = [shown_score(one.score, new.metric) for one in (new, base)]
+    numbers = f"{scores[0]} against {scores[1]} {metric_name(new.metric)}"
     bounds = between(gain)
     samples = f"{gain.n:,} {judgement.data} samples"
     interval = f"{percent(0.95, 0)} interval {bounds}, {samples}" if bounds else samples
@@ -104,7 +106,8 @@ def _runner_up(method: Method | None) -> str | None:
 
 def _unjudged(record: TransportRecord) -> Verdict:
     """Say what the samples that chose can tell, where no others were given to judge on."""
-    alpha = record.alpha
+    alpha, metric = record.alpha, record.metric
+    score = metric_name(metric) if metric in CORRELATIONS else "score"
     test = "Give --test data for a verdict with an interval and a control."
     ask = tuple(filter(None, (_runner_up(record.method), test)))
     chosen = alpha.at(alpha.alpha)
@@ -113,11 +116,13 @@ def _unjudged(record: TransportRecord) -> Verdict:
     where = f"On {alpha.samples:,} samples held out in turn"
     start = alpha.at(0.0)
     if start is None:
-        told = f"{where}, its loss is {number(chosen.loss)} and its score {percent(chosen.score)}."
+        told = (
+            f"{where}, its loss is {number(chosen.loss)} and its {score} {shown_score(chosen.score, metric)}."
+        )
         return Verdict(UNKNOWN, told, ask)
     told = (
-        f"{where}, the loss went from {number(start.loss)} to {number(chosen.loss)} and the score from "
-        f"{percent(start.score)} to {percent(chosen.score)} at α = {alpha.alpha:g}."
+        f"{where}, the loss went from {number(start.loss)} to {number(chosen.loss)} and the {score} from "
+        f"{shown_score(start.score, metric)} to {shown_score(chosen.score, metric)} at α = {alpha.alpha:g}."
     )
     return Verdict(UNKNOWN, told, ask)
 
@@ -172,8 +177,8 @@ def _naive(judgement: Judgement) -> str | None:
     if not sure or new.score >= naive.score:
         return None
     return (
-        f"Adding the whole task vector does better still: {percent(naive.score)} at α = 1; for that, run with "
-        "--mask none --alpha 1."
+        f"Adding the whole task vector does better still: {shown_score(naive.score, naive.metric)} at α = 1; for that, "
+        "run with --mask none --alpha 1."
     )
 
 

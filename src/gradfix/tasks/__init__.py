@@ -1,6 +1,6 @@
 """What a sample, its loss and its metric are.
 
-The five tasks on transformers models are made by name::
+The tasks on transformers models are made by name::
 
     task = get_task("text-classification", text="sentence")   # the columns of the data, by role
     task.bind(directory)                                      # tokenizer, context length, label names
@@ -24,12 +24,18 @@ from gradfix.tasks.causal_lm import CausalLM
 from gradfix.tasks.classification import Classification
 from gradfix.tasks.custom import CustomTask
 from gradfix.tasks.forward import evaluating
-from gradfix.tasks.headed import HeadedClassification
+from gradfix.tasks.headed import Headed, HeadedClassification
 from gradfix.tasks.image_classification import ImageClassification
+from gradfix.tasks.labelled import Labelled
 from gradfix.tasks.labels import Labels, label_names
+from gradfix.tasks.multi_label import MultiLabelClassification
 from gradfix.tasks.probe import Probe, fit_probe
+from gradfix.tasks.question_answering import QuestionAnswering
+from gradfix.tasks.regression import Regression
+from gradfix.tasks.sentence_embeddings import SentenceEmbeddings
 from gradfix.tasks.text_classification import TextClassification
 from gradfix.tasks.text_to_text import TextToText
+from gradfix.tasks.token_classification import TokenClassification
 from gradfix.tasks.zero_shot import ZeroShotImageClassification
 
 __all__ = [
@@ -38,15 +44,22 @@ __all__ = [
     "CausalLM",
     "Classification",
     "CustomTask",
+    "Headed",
     "HeadedClassification",
     "ImageClassification",
+    "Labelled",
     "Labels",
     "Measured",
     "ModelTask",
+    "MultiLabelClassification",
     "Probe",
+    "QuestionAnswering",
+    "Regression",
+    "SentenceEmbeddings",
     "Task",
     "TextClassification",
     "TextToText",
+    "TokenClassification",
     "ZeroShotImageClassification",
     "evaluating",
     "fit_probe",

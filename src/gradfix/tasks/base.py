@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from gradfix.errors import GradfixError, column_option, option
 from gradfix.tasks.data import origin
 from gradfix.tasks.loading import empty_model, explained, load_config, load_pretrained
+from gradfix.tasks.metrics import Totals
 
 Batch = dict[str, Tensor]
 RowLike = Mapping[str, Any]
@@ -28,15 +29,18 @@ class Measured:
 
     Attributes:
         losses: ``[B]`` float32.
-        scores: ``[B]`` float32 in [0, 1]; their mean over samples is the task's metric.
+        scores: ``[B]`` float32 in [0, 1]; their mean over samples is the task's metric unless there are statistics.
         predictions: B values that JSON can say: label names, texts.
         logits: ``[B, C]``, of which the losses are the cross-entropy; None for tasks without classes.
+        statistics: ``[B, k]``, of which the task's `totals` makes a metric that is no mean of scores; None where the
+            mean score is the metric.
     """
 
     losses: Tensor
     scores: Tensor
     predictions: list[Any]
     logits: Tensor | None = None
+    statistics: Tensor | None = None
 
 
 class Task(Protocol):
@@ -44,7 +48,7 @@ class Task(Protocol):
 
     Attributes:
         name: How results call the task.
-        metric: What the mean score is: "accuracy", "exact_match", "token_accuracy".
+        metric: What the score is: "accuracy", "exact_match", "f1", "pearson".
     """
 
     name: str
@@ -348,6 +352,36 @@ class ModelTask(ABC):
             return 0
         parts = (rows[start : start + CHECKED_AT_ONCE] for start in range(0, len(rows), CHECKED_AT_ONCE))
         return sum(int(self.encode(part, strict=strict)["truncated"].sum()) for part in parts)
+
+    def totals(self, statistics: Tensor) -> Totals:
+        """The metric over all samples, of a task whose `measure` gives statistics.
+
+        Args:
+            statistics: ``[n, k]``.
+
+        Returns:
+            What each sample contributes to it.
+        """
+        raise NotImplementedError(f"{self.name}: its metric is the mean score")
+
+    def use_tuned(self, config: Mapping[str, Any]) -> None:
+        """Take from the tuned model's configuration what its head is made for.
+
+        Args:
+            config: Its ``config.json``.
+
+        Raises:
+            GradfixError: If it is made for another task.
+        """
+        del config  # most tasks have no head of their own
+
+    def head_config(self) -> dict[str, Any]:
+        """What a model's configuration says of this task's head.
+
+        Returns:
+            Entries of ``config.json``; none for a task without a head of its own.
+        """
+        return {}
 
     def voters(self, model: nn.Module) -> list[str]:
         """The parameters whose gradients vote.

@@ -41,7 +41,8 @@ class Row(dict[str, Any]):
 class Rows(Sequence[Row]):
     """An indexable sequence of rows on top of a table.
 
-    Integers of a column whose classes the data declare are given as their names; images are given undecoded.
+    Integers of a column whose classes the data declare, lists of them included, are given as their names; images are
+    given undecoded.
 
     Args:
         table: The rows.
@@ -73,9 +74,8 @@ class Rows(Sequence[Row]):
         values = dict(self._table.records[number])
         for column, names in self.class_names.items():
             value = values[column]
-            if not isinstance(value, str):
-                # -1 is how data sets mark an unlabelled row; the task then says that the label is missing.
-                values[column] = names[value] if value is not None and 0 <= value < len(names) else None
+            several = isinstance(value, list | tuple)
+            values[column] = [_named(each, names) for each in value] if several else _named(value, names)
         return Row(values, self._table.origin(number, self.location))
 
     def select(self, indices: Iterable[int]) -> "Rows":
@@ -88,6 +88,13 @@ class Rows(Sequence[Row]):
             The chosen rows; each keeps the number it had in the data set.
         """
         return Rows(self._table, self.location, [self.numbers[index] for index in indices])
+
+
+def _named(value: Any, names: Sequence[str]) -> Any:
+    """A class by name; −1 is how data sets mark an unlabelled row, and the task says that the label is missing."""
+    if isinstance(value, str):
+        return value
+    return names[value] if value is not None and 0 <= value < len(names) else None
 
 
 def load_rows(

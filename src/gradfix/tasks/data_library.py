@@ -60,9 +60,9 @@ def table_of(dataset: Any) -> Table:
         if isinstance(feature, datasets.Image):
             dataset = dataset.cast_column(column, datasets.Image(decode=False))
     names = {
-        column: list(feature.names)
+        column: list(kind.names)
         for column, feature in dataset.features.items()
-        if isinstance(feature, datasets.ClassLabel)
+        if isinstance(kind := getattr(feature, "feature", feature), datasets.ClassLabel)
     }
     return Table(dataset, list(dataset.column_names), names)
 

@@ -7,6 +7,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+OURS = frozenset({"labels", "classes", "truncated", "words_at", "tags", "answers", "context", "offsets"})
+"""What tasks put into a batch for themselves."""
+
 
 def placed(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inputs of a model, on its device and in its floating type.
@@ -16,13 +19,13 @@ def placed(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         batch: Encoded samples.
 
     Returns:
-        The tensors of ``batch`` without what is ours: ``truncated``, and ``labels``, since each task computes
-        its own loss, one value a sample. Token types go only to models that name them, as tokenizers make
+        The tensors of ``batch`` without what is ours, ``labels`` among it, since each task computes its own loss, one
+        value a sample. Token types go only to models that name them, as tokenizers make
         them for some that don't.
     """
     accepted = inspect.signature(model.forward).parameters
     untyped = "input_ids" in accepted and "token_type_ids" not in accepted
-    ours = {"labels", "classes", "truncated"} | ({"token_type_ids"} if untyped else set())
+    ours = OURS | ({"token_type_ids"} if untyped else set())
     reference = next(model.parameters())
     return {
         key: value.to(reference.device, reference.dtype if value.is_floating_point() else None)

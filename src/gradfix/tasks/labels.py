@@ -26,12 +26,14 @@ def label_names(rows: Sequence[Mapping[str, Any]], column: str = "label") -> lis
     remedy = f"give the names of the classes with {option('label', python='labels')}"
     names: set[str] = set()
     for position, row in enumerate(rows):
-        value = row.get(column)
-        if not isinstance(value, str) or not value.strip():
-            raise GradfixError(
-                f"{origin(row, position)}: column {column!r}: expected the name of a class, found {value!r}; {remedy}"
-            )
-        names.add(value)
+        found = row.get(column)
+        for value in found if isinstance(found, list | tuple) else [found]:
+            if not isinstance(value, str) or not value.strip():
+                raise GradfixError(
+                    f"{origin(row, position)}: column {column!r}: expected the name of a class, found {value!r}; "
+                    f"{remedy}"
+                )
+            names.add(value)
     # In a csv file a class's number looks like a name, and as a name it would say nothing.
     if not getattr(rows, "typed", True) and all(name.isdecimal() for name in names):
         raise GradfixError(
@@ -58,7 +60,7 @@ class Labels:
         if len(self.names) < 2:
             raise GradfixError(
                 f"labels: expected at least two classes, found {len(self.names)} ({listed(self.names)}); "
-                "a model with one output is a regression, which is no task here"
+                "a model with one output is a regression: give the task regression"
             )
         self._ids = {name: index for index, name in enumerate(self.names)}
         if len(self._ids) != len(self.names):

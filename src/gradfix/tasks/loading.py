@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from gradfix.errors import GradfixError
+from gradfix.text_files import parse_json_value, read_text
 
 # Any of these holds a vocabulary. Without one, transformers makes an empty tokenizer from the configuration
 # alone.
@@ -116,6 +117,30 @@ def load_image_processor(location: str | Path, *, trust_remote_code: bool = Fals
         return AutoImageProcessor.from_pretrained(
             str(location), trust_remote_code=trust_remote_code, backend="pil"
         )
+
+
+def read_model_file(location: str | Path, name: str) -> Any:
+    """Read a file of JSON beside a model, whatever it holds.
+
+    Args:
+        location: A model directory or Hub id.
+        name: Of the file.
+
+    Returns:
+        Its value; None where there is no such file.
+    """
+    path: Path | None = Path(location, name)
+    if not Path(location).is_dir():
+        from transformers.utils import cached_file
+
+        found = cached_file(
+            str(location),
+            name,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_gated_repo=False,
+        )
+        path = None if found is None else Path(found)
+    return parse_json_value(read_text(path), str(path)) if path is not None and path.exists() else None
 
 
 def _require_regular_files(location: str | Path) -> None:

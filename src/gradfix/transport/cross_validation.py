@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from gradfix.evaluation.calibration import SPLITS, calibrated, doubted
 from gradfix.evaluation.evaluate import EncodedRows, Evaluation
 from gradfix.progress import Progress, silent
 from gradfix.recipes.settings import SelectionSettings
+from gradfix.tasks import ModelTask
 from gradfix.transport.candidates import Candidate, Key, Seen, Values, best_setting
 from gradfix.transport.context import Held, SelectionContext, Setting
 from gradfix.transport.methods import FineTune, Method, Revote
@@ -28,14 +30,15 @@ class _Part:
 class _Table:
     """What held-out samples said of every setting that was tried."""
 
-    def __init__(self, parts: Sequence[_Part]) -> None:
-        self.parts = parts
+    def __init__(self, parts: Sequence[_Part], task: ModelTask) -> None:
+        self.parts, self.task = parts, task
         self.classes: int | None = None
         """How many classes the losses are cross-entropies of, where logits don't tell."""
         self.count = sum(len(part.places) for part in parts)
         self.losses: dict[Key, Values] = {}
         self.scores: dict[Key, Values] = {}
         self.logits: dict[Key, Values] = {}
+        self.statistics: dict[Key, torch.Tensor] = {}
         self.measured: dict[float, Evaluation] = {}
 
     def add(self, setting: Setting, part: _Part, found: Evaluation) -> None:
@@ -45,8 +48,18 @@ class _Table:
         if found.logits is not None:
             empty = np.full((self.count, found.logits.shape[1]), np.nan)
             self.logits.setdefault(key, empty)[places] = found.logits.double().numpy()
+        if found.statistics is not None:
+            self._count(key, places, found.statistics)
         if setting.keys() == {"alpha"}:
             self.measured[setting["alpha"]] = found
+
+    def _count(self, key: Key, places: Sequence[int], statistics: torch.Tensor) -> None:
+        """Keep what a metric over all samples is made of: of a few samples alone it would say little."""
+        empty = torch.full((self.count, statistics.shape[1]), torch.nan, dtype=statistics.dtype)
+        known = self.statistics.setdefault(key, empty)
+        known[places] = statistics
+        if not known.isnan().any():
+            self.scores[key] = self.task.totals(known).contributions
 
     def judged(self, key: Key) -> Values:
         """The losses after calibration."""
@@ -124,7 +137,7 @@ def cross_validate(
     Returns:
         The best setting by the rule of :func:`gradfix.transport.candidates.best_setting`, with each sample's loss.
     """
-    table = _Table(_parts(context, way, validation))
+    table = _Table(_parts(context, way, validation), context.model.task)
     if isinstance(way, FineTune):
         _search_training(context, way, table, rival, progress)
     else:
@@ -218,6 +231,8 @@ def _hopeless(
     if rival is not None:
         losses.insert(0, float(rival.losses[places].mean()))
         scores.insert(0, float(rival.scores[places].mean()))
+    if measured[-1].statistics is not None:
+        scores = [-loss for loss in losses]  # a metric over all samples says little of a part
     recent = losses[-settings.patience - 1 :]
     worse = len(recent) > settings.patience and recent == sorted(set(recent))
     if worse and scores[-1] <= max(scores[:-1]):

@@ -40,7 +40,7 @@ def changed_examples(
     for index in range(len(rows)):
         if before.predictions[index] == after.predictions[index]:
             continue
-        was, now = before.scores[index], after.scores[index]
+        was, now = before.grades[index], after.grades[index]
         changed["fixed" if now > was else "broken" if now < was else "other"].append(index)
     broken = min(limit // 3, len(changed["broken"]))
     fixed = min(limit - broken, len(changed["fixed"]))
@@ -59,16 +59,16 @@ def _example(
     task: ModelTask, row: Mapping[str, Any], index: int, before: Evaluation, after: Evaluation
 ) -> Example:
     inputs, answer = task.shown(row)
-    in_parts = any(0 < score < 1 for score in (*before.scores, *after.scores))
+    in_parts = any(0 < score < 1 for score in (*before.grades, *after.grades))
     return Example(
         row=origin(row, index),
         input={role: _small(value, role) for role, value in inputs.items()},
         label=_short(answer),
         before=_short(str(before.predictions[index])),
         after=_short(str(after.predictions[index])),
-        was_right=before.scores[index] >= 0.5,
-        is_right=after.scores[index] >= 0.5,
-        shares=(before.scores[index], after.scores[index]) if in_parts else None,
+        was_right=before.grades[index] >= 0.5,
+        is_right=after.grades[index] >= 0.5,
+        shares=(before.grades[index], after.grades[index]) if in_parts else None,
     )
 
 

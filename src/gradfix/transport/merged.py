@@ -24,7 +24,7 @@ from gradfix.evaluation.evaluate import EncodedRows, Evaluation, Interval, paire
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.progress import Progress, silent
 from gradfix.recipes import MergeRecipe
-from gradfix.report.numbers import between, percent, points
+from gradfix.report.numbers import between, points, shown_score
 from gradfix.report.summary import Summarised, Summary
 from gradfix.tasks import ModelTask, get_task
 from gradfix.tasks.data import load_rows
@@ -89,7 +89,7 @@ class MergedTable(Summarised):
         """
         judged = "on the samples that chose α, so too good" if self.on == "samples" else "on test data"
         rows = [
-            [model, *(percent(self.scores[model][task].score) for task in self.tasks)]
+            [model, *(shown_score(cell.score, cell.metric) for cell in self.scores[model].values())]
             for model in self.models
         ]
         return Summary(f"score {judged}", [], ["model", *self.tasks], rows)

@@ -29,7 +29,7 @@ from gradfix.recipes.settings import SETTINGS, SelectionSettings
 from gradfix.report import REPORT_FILE
 from gradfix.report.facts import EvaluatedSamples
 from gradfix.report.facts import Votes as RecordedVotes
-from gradfix.report.numbers import duration, metric_name, percent
+from gradfix.report.numbers import duration, metric_name, percent, shown_score
 from gradfix.report.record import TransportRecord
 from gradfix.report.summary import Summarised, Summary
 from gradfix.tasks import ModelTask, get_task
@@ -93,11 +93,13 @@ class Transported(Summarised):
         ]
         if judged is not None:
             named = (("new base", judged.base), ("naive", judged.naive), ("control", judged.control))
-            others = ", ".join(f"{name} {percent(each.score)}" for name, each in named if each is not None)
+            others = ", ".join(
+                f"{name} {shown_score(each.score, each.metric)}" for name, each in named if each is not None
+            )
             facts.append(
                 (
                     f"{metric_name(judged.base.metric)} on {judged.base.n} {judged.data} samples",
-                    f"{percent(judged.transported.score)} ({others})",
+                    f"{shown_score(judged.transported.score, judged.base.metric)} ({others})",
                 )
             )
         warnings = [each.text for each in self.compatibility.findings if each.level == "warning"]

@@ -60,6 +60,7 @@ def transport_record(run: TransportRun) -> TransportRecord:
             facts.Sample(row=origin(row, number), sha256=row_hash(row, used_columns(task, row)))
             for number, row in enumerate(run.support)
         ],
+        metric=task.metric,
         space="adapter" if models.adapter else "weights",
         votes=votes_facts(decision.votes) if decision.votes is not None else None,
         silent_parameters=run.model.silent_parameters,

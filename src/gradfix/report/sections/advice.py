@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from gradfix.report.elements import Section
 from gradfix.report.facts import Judgement
 from gradfix.report.markup import render
-from gradfix.report.numbers import percent, points
+from gradfix.report.numbers import percent, points, shown_score
 from gradfix.report.record import TransportRecord
 from gradfix.report.verdict import share_from_source
 
@@ -74,7 +74,8 @@ def _naive(judgement: Judgement) -> Advice | None:
         return None
     return Advice(
         "Try the whole task vector",
-        f"Added as it is, it scores {percent(naive.score)} against {percent(new.score)} here: the new base is "
+        f"Added as it is, it scores {shown_score(naive.score, naive.metric)} against "
+        f"{shown_score(new.score, new.metric)} here: the new base is "
         "close enough to the old one for the fine-tune to carry over unmasked.",
         "--mask none --alpha 1",
     )

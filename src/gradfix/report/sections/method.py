@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+from gradfix.recipes.fields import CORRELATIONS
 from gradfix.report.elements import Cell, Figure, Section, Table
 from gradfix.report.facts import Alpha, AlphaPoint, Certificate
-from gradfix.report.numbers import number, percent
+from gradfix.report.numbers import metric_name, number, score_unit, shown_score
 from gradfix.report.record import TransportRecord
 from gradfix.report.style import ACCENT, INK, MUTED, WARM, layout
 
@@ -29,7 +30,9 @@ def alpha_section(record: TransportRecord) -> Section | None:
     # A way in steps has a curve over its steps, which stands in a section of its own.
     curve = [] if record.steps else choice.curve
     figures = [
-        figure for figure in (_loss(choice, curve, record.certificate), _score(choice, curve)) if figure
+        figure
+        for figure in (_loss(choice, curve, record.certificate), _score(choice, curve, record.metric))
+        if figure
     ]
     if not figures:
         return None
@@ -82,18 +85,21 @@ def _loss(choice: Alpha, curve: Sequence[AlphaPoint], certificate: Certificate) 
     return Figure(title, traces, made, note)
 
 
-def _score(choice: Alpha, curve: Sequence[AlphaPoint]) -> Figure | None:
+def _score(choice: Alpha, curve: Sequence[AlphaPoint], metric: str) -> Figure | None:
     if len(curve) < 2:
         return None
     scores = [(p.alpha, p.score * 100) for p in curve]
+    name = metric_name(metric) if metric in CORRELATIONS else "score"
     traces = [_line("held-out score", scores, ACCENT, "circle", "solid"), *_ring(choice, scores)]
     best = choice.at(choice.alpha)
-    title = "The score along α" if best is None else f"Held-out score at the chosen α: {percent(best.score)}"
+    title = f"The {name} along α"
+    if best is not None:
+        title = f"Held-out {name} at the chosen α: {shown_score(best.score, metric)}"
     made = layout(
         height=330,
         showlegend=True,
         xaxis={"title": "α", "rangemode": "tozero"},
-        yaxis={"title": "score, %"},
+        yaxis={"title": f"{name}{score_unit(metric)}"},
     )
     if not choice.samples:
         return Figure(title, traces, made)
@@ -156,7 +162,7 @@ def method_section(record: TransportRecord) -> Section | None:
             Cell(entry.label),
             Cell("" if entry.alpha is None else f"{entry.alpha:g}", entry.alpha),
             Cell(number(entry.loss), entry.loss),
-            Cell(percent(entry.score), entry.score),
+            Cell(shown_score(entry.score, record.metric), entry.score),
         ]
         for entry in method.candidates
     ]

@@ -6,7 +6,7 @@ from typing import Any
 
 from gradfix.report.elements import Cell, Figure, Section, Table, label
 from gradfix.report.facts import Evaluation, Interval, Judgement
-from gradfix.report.numbers import between, metric_name, number, percent, points
+from gradfix.report.numbers import between, metric_name, number, percent, points, score_unit, shown_score
 from gradfix.report.record import Line, TransportRecord
 from gradfix.report.style import ACCENT, COLOURS, DASHES, INK, MUTED, SYMBOLS, layout
 
@@ -62,8 +62,8 @@ def judgement_results(judgement: Judgement) -> Section:
     rows = [
         [
             Cell(MODELS[key]),
-            Cell(percent(result.score), result.score),
-            Cell(between(result.interval, signed=False), result.interval.low),
+            Cell(shown_score(result.score, metric), result.score),
+            Cell(between(result.interval, signed=False, metric=metric), result.interval.low),
             Cell("" if key == "base" else points(result.score - base), result.score - base),
             Cell(between(judgement.gain if key == "transported" else None)),
             Cell(number(result.loss), result.loss),
@@ -92,7 +92,7 @@ def judgement_results(judgement: Judgement) -> Section:
 
 def _finding(found: Mapping[str, Evaluation], metric: str) -> str:
     best = max(found, key=lambda key: found[key].score)
-    return f"{MODELS[best].capitalize()} has the highest {metric}: {percent(found[best].score)}"
+    return f"{MODELS[best].capitalize()} has the highest {metric}: {shown_score(found[best].score, metric)}"
 
 
 def dots(
@@ -164,7 +164,7 @@ def dots(
     made = layout(
         height=70 + 38 * len(names),
         xaxis={
-            "title": f"{metric}{unit}",
+            "title": f"{metric}{score_unit(metric) if unit == SCORES else unit}",
             **({"range": score_range(interval for _, interval, _ in values)} if unit == SCORES else {}),
         },
         yaxis={
@@ -188,11 +188,11 @@ def score_range(intervals: Iterable[Interval]) -> list[float]:
         intervals: Of the scores, in [0, 1].
 
     Returns:
-        Ends in per cent, from 0 to 100.
+        Ends in per cent, from 0 to 100; from −100 where a correlation is negative.
     """
     ends = [end * 100 for each in intervals for end in (each.low, each.value, each.high) if end is not None]
     room = max(1.0, 0.06 * (max(ends) - min(ends)))
-    return [max(0.0, min(ends) - room), min(100.0, max(ends) + room)]
+    return [max(0.0 if min(ends) >= 0 else -100.0, min(ends) - room), min(100.0, max(ends) + room)]
 
 
 def half(end: float | None, interval: Interval) -> float:
@@ -240,7 +240,7 @@ def comparison_results(rows: Sequence[Line], caption: str, metric: str) -> Secti
     ours = transported(rows)
     table = Table(
         [*(["samples a class"] if several else []), *columns, *(["retained"] if retained else [])],
-        [_line(row, several=several, retention=retained) for row in rows],
+        [_line(row, metric, several=several, retention=retained) for row in rows],
         strong=[number for number, row in enumerate(rows) if row.method == ours],
         caption=caption[:1].upper() + caption[1:] + ("" if caption.endswith(".") else "."),
     )
@@ -267,10 +267,10 @@ def _best(rows: Sequence[Line], metric: str) -> str:
     if not rivals:
         return f"The {metric} of each method"
     best = max(rivals, key=lambda row: row.score.value)
-    return f"With {largest} samples a class, {best.label} does best: {percent(best.score.value)} {metric}"
+    return f"With {largest} samples a class, {best.label} does best: {shown_score(best.score.value, metric)} {metric}"
 
 
-def _line(row: Line, *, several: bool, retention: bool) -> list[Cell]:
+def _line(row: Line, metric: str, *, several: bool, retention: bool) -> list[Cell]:
     score, kept = row.score, row.retained
 
     def difference(interval: Interval | None) -> Cell:
@@ -282,13 +282,13 @@ def _line(row: Line, *, several: bool, retention: bool) -> list[Cell]:
     cells = [
         *([Cell(str(row.budget), row.budget)] if several else []),
         Cell(row.label),
-        Cell(percent(score.value), score.value),
-        Cell(between(score, signed=False), score.low),
+        Cell(shown_score(score.value, metric), score.value),
+        Cell(between(score, signed=False, metric=metric), score.low),
         difference(row.gain),
         difference(row.over_control),
     ]
     if retention:
-        cells.append(Cell(percent(kept.value), kept.value) if kept else Cell(""))
+        cells.append(Cell(shown_score(kept.value, metric), kept.value) if kept else Cell(""))
     return cells
 
 
@@ -348,7 +348,7 @@ def curves(title: str, rows: Sequence[Line], metric: str) -> Figure:
             "tickvals": budgets,
             "ticktext": [str(budget) for budget in budgets],
         },
-        yaxis={"title": f"{metric}, %", "range": score_range(row.score for row in rows)},
+        yaxis={"title": f"{metric}{score_unit(metric)}", "range": score_range(row.score for row in rows)},
         legend={
             "orientation": "h",
             "x": 0,

@@ -19,7 +19,7 @@ from gradfix.progress import Progress, silent
 from gradfix.recipes import CompareRecipe
 from gradfix.recipes.settings import SETTINGS, SelectionSettings
 from gradfix.report import REPORT_FILE, report
-from gradfix.report.numbers import metric_name
+from gradfix.report.numbers import metric_name, score_unit
 from gradfix.report.record import ComparisonRecord
 from gradfix.report.summary import Summarised, Summary
 from gradfix.tasks import ModelTask, get_task
@@ -63,7 +63,7 @@ class Comparison(Summarised):
             Mean scores in per cent, with half the width of their intervals.
         """
         columns, rows = table_cells(self.lines)
-        return Summary(f"{self.metric}, %", [("how", self.caption)], columns, rows)
+        return Summary(f"{self.metric}{score_unit(self.metric)}", [("how", self.caption)], columns, rows)
 
     def record(self) -> ComparisonRecord:
         """Give what ``comparison.json`` holds.

@@ -54,6 +54,7 @@ def summarise(draws: Sequence[Mapping[str, Outcome]], budget: int) -> list[Line]
     for method in draws[0]:
         outcomes = tuple(outcome[method] for outcome in draws)
         scores = [outcome.score for outcome in outcomes]
+        bounds = (-1.0 if min(scores) < 0 else 0.0, 1.0)  # a correlation may be negative
         shuffled_way = AUTO_CONTROL if method == AUTO else CONTROL
         compared = shuffled_way in draws[0] and method not in {ZERO_SHOT, CONTROL, AUTO_CONTROL, FULL}
         kept = [outcome.retained for outcome in outcomes if outcome.retained is not None]
@@ -61,14 +62,14 @@ def summarise(draws: Sequence[Mapping[str, Outcome]], budget: int) -> list[Line]
             Line(
                 budget=budget,
                 method=method,
-                score=mean_interval(scores),
+                score=mean_interval(scores, bounds=bounds),
                 gain=paired_difference(scores, [outcome[ZERO_SHOT].score for outcome in draws]),
                 over_control=(
                     paired_difference(scores, [outcome[shuffled_way].score for outcome in draws])
                     if compared
                     else None
                 ),
-                retained=mean_interval(kept) if kept else None,
+                retained=mean_interval(kept, bounds=bounds) if kept else None,
                 outcomes=outcomes,
             )
         )
