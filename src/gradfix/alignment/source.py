@@ -258,7 +258,7 @@ def run_source(
         )
     if align == "none" and not unlabelled:
         return None
-    alone = base.directory is None and not task.builds_model
+    alone = (base.directory is None and not task.builds_model) or not task.runs(base.config)
     if alone and not needed and not unlabelled:
         remark(f"{why}: its weights stand alone, and the source must be run for that; give its directory")
         return None

@@ -28,6 +28,7 @@ from gradfix.checkpoints.reading.locate import (
     locate_weights,
     open_weights,
 )
+from gradfix.checkpoints.reading.registries import hub_id
 from gradfix.checkpoints.tensors import TensorSpec
 from gradfix.checkpoints.ties import Ties, find_ties, same_values
 from gradfix.checkpoints.vocabulary import has_tokenizer
@@ -329,7 +330,8 @@ def resolve(location: str, revision: str | None) -> Located:
     """Find the weights that a location names; a local path wins over a Hub id.
 
     Args:
-        location: A path, or ``org/name``, with ``@revision`` or without.
+        location: A path, or ``org/name``, with ``@revision`` or without; or a name of open_clip or timm, see
+            :func:`gradfix.checkpoints.reading.registries.hub_id`.
         revision: Branch, tag or commit on the Hub; None for the default branch.
 
     Returns:
@@ -347,6 +349,7 @@ def resolve(location: str, revision: str | None) -> Located:
             )
         found = locate_weights(path)
         return Located(found, location, partial(open_weights, found.weights))
+    location = hub_id(location) or location
     name, at, tagged = location.partition("@")
     if not is_hub_id(name) or (at and (revision is not None or not tagged)):
         raise GradfixError(f"{location}: no such file or directory: check the path")

@@ -11,6 +11,7 @@ from torch import Tensor
 from gradfix.checkpoints.architecture import skeleton
 from gradfix.checkpoints.layouts import AsStored, InMemory, Layout, layout_of
 from gradfix.checkpoints.names import match_names
+from gradfix.checkpoints.public_layouts import beside_the_model, in_memory_of, public_layout
 from gradfix.checkpoints.tensors import TensorSource, TensorSpec
 
 _NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
@@ -146,10 +147,11 @@ def _score(respelling: Respelling) -> tuple[int, int]:
 
 def _by_tables(source: Spelled, target: Spelled) -> Respelling | None:
     models = skeleton(source.config), skeleton(target.config)
-    if models == (None, None):
+    public = public_layout(source.specs), public_layout(target.specs)
+    if models == (None, None) and public == (None, None):
         return None
-    ours = layout_of(models[0] or models[1], source.specs)
-    theirs = layout_of(models[1] or models[0], target.specs)
+    ours = _layout(public[0], models[0] or models[1], source.specs)
+    theirs = _layout(public[1], models[1] or models[0], target.specs)
     match = match_names(ours.memory_specs(source.specs), theirs.memory_specs(target.specs))
     of_source = {new: old for old, new in match.names.items()}
     names = {
@@ -178,17 +180,32 @@ def _by_tables(source: Spelled, target: Spelled) -> Respelling | None:
     for memory in match.names:
         used.update(stored for part in ours.parts_of_memory.get(memory, ()) for stored in part.stored)
         used.add(ours.of_memory.get(memory, memory))
-    rule = "transformers' conversion tables" + (f", {match.rule}" if match.add or match.remove else "")
+    tables = "open_clip's or timm's names" if any(public) else "transformers' conversion tables"
+    rule = tables + (f", {match.rule}" if match.add or match.remove else "")
     return Respelling(
         names,
         converted,
-        tuple(name for name in source.specs if name not in used),
-        tuple(name for name in target.specs if name not in names and name not in converted),
+        tuple(
+            name for name in source.specs if name not in used and not (public[0] and beside_the_model(name))
+        ),
+        tuple(
+            name
+            for name in target.specs
+            if name not in names and name not in converted and not (public[1] and beside_the_model(name))
+        ),
         rule,
         match.add,
         match.remove,
         (ours, of_source, theirs),
     )
+
+
+def _layout(public: Layout | None, model: Any, specs: Mapping[str, TensorSpec]) -> Layout:
+    """The layout of a file, in the names that a module of transformers has."""
+    if public is None:
+        return layout_of(model, specs)
+    known = layout_of(model, public.memory_specs(specs))
+    return in_memory_of(public, known.renamed)
 
 
 def _same_parts(ours: Layout, theirs: Layout, of_source: Mapping[str, str]) -> dict[str, str]:

@@ -375,6 +375,18 @@ class ModelTask(ABC):
         """
         del config  # most tasks have no head of their own
 
+    def runs(self, config: Mapping[str, Any]) -> bool:
+        """Whether a model can be run for this task, as far as its configuration tells.
+
+        Args:
+            config: Its ``config.json``.
+
+        Returns:
+            False for a part of a model.
+        """
+        del config  # most tasks ask only for what `load_model` finds out
+        return True
+
     def head_config(self) -> dict[str, Any]:
         """What a model's configuration says of this task's head.
 

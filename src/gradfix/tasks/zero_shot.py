@@ -57,8 +57,18 @@ class ZeroShotImageClassification(ImageInputs):
 
     @override
     def _bind_processors(self, location: str | Path, trust_remote_code: bool) -> None:
+        if not self.runs({"model_type": self.config.model_type}):
+            raise GradfixError(
+                f"{location}: is a vision tower alone ({self.config.model_type}), without the text tower that makes "
+                "class weights of prompts; give the whole model as the target (towers alone can be the source's base "
+                "and tuned model)"
+            )
         super()._bind_processors(location, trust_remote_code)
         self.tokenizer = load_tokenizer(location, trust_remote_code=trust_remote_code)
+
+    @override
+    def runs(self, config: Mapping[str, Any]) -> bool:
+        return not str(config.get("model_type")).endswith("_vision_model")
 
     @override
     def _labels_of(self, config: Any) -> Labels | None:

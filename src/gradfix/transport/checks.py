@@ -13,6 +13,7 @@ import torch
 from gradfix.checkpoints import Checkpoint, TensorSpec
 from gradfix.checkpoints.expressions import Aliased, Gathered, Selection
 from gradfix.checkpoints.model_config import custom_code
+from gradfix.checkpoints.public_layouts import public_layout
 from gradfix.errors import ArchitectureError, GradfixError, listed
 from gradfix.report.numbers import size
 from gradfix.report.summary import Summarised, Summary
@@ -201,6 +202,7 @@ def open_models(
     tuned = Checkpoint.open(source_tuned, base=base)
     target = Checkpoint.open(target_base)
     _compare_configurations(found, base, tuned, target)
+    _note_layouts(found, base, tuned, target)
     _note_custom_code(found, base, tuned, target)
     _note_unplaced(found, base, tuned)
     tau = TaskVector.between(base, tuned)
@@ -375,7 +377,8 @@ def _judge_descent(found: Findings, base: Checkpoint, tuned: Checkpoint, *, zero
 def _compare_configurations(found: Findings, base: Checkpoint, *others: Checkpoint) -> None:
     for other in others:
         kinds = base.config.get("model_type"), other.config.get("model_type")
-        if None not in kinds and kinds[0] != kinds[1]:
+        alike = None in kinds or kinds[0] == kinds[1] or _is_tower(base.config, other.config)
+        if not alike:
             found.add(
                 "warning",
                 f"{other.location}: model_type is {kinds[1]}, in {base.location} it is {kinds[0]}; their weights are "
@@ -383,7 +386,7 @@ def _compare_configurations(found: Findings, base: Checkpoint, *others: Checkpoi
             )
         differing = [
             f"{path} {theirs!r} against {ours!r}"
-            for path, ours, theirs in _differences(base.config, other.config)
+            for path, ours, theirs in _differences(*_towers(base.config, other.config))
             if ours is not None and theirs is not None
         ]
         if differing:
@@ -391,6 +394,46 @@ def _compare_configurations(found: Findings, base: Checkpoint, *others: Checkpoi
                 "warning",
                 f"{other.location}: its configuration computes something else than {base.location}'s: "
                 f"{listed(differing)}; the task vector may not carry over",
+            )
+
+
+def _is_tower(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+    """Whether one model is the vision tower of the other's kind, saved alone."""
+    kinds = sorted((str(ours.get("model_type")), str(theirs.get("model_type"))))
+    return kinds[1] == f"{kinds[0]}_vision_model"
+
+
+def _towers(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Two configurations as far as they speak of the same part."""
+    if not _is_tower(ours, theirs):
+        return ours, theirs
+
+    def tower(config: Mapping[str, Any]) -> Mapping[str, Any]:
+        inner = config.get("vision_config", config)
+        return {**_UNSAID.get(str(config.get("model_type")).partition("_")[0], {}), **inner}
+
+    return tower(ours), tower(theirs)
+
+
+_UNSAID = {"clip": {"hidden_act": "quick_gelu"}, "siglip": {"hidden_act": "gelu_pytorch_tanh"}}
+"""What a configuration means that does not say it."""
+
+
+def _note_layouts(found: Findings, base: Checkpoint, *others: Checkpoint) -> None:
+    """Say which files are read in another library's names, and what they don't tell."""
+    if public_layout(base.specs) is not None and all(
+        public_layout(other.specs) is not None for other in others
+    ):
+        return
+    for checkpoint in (base, *others):
+        if public_layout(checkpoint.specs) is not None:
+            found.add(
+                "note",
+                f"{checkpoint.location}: has open_clip's or timm's names, read as those of transformers; such a file "
+                "does not state its activation (OpenAI's weights: quick_gelu; LAION's and most others: gelu), which "
+                "has to be that of the other models",
             )
 
 
@@ -418,9 +461,11 @@ def _note_custom_code(found: Findings, *checkpoints: Checkpoint) -> None:
 def _differences(
     ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
+    unsaid = [_UNSAID.get(str(one.get("model_type")).partition("_")[0], {}) for one in (ours, theirs)]
     for key in _FUNCTIONAL:
-        if ours.get(key) != theirs.get(key):
-            yield prefix + key, ours.get(key), theirs.get(key)
+        values = [one.get(key, known.get(key)) for one, known in zip((ours, theirs), unsaid, strict=True)]
+        if values[0] != values[1]:
+            yield prefix + key, values[0], values[1]
     for key in ("text_config", "vision_config"):
         if isinstance(ours.get(key), dict) and isinstance(theirs.get(key), dict):
             yield from _differences(ours[key], theirs[key], f"{key}.")
