@@ -1,11 +1,14 @@
 """Move a fine-tune to a new release of its base model, by gradient-sign masking of its task vector."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
 from gradfix._version import __version__
 
+# Not typing's: nothing is imported before Ctrl-C has its answer, see gradfix.interrupts.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from gradfix.checkpoints import Checkpoint as Checkpoint
     from gradfix.checkpoints import CheckpointWriter as CheckpointWriter
     from gradfix.errors import GradfixError as GradfixError
@@ -51,6 +54,8 @@ __all__ = [*_HOMES, *_ROOMS, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
     if name in _ROOMS:
         return import_module(f"gradfix.{name}")
     if name not in _HOMES:

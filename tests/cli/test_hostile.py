@@ -1,13 +1,16 @@
 """What a command line does with recipes that want more than they may, and with ends that nobody foresaw."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 
-from gradfix.cli.command import LONGEST_LINE, one_line
+from gradfix.cli.command import LONGEST_LINE, one_line, refusals
+from gradfix.interrupts import end_at_once
 from gradfix.recipes import DemoRecipe, TransportRecipe, load_recipe, recipes
 from gradfix.recipes.base import ASKED_EACH_TIME
 from tests.cli.test_cli import gradfix, sources
@@ -153,6 +156,31 @@ sys.meta_path.insert(0, Interrupting())
 from gradfix.__main__ import main
 main()
 """
+
+
+def test_hardly_anything_is_imported_before_an_interrupt_has_its_answer() -> None:
+    tell = (
+        "import sys; before = set(sys.modules); import gradfix.interrupts; print(*set(sys.modules) - before)"
+    )
+    found = subprocess.run([sys.executable, "-c", tell], capture_output=True, text=True, check=True)
+    assert not {"typing", "contextlib", "importlib", "re"} & set(found.stdout.split())
+
+
+def test_an_interrupt_that_a_library_makes_an_error_of_its_own_stays_one() -> None:
+    def interrupted() -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ModuleNotFoundError("Could not import module") from None
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        end_at_once()
+        with pytest.raises(typer.Exit) as end, refusals("apply", debug=False):
+            interrupted()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert end.value.exit_code == 130
 
 
 @pytest.mark.slow

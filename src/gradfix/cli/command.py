@@ -13,7 +13,7 @@ from gradfix._version import __version__
 from gradfix.cli.console import Console
 from gradfix.cli.help import Command, columns_help
 from gradfix.errors import GradfixError, options_as_on
-from gradfix.interrupts import interrupts_raised
+from gradfix.interrupts import InterruptsRaised
 from gradfix.recipes import Recipe, TaskRecipe, validate
 from gradfix.recipes.groups import GROUPS, group_of, ordered
 
@@ -64,7 +64,7 @@ def refusals(name: str, *, debug: bool) -> Iterator[None]:
         KeyboardInterrupt: likewise.
     """
     try:
-        with interrupts_raised():
+        with InterruptsRaised():
             yield
     except typer.Exit:
         raise

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from gradfix.errors import GradfixError, option
 from gradfix.plugins import CODE_FIELDS, is_path
@@ -27,6 +27,16 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     command: ClassVar[str]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _some_place(cls, options: Any) -> Any:
+        # A path of no letters is the folder one stands in: a shell makes it of a variable that is not set.
+        for name in (*INPUTS, "output") if isinstance(options, dict) else ():
+            given = options.get(name)
+            if given == "" or (isinstance(given, list | tuple) and "" in given):
+                raise ValueError(f"{option(name)}: expected a path or a name, found an empty text")
+        return options
 
     def inputs(self) -> list[str]:
         """List the locations that the command reads, as they were given."""

@@ -22,6 +22,10 @@ SourceBase = Annotated[
 SourceTuned = Annotated[str, Field(description="the model fine-tuned from it, θ_A^ft, or a LoRA adapter")]
 TargetBase = Annotated[str, Field(description="the new base model, θ_B")]
 Output = Annotated[Path, Field(description="where to write; it appears there only when whole")]
+MOST = 2**31 - 1
+"""Of anything that is counted: what is larger is a slip, and would be counted to for ever."""
+Seed = Annotated[int, Field(ge=0, lt=2**32, description="for what is drawn at random")]
+BatchSize = Annotated[int, Field(ge=1, le=MOST, description="samples a pass")]
 Confidence = Annotated[
     float,
     Field(
@@ -75,7 +79,8 @@ Names = Annotated[list[str], BeforeValidator(_as_texts)]
 """Texts of which YAML reads some, such as 3 and no, as something else."""
 
 Rank = Annotated[
-    int | None, Field(ge=1, description="of an adapter that stands for whole matrices: at most so much")
+    int | None,
+    Field(ge=1, le=MOST, description="of an adapter that stands for whole matrices: at most so much"),
 ]
 Energy = Annotated[
     float | None,

@@ -9,9 +9,11 @@ from gradfix.errors import option
 from gradfix.recipes.base import ASKED_EACH_TIME, Recipe
 from gradfix.recipes.fields import (
     COMPARED,
+    MOST,
     TASKS,
     Align,
     AlignData,
+    BatchSize,
     Columns,
     ComputeDtype,
     Encoding,
@@ -21,6 +23,7 @@ from gradfix.recipes.fields import (
     Output,
     Overwrite,
     Sampling,
+    Seed,
     SourceBase,
     SourceTuned,
     TargetBase,
@@ -47,9 +50,10 @@ class TaskRecipe(Recipe):
     configuration: Annotated[str | None, Field(description="of a Hub data set that has several")] = None
     encoding: Encoding = None
     max_length: Annotated[
-        int | None, Field(description="longest input in tokens; the model's context if not given")
+        int | None,
+        Field(ge=1, le=MOST, description="longest input in tokens; the model's context if not given"),
     ] = None
-    batch_size: Annotated[int, Field(ge=1, description="samples a pass")] = 32
+    batch_size: BatchSize = 32
     device: Annotated[str, Field(description="cpu, cuda or mps")] = "cpu"
     memory: Memory = "auto"
     compute_dtype: ComputeDtype = "auto"
@@ -110,10 +114,10 @@ class SupportRecipe(TaskRecipe):
     ] = None
     split: Annotated[str | None, Field(description="of the data, where it has several")] = None
     samples_per_class: Annotated[
-        int | None, Field(ge=1, description="how many of the data to choose a class")
+        int | None, Field(ge=1, le=MOST, description="how many of the data to choose a class")
     ] = None
     sampling: Annotated[Sampling, Field(description="how to choose them")] = "random"
-    seed: Annotated[int, Field(description="for what is drawn at random")] = 0
+    seed: Seed = 0
     vote: Annotated[Vote, Field(description="one vote a sample, or the sign of the mean gradient")] = (
         "majority"
     )
@@ -210,7 +214,7 @@ class CompareRecipe(TaskRecipe):
         Field(description=f"rows of the table, repeatable; all of {', '.join(COMPARED)} if not given"),
     ] = []
     finetune_steps: Annotated[
-        int | None, Field(ge=1, description="steps of training at most, in every row that trains")
+        int | None, Field(ge=1, le=MOST, description="steps of training at most, in every row that trains")
     ] = None
     samples_per_class: Annotated[list[int], Field(description="budgets to compare, repeatable")] = [
         1,
@@ -219,7 +223,9 @@ class CompareRecipe(TaskRecipe):
         10,
     ]
     sampling: Annotated[Sampling, Field(description="how to choose samples")] = "random"
-    seeds: Annotated[int, Field(ge=1, description="draws a budget; 5 is the fewest with intervals")] = 5
+    seeds: Annotated[
+        int, Field(ge=1, le=MOST, description="draws a budget; 5 is the fewest with intervals")
+    ] = 5
     output: Annotated[Path, Field(description="folder for the table as JSON and CSV")]
     overwrite: Overwrite = False
 

@@ -11,6 +11,7 @@ from gradfix.errors import option
 from gradfix.recipes.fields import (
     AUTO_STEPS,
     IN_PYTHON,
+    MOST,
     ROWS,
     TASKS,
     VOTELESS_MASKS,
@@ -61,14 +62,16 @@ class TransportRecipe(SupportRecipe, WritingRecipe):
     ] = None
     align_data: AlignData = None
     steps: Annotated[
-        int, Field(ge=1, description="re-votes at most; 1 is the paper's method, auto tries up to 4")
+        int, Field(ge=1, le=MOST, description="re-votes at most; 1 is the paper's method, auto tries up to 4")
     ] = 1
     vote_at: Annotated[Literal["base", "naive"], Field(description="count votes at θ_B, or at θ_B + τ")] = (
         "base"
     )
     finetune_steps: Annotated[
         int | None,
-        Field(ge=1, description="then train so many steps on the samples; with auto: at most so many"),
+        Field(
+            ge=1, le=MOST, description="then train so many steps on the samples; with auto: at most so many"
+        ),
     ] = None
     training: Annotated[
         bool,
@@ -94,7 +97,10 @@ class TransportRecipe(SupportRecipe, WritingRecipe):
         ),
     ] = "coordinate"
     examples: Annotated[
-        int, Field(ge=0, description="judged inputs to show in the report; 0 keeps them out of the output")
+        int,
+        Field(
+            ge=0, le=MOST, description="judged inputs to show in the report; 0 keeps them out of the output"
+        ),
     ] = 12
 
     @property

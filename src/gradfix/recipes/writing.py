@@ -9,6 +9,7 @@ from gradfix.errors import option
 from gradfix.recipes.base import ASKED_EACH_TIME, Recipe
 from gradfix.recipes.fields import (
     VOTELESS_MASKS,
+    BatchSize,
     Columns,
     Confidence,
     Dtype,
@@ -22,6 +23,7 @@ from gradfix.recipes.fields import (
     Restart,
     Resume,
     Rounding,
+    Seed,
     SourceBase,
     SourceTuned,
     TargetBase,
@@ -58,7 +60,7 @@ class WritingRecipe(Recipe):
     rounding: Annotated[
         Rounding, Field(description="stochastic keeps small changes in bfloat16 on average")
     ] = "nearest"
-    seed: Annotated[int, Field(description="for what is drawn at random")] = 0
+    seed: Seed = 0
     shard_size: Annotated[str, Field(description="largest weights file, as 5GB or 500MB")] = "5GB"
     overwrite: Overwrite = False
     resume: Resume = False
@@ -116,7 +118,7 @@ class ExtractRecipe(Recipe):
     energy: Energy = None
     whole: Whole = "save"
     dtype: Annotated[Dtype | None, Field(description="of the adapter; the base's if not given")] = None
-    seed: Annotated[int, Field(description="for what is drawn at random")] = 0
+    seed: Seed = 0
     overwrite: Overwrite = False
 
     @model_validator(mode="after")
@@ -205,7 +207,7 @@ class MergeRecipe(WritingRecipe):
         Literal["one", "each"], Field(description="choose one α for all, or one for each task vector")
     ] = "one"
     column: Columns = []
-    batch_size: Annotated[int, Field(ge=1, description="samples a pass")] = 32
+    batch_size: BatchSize = 32
     device: Annotated[str, Field(description="cpu, cuda or mps")] = "cpu"
     trust_remote_code: Annotated[
         bool,

@@ -39,7 +39,7 @@ def require_device(name: str | torch.device) -> None:
         device = torch.device(name)
         torch.empty(1, device=device)
         usable = device.type != "meta"
-    except (RuntimeError, AssertionError, NotImplementedError):
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
         usable = False
     if not usable:
         count = torch.cuda.device_count()

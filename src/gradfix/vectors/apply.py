@@ -272,7 +272,8 @@ class _Stream:
         if is_finite(result) and (self.rounding == "nearest" or is_finite(exact)):
             return
         require_finite(base, self.target.location, name)
+        wider = "" if result.dtype == torch.float32 else ", or --dtype float32"
         raise GradfixError(
             f"{self.target.location}: {name}: the sum leaves the range of {result.dtype}; "
-            "choose a smaller alpha, or --dtype float32"
+            f"choose a smaller alpha{wider}"
         )

@@ -13,6 +13,7 @@ from gradfix.evaluation.streaming.streamed_adapter import StreamedAdapterModel
 from gradfix.evaluation.streaming.streamed_model import StreamedModel
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.tasks import ModelTask
+from gradfix.tasks.loading import require_device
 from gradfix.vectors.task_vector import Placement
 
 
@@ -45,8 +46,9 @@ def load_target(
         The model at θ_B.
 
     Raises:
-        GradfixError: if it can't be loaded, or not even one block fits.
+        GradfixError: if it can't be loaded, not even one block fits, or there is no such device.
     """
+    require_device(device)
     number = compute_dtype_of(target, compute_dtype, device, adapter=adapter)
     options = {**options, "device": device, "compute_dtype": number}
     plan = plan_memory(

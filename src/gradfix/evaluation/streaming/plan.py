@@ -6,6 +6,7 @@ tokens leaves its input, T·C numbers, and its output's gradient, T·R numbers: 
 
 import os
 import re
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -146,9 +147,9 @@ def plan_memory(
             "inputs kept of all blocks": kept,
         }
 
-    batch = batch_size
-    while batch > 1 and sum(streamed(batch).values()) > limit:
-        batch -= 1
+    batch = max(
+        1, bisect_right(range(1, batch_size + 1), limit, key=lambda samples: sum(streamed(samples).values()))
+    )
     read = 2 * sum(spec.nbytes for specs in (outside, *blocks.values()) for spec in specs.values())
     return MemoryPlan(limit, resident, streamed(batch), batch, len(blocks), read)
 
