@@ -1,10 +1,7 @@
 """Thousands of broken files of every kind: each must be read as well, or be refused in plain words."""
 
 import json
-import multiprocessing
 import shutil
-import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +13,7 @@ from hypothesis import strategies as st
 from tests.campaigns.grammar import as_json, as_safetensors, as_yaml, changed, damaged, safetensors_parts
 from tests.campaigns.results import Result
 from tests.campaigns.runner import runner
-from tests.campaigns.world import SUBJECTS, Subject, build
+from tests.campaigns.world import SUBJECTS, Subject
 
 
 @dataclass(frozen=True)
@@ -98,7 +95,7 @@ def broken(root: Path, case: Case) -> Iterator[None]:
             shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
-def campaign(root: Path, number: int, count: int) -> Result:
+def mutations(root: Path, number: int, count: int) -> Result:
     """Run cases one after the other.
 
     Args:
@@ -128,57 +125,3 @@ def campaign(root: Path, number: int, count: int) -> Result:
 
     probe()
     return result
-
-
-def _part(arguments: tuple[Path, int, int]) -> Result:
-    root, number, count = arguments
-    return campaign(root, number, count)
-
-
-def parallel(number: int, count: int, processes: int = 2) -> Result:
-    """Run a campaign in several processes, each with a world and a seed of its own.
-
-    Args:
-        number: The first seed.
-        count: Cases in all.
-        processes: How many.
-
-    Returns:
-        All faults.
-    """
-    with tempfile.TemporaryDirectory(prefix="gradfix-campaign-") as folder:
-        first = build(Path(folder) / "0")
-        parts = [(first, number, count // processes)]
-        for index in range(1, processes):
-            parts.append(
-                (Path(shutil.copytree(first, Path(folder) / str(index))), number + index, count // processes)
-            )
-        with multiprocessing.get_context("spawn").Pool(processes) as pool:
-            results = pool.map(_part, parts)
-    return Result(
-        "mutations",
-        sum(result.tried for result in results),
-        [fault for result in results for fault in result.faults],
-        max(result.slowest for result in results),
-        max(result.largest for result in results),
-    )
-
-
-def main() -> None:
-    """Print faults by kind: ``python -m tests.campaigns.mutations SEED COUNT [PROCESSES]``."""
-    import sys
-
-    result = parallel(*map(int, sys.argv[1:]))
-    kinds = Counter((fault[:110], case.partition(" for ")[0]) for case, fault in result.faults)
-    for (fault, path), times in kinds.most_common():
-        print(f"{times:5} {path}: {fault}")
-    for case, fault in result.faults:
-        print(f"--- {fault}\n    {case}", file=sys.stderr)
-    print(
-        f"{result.tried} tried, {len(result.faults)} faults; slowest {result.slowest:.1f} s, "
-        f"most memory {result.largest / 1e9:.2f} GB"
-    )
-
-
-if __name__ == "__main__":
-    main()

@@ -15,6 +15,7 @@ class Result:
         faults: What was wrong, after the case it was wrong with.
         slowest: Seconds of the slowest command.
         largest: Bytes of memory of the largest.
+        seconds: Of the campaign.
     """
 
     name: str
@@ -22,6 +23,18 @@ class Result:
     faults: list[tuple[str, str]] = field(default_factory=list)
     slowest: float = 0.0
     largest: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: "Result") -> "Result":
+        """Both parts of one campaign as a whole."""
+        return Result(
+            self.name,
+            self.tried + other.tried,
+            self.faults + other.faults,
+            max(self.slowest, other.slowest),
+            max(self.largest, other.largest),
+            self.seconds + other.seconds,
+        )
 
     def add(self, case: str, fault: str, *outcomes: Outcome) -> None:
         """Count a case.

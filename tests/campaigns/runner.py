@@ -5,6 +5,7 @@ imports everything heavy once and forks for each request, so that a case costs m
 """
 
 import atexit
+import gc
 import json
 import os
 import resource
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,19 @@ LIMIT_SECONDS = 10.0
 LIMIT_BYTES = 2 * 10**9
 _MOST_ADDRESSES = 12 * 2**30
 """What a child may map: beyond, it fails instead of taking the machine with it."""
+
+_HEAVY = (
+    "datasets",
+    "gradfix.cli",
+    "gradfix.transport.inspection",
+    "gradfix.transport.pipeline",
+    "plotly.offline",
+    "scipy.stats",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.bert.modeling_bert",
+    "transformers.models.gpt2.modeling_gpt2",
+)
 
 _HELD = {signal.SIGINT}
 """Kept back until a child is the command: what interrupts the copy of the runner says nothing of gradfix."""
@@ -269,17 +284,14 @@ def _answer(request: dict[str, Any]) -> list[Outcome]:
 
 def _warm() -> None:
     """Import what the commands import."""
-    import datasets  # noqa: F401
+    for name in _HEAVY:
+        import_module(name)
     import torch
     import transformers
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer  # noqa: F401
-    from transformers.models.bert import modeling_bert  # noqa: F401
-    from transformers.models.gpt2 import modeling_gpt2  # noqa: F401
-
-    import gradfix.transport.pipeline  # noqa: F401
 
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
+    gc.freeze()  # what the children share with this process stays shared
 
 
 def main() -> None:

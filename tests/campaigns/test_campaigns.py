@@ -11,7 +11,7 @@ from tests.builders import PEFT_ON_TRANSFORMERS
 from tests.campaigns.canaries import canaries
 from tests.campaigns.ends import faults, kills, races
 from tests.campaigns.handmade import handmade
-from tests.campaigns.mutations import campaign
+from tests.campaigns.mutations import mutations
 from tests.campaigns.numbers import numbers
 from tests.campaigns.results import Result
 from tests.campaigns.world import build
@@ -30,8 +30,8 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("run", "count", "seed"),
     [
-        (campaign, 150, SEED),
-        (campaign, 150, SEED + 1),
+        (mutations, 150, SEED),
+        (mutations, 150, SEED + 1),
         (kills, 12, SEED),
         (canaries, 25, SEED),
         (handmade, 80, SEED),
