@@ -27,6 +27,7 @@ class FakeHub:
         requests: How often each file was asked for with GET, by repository and path.
         sent: Bytes sent of each file, by repository and path.
         ranges: Whether ranges are honoured, as the Hub does and some mirrors don't.
+        sized: Whether answers in parts tell the length of the whole, as the Hub's do.
         gone: Whether weights have vanished from where they are kept.
     """
 
@@ -35,6 +36,7 @@ class FakeHub:
         self.requests: Counter[str] = Counter()
         self.sent: Counter[str] = Counter()
         self.ranges = True
+        self.sized = True
         self.gone = False
 
     def push(self, name: str, directory: Path, **files: bytes) -> str:
@@ -167,7 +169,11 @@ class _Handler(BaseHTTPRequestHandler):
         if asked is not None and self.server.hub.ranges:
             start, stop = int(asked[1]), min(int(asked[2] or size - 1) + 1, size)
             status, data = (206, data[start:stop]) if start < size else (416, b"")
-            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}" if data else f"bytes */{size}"
+            headers["Content-Range"] = (
+                f"bytes {start}-{stop - 1}/{size if self.server.hub.sized else '*'}"
+                if data
+                else f"bytes */{size}"
+            )
         if body:
             self.server.hub.requests[f"{name}/{path}"] += 1
         self._send(status, headers, data, body=body, count=f"{name}/{path}")

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 from gradfix.checkpoints import Checkpoint
-from gradfix.checkpoints.reading import remote
+from gradfix.checkpoints.reading import remote, remote_header
 from gradfix.checkpoints.reading.remote_header import FIRST_BYTES, GLANCE
 from gradfix.errors import GradfixError
 from gradfix.evaluation.target_model import TargetModel
@@ -340,6 +340,24 @@ def test_a_damaged_file_is_refused_by_its_header(
     (tmp_path / "repository").mkdir()
     commit = hub.push("org/one", tmp_path / "repository", model__safetensors=data)
     assert f"org/one@{commit}/model.safetensors: {message}" in _refusal("org/one")
+
+
+def test_an_answer_that_is_cut_short_or_of_no_length_is_refused(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "repository").mkdir()
+    hub.push("org/one", tmp_path / "repository", model__safetensors=save({"x": torch.zeros(4)}))
+    real = remote_header._read_range
+
+    def cut(*arguments: Any) -> tuple[bytes, int]:
+        data, size = real(*arguments)
+        return data[:20], size
+
+    with monkeypatch.context() as patched:
+        patched.setattr(remote_header, "_read_range", cut)
+        assert "the Hub sent 20 bytes of a header of" in _refusal("org/one")
+    hub.sized = False
+    assert "it doesn't tell the length of the file" in _refusal("org/one")
 
 
 def test_a_shard_that_is_not_in_the_repository_is_refused(hub: FakeHub, tmp_path: Path) -> None:

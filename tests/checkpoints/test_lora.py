@@ -219,6 +219,17 @@ def test_tensors_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         Checkpoint.open(adapter, base=base)
 
 
+def test_a_bias_that_the_base_does_not_have_is_refused(tmp_path: Path) -> None:
+    base, adapter, _ = _adapt(models.tiny_llama, tmp_path, target_modules=["q_proj"])
+    file = adapter / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in tensors if "lora_B" in name)
+    bias = torch.zeros(len(tensors[name]))
+    save_file({**tensors, name.replace(".weight", ".bias"): bias}, file)
+    with pytest.raises(GradfixError, match=r"adapts '.*q_proj.bias' .*which the base .* doesn't have"):
+        Checkpoint.open(adapter, base=base)
+
+
 def test_one_side_of_a_tied_pair_is_refused(tmp_path: Path) -> None:
     base, adapter, _ = _adapt(models.tiny_gpt2, tmp_path, target_modules=["wte"], task_type="CAUSAL_LM")
     with pytest.raises(

@@ -137,3 +137,7 @@ def test_the_scaling_that_diffusers_notes_in_the_header(pair: tuple[Path, Path],
     found = Checkpoint.open(tmp_path / "noted.safetensors", base=base)
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-6, atol=1e-7)
+    noted["text_encoder.alpha_pattern"] = {"q_proj": 8}
+    save_file(plain, tmp_path / "noted.safetensors", {"lora_adapter_metadata": json.dumps(noted)})
+    with pytest.raises(GradfixError, match="text_encoder: has settings beside rank and alpha"):
+        Checkpoint.open(tmp_path / "noted.safetensors", base=base)

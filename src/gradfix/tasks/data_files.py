@@ -130,7 +130,6 @@ def read_text(path: Path, encoding: str | None = None) -> str:
         GradfixError: If it can't be read, or not in this encoding; names the byte.
     """
     try:
-        require_regular(path)
         content = _uncompressed(path) if path.suffix.lower() == ".gz" else read_bytes(path, MAX_ROWS_BYTES)
         "".encode(encoding or "utf-8")  # codecs also knows what is no encoding of text, such as hex
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
