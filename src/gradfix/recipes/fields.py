@@ -19,8 +19,27 @@ MergeOrder = Literal["merge-then-mask", "mask-then-merge"]
 SourceBase = Annotated[
     str, Field(description="the old base model, θ_A: directory, file or Hub id (id@revision)")
 ]
-SourceTuned = Annotated[str, Field(description="the model fine-tuned from it, θ_A^ft, or a LoRA adapter")]
+SourceTuned = Annotated[
+    str,
+    Field(
+        description="the model fine-tuned from it, θ_A^ft, or a LoRA adapter, or several in order with weights "
+        "(first+0.5*second)"
+    ),
+]
 TargetBase = Annotated[str, Field(description="the new base model, θ_B")]
+Space = Annotated[
+    Literal["adapter", "weights"] | None,
+    Field(
+        description="adapter moves a LoRA adapter as one and writes an adapter, weights writes a whole model; if not "
+        "given, adapter where the source is a plain LoRA"
+    ),
+]
+Granularity = Annotated[
+    Literal["coordinate", "row", "component"],
+    Field(
+        description="in adapter space: a vote on each coordinate of B, each row, or each singular direction"
+    ),
+]
 Output = Annotated[Path, Field(description="where to write; it appears there only when whole")]
 MOST = 2**31 - 1
 """Of anything that is counted: what is larger is a slip, and would be counted to for ever."""

@@ -17,6 +17,7 @@ from gradfix.recipes.fields import (
     Columns,
     ComputeDtype,
     Encoding,
+    Granularity,
     Head,
     Memory,
     Names,
@@ -26,6 +27,7 @@ from gradfix.recipes.fields import (
     Seed,
     SourceBase,
     SourceTuned,
+    Space,
     TargetBase,
     Vote,
     parse_size,
@@ -204,6 +206,8 @@ class CompareRecipe(TaskRecipe):
         Align, Field(description="for auto: carry τ over by activations first, where the bases are not alike")
     ] = "auto"
     align_data: AlignData = None
+    space: Space = None
+    granularity: Granularity = "coordinate"
     head: Head = "copy"
     retain: Annotated[str | None, Field(description="labelled data of what the model could do before")] = None
     unlabelled: Annotated[
@@ -242,6 +246,10 @@ class CompareRecipe(TaskRecipe):
         bounds = [name for name in ("oracle", "full") if name in self.methods]
         if bounds and self.target_tuned is None:
             raise ValueError(f"{option('methods')} {bounds[0]} needs {option('target_tuned')}")
+        if self.space == "weights" and self.granularity != "coordinate":
+            raise ValueError(f"{option('granularity')}: {option('space')} weights votes on each coordinate")
+        if self.space == "adapter" and self.target_tuned is not None:
+            raise ValueError(f"{option('target_tuned')}: {option('space')} adapter has no such bounds")
         return self
 
     def asks_for(self, method: str) -> bool:

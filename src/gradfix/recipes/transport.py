@@ -19,11 +19,13 @@ from gradfix.recipes.fields import (
     AlignData,
     Alpha,
     Confidence,
+    Granularity,
     Head,
     Mask,
     Output,
     SourceBase,
     SourceTuned,
+    Space,
     TargetBase,
 )
 from gradfix.recipes.running import SupportRecipe
@@ -83,19 +85,8 @@ class TransportRecipe(SupportRecipe, WritingRecipe):
     mask: Annotated[Mask, Field(description="mask strategy")] = "agreement"
     confidence: Confidence = 0.1
     head: Head = "copy"
-    space: Annotated[
-        Literal["adapter", "weights"] | None,
-        Field(
-            description="adapter moves a LoRA adapter as one and writes an adapter, weights writes a whole model; if "
-            "not given, adapter where the source is a plain LoRA"
-        ),
-    ] = None
-    granularity: Annotated[
-        Literal["coordinate", "row", "component"],
-        Field(
-            description="in adapter space: a vote on each coordinate of B, each row, or each singular direction"
-        ),
-    ] = "coordinate"
+    space: Space = None
+    granularity: Granularity = "coordinate"
     examples: Annotated[
         int,
         Field(

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from gradfix.checkpoints import Checkpoint
 from gradfix.errors import GradfixError, option
-from gradfix.recipes import TransportRecipe
+from gradfix.recipes import CompareRecipe, TransportRecipe
 from gradfix.recipes.fields import TASKS
 from gradfix.recipes.settings import SETTINGS
 from gradfix.transport.checks import Findings
@@ -12,7 +12,7 @@ from gradfix.vectors.task_vector import Placement
 
 
 def moved_as_adapter(
-    recipe: TransportRecipe, found: Findings, tuned: Checkpoint, placement: Placement
+    recipe: TransportRecipe | CompareRecipe, found: Findings, tuned: Checkpoint, placement: Placement
 ) -> bool:
     """Choose the space: the adapter's, where the source is one and nothing that was asked for needs weights.
 
@@ -42,11 +42,12 @@ def moved_as_adapter(
         )
     if recipe.space == "adapter":
         raise GradfixError(f"{tuned.location}: {reason}; give {option('space')} weights")
-    found.add("note", f"{tuned.location}: is moved as weights, and the output is a whole model: {reason}")
+    output = "" if isinstance(recipe, CompareRecipe) else ", and the output is a whole model"
+    found.add("note", f"{tuned.location}: is moved as weights{output}: {reason}")
     return False
 
 
-def with_granularity(placement: Placement, recipe: TransportRecipe) -> Placement:
+def with_granularity(placement: Placement, recipe: TransportRecipe | CompareRecipe) -> Placement:
     """Tell an adapter what of it votes.
 
     Args:
@@ -62,7 +63,7 @@ def with_granularity(placement: Placement, recipe: TransportRecipe) -> Placement
     return replace(placement, adapter=replace(adapter, granularity=recipe.granularity))
 
 
-def _obstacle(recipe: TransportRecipe, placement: Placement) -> str | None:
+def _obstacle(recipe: TransportRecipe | CompareRecipe, placement: Placement) -> str | None:
     """Why the adapter can't be moved as one; None if it can."""
     if placement.adapter is None:
         return "is no LoRA adapter"
@@ -72,6 +73,8 @@ def _obstacle(recipe: TransportRecipe, placement: Placement) -> str | None:
         return "the task builds its own model, on which peft puts no adapter"
     if recipe.align not in (None, "none", "auto") or recipe.align_data is not None:
         return "alignment makes changes that are not of low rank"
+    if isinstance(recipe, CompareRecipe):
+        return None if recipe.target_tuned is None else f"{option('target_tuned')} gives bounds of weights"
     if recipe.output_format is not None:
         return f"{option('output_format')} {recipe.output_format} was asked for"
     if recipe.rounding != "nearest":

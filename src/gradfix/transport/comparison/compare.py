@@ -36,6 +36,7 @@ from gradfix.transport.comparison.table import (
     table_markdown,
 )
 from gradfix.transport.inputs import Data, ready_task, rows_at
+from gradfix.transport.space import moved_as_adapter, note_apart, with_granularity
 from gradfix.vectors.placement import place
 from gradfix.vectors.task_vector import TaskVector
 
@@ -121,7 +122,13 @@ def compare(
     if recipe.output is not None:
         refuse_taken(recipe.output, overwrite=recipe.overwrite)
     found = Findings(tell=tell, hold=True)
-    models = open_models(recipe.source_base, recipe.source_tuned, recipe.target_base, found)
+    models = open_models(
+        recipe.source_base,
+        recipe.source_tuned,
+        recipe.target_base,
+        found,
+        as_adapter=partial(moved_as_adapter, recipe, found),
+    )
     target = models.target
     data = Data.compared(recipe, rows or {})
     own = task
@@ -129,6 +136,8 @@ def compare(
         raise ArchitectureError(f"{models.apart}; compare needs bases of equal shapes, transport does not")
     task, data = ready_task(recipe, models, data, found, task=task)
     check_weights(models, found)
+    if models.adapter:
+        note_apart(models.target, found)
     found.release()
     with ExitStack() as stack:
         source = run_source(
@@ -137,7 +146,7 @@ def compare(
             task,
             data.pool,
             stack,
-            align=recipe.align,
+            align="none" if models.adapter else recipe.align,
             alike=found.cosine_target,
             align_data=data.align_data,
             unlabelled=data.unlabelled,
@@ -146,7 +155,8 @@ def compare(
             remark=partial(found.add, "note"),
             progress=progress,
         )
-        model = load_target(task, target, models.placement, **recipe.loading())
+        placement = with_granularity(models.placement, recipe)
+        model = load_target(task, target, placement, adapter=models.adapter, **recipe.loading())
         if recipe.head == "copy":
             model.require_weights()
         aligned = align(source, model, control_seed=0) if source is not None else None
@@ -204,7 +214,8 @@ def compare(
         f"of the support set ({recipe.sampling}) {interval_words(recipe.seeds)}; every setting chosen by "
         f"cross-fitting on the support set"
     )
-    caption = "; ".join(filter(None, (caption, chosen_ways(lines))))
+    space = "every row in the coordinates of the adapter" if models.adapter else ""
+    caption = "; ".join(filter(None, (caption, space, chosen_ways(lines))))
     comparison = Comparison(tuple(lines), metric, caption, recipe)
     if recipe.output is not None:
         write_folder(recipe.output, comparison.files(), overwrite=recipe.overwrite)

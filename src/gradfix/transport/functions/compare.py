@@ -42,6 +42,8 @@ def compare(
     test_split: str | None = None,
     align: Literal["auto", "none", "regression", "answers", "procrustes", "permutation"] | None = "auto",
     align_data: str | Path | RowSource | None = None,
+    space: Literal["adapter", "weights"] | None = None,
+    granularity: Literal["coordinate", "row", "component"] = "coordinate",
     head: Literal["copy", "probe"] = "copy",
     unlabelled: str | Path | RowSource | None = None,
     methods: Sequence[str] = (),
@@ -84,6 +86,9 @@ def compare(
         test_split: Of the test data, where it has several.
         align: Carry τ over by activations first; auto: where the two bases are not alike.
         align_data: Inputs to align on, likewise; else the labelled data's own.
+        space: Adapter compares in the coordinates of a LoRA adapter, weights in those of the whole model; if not given,
+            adapter where the source is a plain LoRA.
+        granularity: In adapter space: a vote on each coordinate of B, each row, or each singular direction.
         head: Copy the tuned head, or refit it on the samples.
         unlabelled: Inputs without labels that vote too, as the tuned source labels them, as a location or as rows.
         methods: Rows of the table, such as ``("naive", "gradfix", "auto")``; all by default.
