@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
+import gradfix as gf
 from gradfix.checkpoints import Checkpoint
 from gradfix.errors import GradfixError
 from gradfix.evaluation.binding import bind
@@ -20,8 +21,10 @@ from gradfix.recipes import TransportRecipe, validate
 from gradfix.tasks import get_task
 from tests import models as shapes
 from tests import tiny
-from tests.adapters import FAMILIES, QUIET, adapter_job, loaded_adapter
+from tests.adapters import FAMILIES, QUIET, adapter_job, loaded_adapter, save_adapter
 from tests.builders import Job, job
+from tests.evaluation.test_streamed_adapter import small_memory
+from tests.quantised import quantise
 
 pytestmark = [*QUIET, pytest.mark.slow]
 
@@ -271,3 +274,79 @@ def test_an_adapter_is_extracted_of_a_whole_fine_tune(tmp_path: Path) -> None:
         losses = torch.cat(losses_of(work, adapted.get_base_model()))
     judged = torch.tensor(found.judgement.transported.losses[:4])
     torch.testing.assert_close(losses, judged, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("method", "memory"), [("nf4", "auto"), ("gptq", "small")])
+def test_a_quantised_base_carries_the_adapter_that_its_dense_twin_carries(
+    method: str, memory: str, tmp_path: Path
+) -> None:
+    work = adapter_job("llama", tmp_path)
+    packed = quantise(work.models["target_base"], tmp_path / "packed", method)
+    source = quantise(work.models["source_base"], tmp_path / "source", method)
+    files = []
+    for name in ("dense", "packed"):
+        for role, codes in (("target_base", packed), ("source_base", source)):
+            work.models[role] = codes if name == "packed" else codes.with_suffix(".dense")
+        if name == "dense":
+            size = small_memory(work) if memory == "small" else memory
+        output = tmp_path / f"out-{name}"
+        options = {"memory": size if name == "packed" else "auto"}
+        work.run(output, alpha="0,0.5,1", batch_size=4, test=work.held_out, **options)
+        files.append((output / "adapter_model.safetensors").read_bytes())
+    assert files[0] == files[1]
+    config = json.loads((tmp_path / "out-packed" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(packed)
+
+
+def test_a_quantised_base_is_refused_where_a_whole_model_would_be_written(tmp_path: Path) -> None:
+    work = adapter_job("llama", tmp_path)
+    whole = work.models["source_base"]
+    work.models["target_base"] = quantise(work.models["target_base"], tmp_path / "packed", "int8")
+    with pytest.raises(
+        GradfixError, match=r"packed: is quantised \(bitsandbytes\), so nothing but an adapter"
+    ):
+        work.run(tmp_path / "out", alpha="0.5", space="weights")
+    work.models["source_base"] = quantise(whole, tmp_path / "source", "int8")
+    work.models["source_tuned"] = whole
+    with pytest.raises(GradfixError, match=r"source: is quantised .* can't be added as weights"):
+        work.run(tmp_path / "out", alpha="0.5")
+    assert not (tmp_path / "out").exists()
+
+
+def test_several_adapters_are_moved_as_one(tmp_path: Path) -> None:
+    work = adapter_job("bert", tmp_path)
+    first = work.models["source_tuned"]
+    base = work.models["source_base"]
+    second = save_adapter(
+        tmp_path / "second", base, work.auto_class, target_modules=["query", "key"], task_type="SEQ_CLS", r=2
+    )
+    for key in ("classifier.weight", "classifier.bias"):  # heads of both: the later one's counts
+        assert any(key in name for name in written(second))
+    work.models["source_tuned"] = f"{first}+{second}"  # type: ignore[assignment]
+    work.run(tmp_path / "out", alpha="1", mask="none")
+    moved, target = Checkpoint.open(tmp_path / "out"), Checkpoint.open(work.models["target_base"])
+    source, plain = Checkpoint.open(f"{first}+{second}", base=base), Checkpoint.open(base)
+    name = "bert.encoder.layer.0.attention.self.query.weight"
+    torch.testing.assert_close(moved[name] - target[name], source[name] - plain[name], rtol=1e-3, atol=1e-5)
+    ranks = {key: value.shape[0] for key, value in written(tmp_path / "out").items() if "lora_A" in key}
+    assert {rank for key, rank in ranks.items() if ".query." in key} == {6}
+    assert {rank for key, rank in ranks.items() if ".key." in key} == {2}
+    loaded_adapter(tmp_path / "out", work.models["target_base"], work.auto_class)
+
+
+def test_comparing_happens_in_the_adapters_coordinates(tmp_path: Path) -> None:
+    work = adapter_job("bert", tmp_path)
+    settings = {
+        **{name: str(place) for name, place in work.models.items()},
+        "task": work.task, "data": work.rows, "test": work.held_out, "samples_per_class": [2], "seeds": 1,
+        "methods": ["naive", "gradfix", "control", "few-shot"], "finetune_steps": 2,
+    }  # fmt: skip
+    table = gf.compare(**settings)
+    assert "in the coordinates of the adapter" in table.caption
+    naive = next(line for line in table.lines if line.method == "naive")
+    dense = gf.compare(**settings, space="weights")
+    assert "adapter" not in dense.caption
+    same = next(line for line in dense.lines if line.method == "naive")
+    assert naive.outcomes[0].score == same.outcomes[0].score  # the whole vector is the same in both
+    with pytest.raises(GradfixError, match=r"target_tuned.*adapter has no such bounds"):
+        gf.compare(**settings, space="adapter", target_tuned=str(work.models["target_base"]))

@@ -1,7 +1,7 @@
 """A model's weights, wherever they are: a lazy mapping of names to tensors."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradfix.checkpoints.dequantised import dequantised
 from gradfix.checkpoints.fingerprint import content_digest
 from gradfix.checkpoints.lora.adapter import AdaptedWeights
 from gradfix.checkpoints.lora.config import read_lora_config
 from gradfix.checkpoints.lora.factors import AdapterParts
+from gradfix.checkpoints.lora.stack import over, stacked
 from gradfix.checkpoints.lora.styles import has_factors, styled
 from gradfix.checkpoints.model_config import read_model_config
 from gradfix.checkpoints.quantisation import refuse_quantised
@@ -54,6 +56,7 @@ class Checkpoint(Mapping[str, Tensor]):
         files: The files that hold the weights; those of a model on the Hub are there after :meth:`fetch`.
         adapter_of: Of an adapter, the base that its own configuration names, ``""`` if none; None for whole
             models.
+        quantised: How its files, or its base's, are quantised, where their codes are decoded as they are read.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Checkpoint(Mapping[str, Tensor]):
         kind: str = "weights",
         adapter_of: str | None = None,
         model_directory: Path | None = None,
+        quantised: str | None = None,
     ) -> None:
         """Wrap opened weights; :meth:`open` is what finds them.
 
@@ -77,6 +81,7 @@ class Checkpoint(Mapping[str, Tensor]):
             kind: What kind of files it is.
             adapter_of: Of an adapter, the base that its own configuration names, ``""`` if none.
             model_directory: Where the whole model's files are, if not there.
+            quantised: How its files, or its base's, are quantised.
         """
         self._weights = unwrap(weights)
         self.location = location
@@ -85,6 +90,8 @@ class Checkpoint(Mapping[str, Tensor]):
         self.config: dict[str, Any] = dict(config)
         self.kind = kind
         self.adapter_of = adapter_of
+        self.quantised = quantised
+        self._below: AdapterParts | None = None
         self.files: tuple[Path, ...] = weights.files
         self._confirmed = False
 
@@ -96,17 +103,20 @@ class Checkpoint(Mapping[str, Tensor]):
         revision: str | None = None,
         base: "Checkpoint | str | os.PathLike[str] | None" = None,
         allow_quantised: bool = False,
+        dequantise: bool = False,
     ) -> "Checkpoint":
         """Open a checkpoint; only headers and configs are read.
 
         Args:
             location: A Hugging Face directory, a safetensors or ``torch.save`` file, an index of shards, a
-                LoRA adapter, or the id of any of them on the Hub. A local path wins over a Hub id.
+                LoRA adapter, or the id of any of them on the Hub. A local path wins over a Hub id. Several adapters,
+                one after the other and each with a weight: ``first+0.5*second``.
             revision: Branch, tag or commit on the Hub; None for the default branch. ``org/name@revision`` as
                 the location says the same.
             base: Base model of a LoRA adapter; None for the one that its config names. Whole models need none
                 and ignore it.
             allow_quantised: Open a model whose tensors hold codes, too: to look at it, not to compute with it.
+            dequantise: Open it, and read the numbers that its codes stand for: to compute with it, not to write one.
 
         Returns:
             The checkpoint.
@@ -114,17 +124,62 @@ class Checkpoint(Mapping[str, Tensor]):
         Raises:
             GradfixError: If it is absent, malformed, quantised, or of a kind that is not supported.
         """
+        stack = stacked(os.fspath(location))
+        if stack is not None:
+            return cls._stacked(os.fspath(location), stack, base)
         source = resolve(os.fspath(location), revision)
+        adapter = cls._adapter(source, base, needed=not allow_quantised)
+        if adapter is not None:
+            return adapter
+        return cls._whole(source, source.open(), allow_quantised=allow_quantised, dequantise=dequantise)
+
+    @classmethod
+    def _stacked(
+        cls,
+        location: str,
+        stack: Sequence[tuple[float, str]],
+        base: "Checkpoint | str | os.PathLike[str] | None",
+    ) -> "Checkpoint":
+        """Open several adapters, each on the base with those before it."""
+        model = base
+        for weight, place in stack:
+            found = cls._adapter(resolve(place, None), model, weight=weight)
+            if found is None:
+                raise GradfixError(
+                    f"{location}: {place} is no adapter: only adapters are added to one another"
+                )
+            if isinstance(model, Checkpoint):
+                found._below = model.adapter
+                found.adapter  # noqa: B018 - refuses what can't stand on one another
+            model = found
+        assert isinstance(model, Checkpoint)
+        model.location = location
+        return model
+
+    @classmethod
+    def _adapter(
+        cls,
+        source: Located,
+        base: "Checkpoint | str | os.PathLike[str] | None",
+        *,
+        weight: float = 1.0,
+        needed: bool = True,
+    ) -> "Checkpoint | None":
+        """Open a location that holds an adapter; None for whole models, and for factors alone if not needed."""
         if source.found.adapter:
-            return cls._adapted(source.found, source.open(), source.location, base)
+            return cls._adapted(source.found, source.open(), source.location, base, weight)
         opened = source.open()
-        if has_factors(opened.specs) and (base is not None or not allow_quantised):
-            return cls._styled(source, opened, base)
-        return cls._whole(source, opened, allow_quantised=allow_quantised)
+        if has_factors(opened.specs) and (base is not None or needed):
+            return cls._styled(source, opened, base, weight)
+        return None
 
     @classmethod
     def _styled(
-        cls, source: Located, weights: WeightFile, base: "Checkpoint | str | os.PathLike[str] | None"
+        cls,
+        source: Located,
+        weights: WeightFile,
+        base: "Checkpoint | str | os.PathLike[str] | None",
+        weight: float = 1.0,
     ) -> "Checkpoint":
         """Open an adapter that has no configuration."""
         if base is None:
@@ -134,23 +189,41 @@ class Checkpoint(Mapping[str, Tensor]):
         model = base if isinstance(base, Checkpoint) else cls._base(base, None, source.location)
         keys, settings = styled(source.found.weights, weights, [*model.specs, *model.ties])
         return cls(
-            AdaptedWeights(model, weights, settings, keys),
+            AdaptedWeights(model, weights, settings, keys, weight),
             location=source.location,
             directory=model.directory,
             model_directory=model.model_directory,
             config=model.config,
             kind=f"LoRA adapter on {model.location}",
             adapter_of="",
+            quantised=model.quantised,
         )
 
     @classmethod
-    def _whole(cls, source: Located, weights: WeightFile, *, allow_quantised: bool = False) -> "Checkpoint":
+    def _whole(
+        cls,
+        source: Located,
+        weights: WeightFile,
+        *,
+        allow_quantised: bool = False,
+        dequantise: bool = False,
+    ) -> "Checkpoint":
         directory = source.found.directory
         config_path = directory / "config.json" if directory is not None else None
         config = read_model_config(config_path) if config_path is not None and config_path.exists() else {}
-        if not allow_quantised:
+        method = None
+        if dequantise:
+            weights, method = dequantised(source.location, config, weights)
+        elif not allow_quantised:
             refuse_quantised(source.location, config, weights.specs)
-        return cls(weights, location=source.location, directory=directory, config=config, kind=_kind(weights))
+        return cls(
+            weights,
+            location=source.location,
+            directory=directory,
+            config=config,
+            kind=_kind(weights),
+            quantised=method,
+        )
 
     @classmethod
     def _adapted(
@@ -159,6 +232,7 @@ class Checkpoint(Mapping[str, Tensor]):
         weights: WeightFile,
         location: str,
         base: "Checkpoint | str | os.PathLike[str] | None",
+        weight: float = 1.0,
     ) -> "Checkpoint":
         folder = found.weights.parent
         config = read_lora_config(folder / ADAPTER_CONFIG)
@@ -170,13 +244,14 @@ class Checkpoint(Mapping[str, Tensor]):
             )
         model = name if isinstance(name, Checkpoint) else cls._base(name, revision, location)
         return cls(
-            AdaptedWeights(model, unwrap(weights), config),
+            AdaptedWeights(model, unwrap(weights), config, weight=weight),
             location=location,
             directory=folder if has_tokenizer(folder) else model.directory,
             model_directory=model.model_directory,
             config=model.config,
             kind=f"LoRA adapter on {model.location}",
             adapter_of=config.base[0] or "",
+            quantised=model.quantised,
         )
 
     @classmethod
@@ -211,11 +286,12 @@ class Checkpoint(Mapping[str, Tensor]):
         if not isinstance(self._weights, AdaptedWeights):
             return None
         parts, names = self._weights.parts, {stored: name for name, stored in self._tied.stored.items()}
-        return replace(
+        named = replace(
             parts,
             updates={names.get(name, name): update for name, update in parts.updates.items()},
             whole=frozenset(names.get(name, name) for name in parts.whole),
         )
+        return named if self._below is None else over(self._below, named)
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -73,15 +73,31 @@ def declared_method(config: Mapping[str, Any]) -> str | None:
     Returns:
         The method as the config names it, such as ``gptq``; None if it declares none.
     """
+    found = _declared(config)
+    if found is None:
+        return None
+    method = found.get("quant_method") or found.get("quant_algo") if isinstance(found, Mapping) else found
+    return str(method or "unknown method")
+
+
+def declared_settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Read from a config all that it says of its quantisation.
+
+    Args:
+        config: A model's ``config.json``.
+
+    Returns:
+        The settings; empty if it declares none.
+    """
+    found = _declared(config)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _declared(config: Mapping[str, Any]) -> Any:
     for part in _parts(config):
         for key in _CONFIG_KEYS:
             if found := part.get(key):
-                method = (
-                    found.get("quant_method") or found.get("quant_algo")
-                    if isinstance(found, Mapping)
-                    else found
-                )
-                return str(method or "unknown method")
+                return found
     return None
 
 

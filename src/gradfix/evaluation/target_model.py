@@ -32,7 +32,7 @@ from gradfix.progress import Progress, silent
 from gradfix.tasks import ModelTask
 from gradfix.tasks.data import row_hash
 from gradfix.tasks.forward import evaluating
-from gradfix.tasks.loading import explained, require_device
+from gradfix.tasks.loading import explained, require_device, with_memory
 from gradfix.vectors.apply import add_scaled
 from gradfix.vectors.model_files import merged_config
 from gradfix.vectors.task_vector import Placement, TaskVector
@@ -172,7 +172,9 @@ class TargetModel:
         if "id2label" in overrides:
             overrides["id2label"] = {int(key): name for key, name in overrides["id2label"].items()}
         target.fetch()  # what the task loads must be in the directory
-        model = cls._module(
+        # transformers would load codes with the library that made them; decoded they are filled in like any weights.
+        load = cls._module if target.quantised is None else cls._unfilled
+        model = load(
             task,
             target.model_directory or target.location,
             dtype=compute_dtype,
@@ -186,6 +188,12 @@ class TargetModel:
     def _module(task: ModelTask, location: str | Path, **options: Any) -> nn.Module:
         """Make the module that stands for θ_B."""
         return task.load_model(location, **options)
+
+    @classmethod
+    def _unfilled(cls, task: ModelTask, location: str | Path, **options: Any) -> nn.Module:
+        """Make the module with memory for its weights, and nothing in it yet."""
+        device = options.pop("device")
+        return with_memory(task.empty_model(location, **options), device)
 
     @property
     def apart(self) -> bool:

@@ -288,6 +288,8 @@ def empty_model(
             str(location), trust_remote_code=trust_remote_code, **overrides
         )
         for part in (config, *(getattr(config, name) for name in config.sub_configs)):
+            if hasattr(part, "quantization_config"):
+                del part.quantization_config  # its weights are decoded as they are read
             if getattr(part, "use_cache", None):
                 part.use_cache = False  # a cache would grow each time that a block is run again
         with init_empty_weights(include_buffers=False):
@@ -299,6 +301,33 @@ def empty_model(
             model.generation_config = transformers.GenerationConfig.from_pretrained(str(location))
     built: nn.Module = model.eval()
     return built
+
+
+def with_memory(model: nn.Module, device: torch.device | str) -> nn.Module:
+    """Give an empty model memory for its weights.
+
+    Args:
+        model: Its parameters on the meta device.
+        device: Where they will be.
+
+    Returns:
+        The model: its parameters NaN, so that one that is never filled shows.
+
+    Raises:
+        GradfixError: If there is not enough memory.
+    """
+    made: dict[int, nn.Parameter] = {}
+    with explained(f"--device {device}", "hold the model"):
+        for module in model.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is None:
+                    continue
+                if id(parameter) not in made:
+                    nothing = torch.nan if parameter.is_floating_point() else 0
+                    filled = torch.full_like(parameter, nothing, device=device)
+                    made[id(parameter)] = nn.Parameter(filled, requires_grad=parameter.requires_grad)
+                module._parameters[name] = made[id(parameter)]
+        return model.to(device)
 
 
 @contextmanager

@@ -198,9 +198,11 @@ def open_models(
     Raises:
         GradfixError: if one can't be opened, or an error was found.
     """
-    base = Checkpoint.open(source_base)
+    base = Checkpoint.open(source_base, dequantise=True)
     tuned = Checkpoint.open(source_tuned, base=base)
-    target = Checkpoint.open(target_base)
+    if base.quantised is not None and tuned.adapter_of is None:
+        Checkpoint.open(source_base)  # refuses: a difference to rounded weights is no task vector
+    target = Checkpoint.open(target_base, dequantise=True)
     _compare_configurations(found, base, tuned, target)
     _note_layouts(found, base, tuned, target)
     _note_custom_code(found, base, tuned, target)
@@ -210,10 +212,22 @@ def open_models(
         placement = place(_heads_whole(tau, tuned, target), target)
     except ArchitectureError as error:
         found.refuse()
+        _refuse_rounded(target)
         return Models(base, tuned, target, tau, None, str(error))
     models = Models(base, tuned, target, tau, placement, adapter=as_adapter(tuned, placement))
+    if not models.adapter:
+        _refuse_rounded(target)
     _judge_placement(found, models, output, overwrite)
     return models
+
+
+def _refuse_rounded(target: Checkpoint) -> None:
+    """Refuse a quantised target of which a whole model would be written."""
+    if target.quantised is not None:
+        raise GradfixError(
+            f"{target.location}: is quantised ({target.quantised}), so nothing but an adapter can be moved onto it, in "
+            "adapter space; give a LoRA adapter as the source, or the target before quantisation"
+        )
 
 
 def lay_apart(

@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 from gradfix.checkpoints.architecture import architecture_of
+from gradfix.checkpoints.expressions import Given
 from gradfix.checkpoints.lora.config import LoraConfig
 from gradfix.checkpoints.lora.factors import AdapterParts
 from gradfix.checkpoints.lora.keys import AdapterKeys, Factors, sort_keys
 from gradfix.checkpoints.lora.low_rank import LowRankUpdate
+from gradfix.checkpoints.lora.parameters import parameter_changes
 from gradfix.checkpoints.names import match_names
 from gradfix.checkpoints.reading.index import WeightFile
-from gradfix.checkpoints.tensors import TensorSpec
+from gradfix.checkpoints.tensors import TensorSource, TensorSpec
 from gradfix.checkpoints.ties import TiedModel
 from gradfix.errors import GradfixError, listed
 
@@ -36,7 +38,12 @@ class AdaptedWeights:
     """
 
     def __init__(
-        self, base: TiedModel, adapter: WeightFile, config: LoraConfig, keys: AdapterKeys | None = None
+        self,
+        base: TiedModel,
+        adapter: WeightFile,
+        config: LoraConfig,
+        keys: AdapterKeys | None = None,
+        weight: float = 1.0,
     ) -> None:
         """Match the tensors of an adapter with those of its base.
 
@@ -45,13 +52,19 @@ class AdaptedWeights:
             adapter: The file with the adapter's tensors.
             config: The adapter's settings.
             keys: Its tensors, where they are not named as peft's.
+            weight: What its changes are multiplied with.
 
         Raises:
             GradfixError: If the base has none of these layers, or of other shapes, or ties what the adapter parts.
         """
-        self._base, self._adapter, self._config = base, adapter, config
+        self._base, self._adapter, self._config, self._weight = base, adapter, config, weight
         self._path = adapter.files[0]
         keys = sort_keys(self._path, adapter.specs) if keys is None else keys
+        self._parameters: TensorSource = Given({})
+        if config.parameters:
+            self._parameters, used = parameter_changes(self._path, adapter, config, keys.modules, base)
+            for module in used:
+                del keys.modules[module]
         weights = {module: f"{module}.weight" for module in keys.modules}
         biases = {module: f"{module}.bias" for module, factors in keys.modules.items() if factors.bias}
         names = self._names([*weights.values(), *biases.values(), *keys.whole])
@@ -75,15 +88,31 @@ class AdaptedWeights:
             specs[name] = _wide(specs[name])
             if factors.bias is not None:
                 bias = names[biases[module]]
-                self._bias_updates[bias] = (factors.bias, config.scaling(module))
+                self._bias_updates[bias] = (factors.bias, weight * config.scaling(module))
                 specs[bias] = _wide(self._spec(bias, module))
+        # A whole tensor counts by its difference to the base's; a new head, which has none, as it is.
+        weighed = {name for name in self._whole if name in base.specs and name not in self._updates}
+        self._weighed = weighed if weight != 1 else set()
+        for name in (*self._parameters.specs, *self._weighed):
+            specs[name] = _wide(specs[name])
+        self._refuse_weight()
         self.specs: Mapping[str, TensorSpec] = MappingProxyType(specs)
         self.files: tuple[Path, ...] = tuple(dict.fromkeys((*base.files, *adapter.files, config.path)))
         self.shared: Mapping[str, str] = MappingProxyType({})
         self.notes: tuple[str, ...] = (
             *adapter.notes,
-            f"{self._path}: {len(self._updates)} weights adapted, {len(self._whole)} stored whole",
+            f"{self._path}: {len(self._updates) + len(self._parameters.specs)} weights adapted, {len(self._whole)} "
+            "stored whole",
         )
+
+    def _refuse_weight(self) -> None:
+        """Refuse a weight for what is no sum: DoRA's rescaled weights."""
+        scaled = [name for name, update in self._updates.items() if update.magnitude is not None]
+        if self._weight != 1 and scaled:
+            raise GradfixError(
+                f"{self._path}: rescales {listed(scaled, 2)} (DoRA), which can't be taken {self._weight:g} times: give "
+                "it without a weight"
+            )
 
     @property
     def parts(self) -> AdapterParts:
@@ -114,6 +143,8 @@ class AdaptedWeights:
         magnitudes = [name for name, update in self._updates.items() if update.magnitude is not None]
         modules = {name.rpartition(".")[0] for name in self._updates}
         biases = [*self._bias_updates, *(name for name in whole if name.rpartition(".")[0] in modules)]
+        if self._parameters.specs:
+            return f"it changes {listed(self._parameters.specs, 2)}, which are no layers' weights"
         if not self._updates:
             return "it has no low-rank factors"
         if magnitudes:
@@ -138,6 +169,7 @@ class AdaptedWeights:
             Bytes from its middle; None if it is here or changed.
         """
         changed = name in self._updates or name in self._whole or name in self._bias_updates
+        changed |= name in self._parameters.specs
         return None if changed else self._base.peek(name)
 
     def read(self, name: str, rows: slice | None = None, *, out: Tensor | None = None) -> Tensor:
@@ -154,6 +186,12 @@ class AdaptedWeights:
         if (update := self._updates.get(name)) is not None:
             return update.apply(lambda part: self._stored(name, part), self._stored_spec(name), rows)
         stored = self._stored(name, rows, out=out)
+        if name in self._weighed:
+            wide = self._base.read(name, rows).to(self.specs[name].dtype)
+            return wide.lerp(stored.to(wide.dtype), self._weight)
+        if name in self._parameters.specs:
+            wide = stored.to(self.specs[name].dtype)
+            return wide.add_(self._parameters.read(name, rows), alpha=self._weight)
         if name in self._bias_updates:
             key, scaling = self._bias_updates[name]
             wide = stored.to(self.specs[name].dtype)
@@ -246,7 +284,7 @@ class AdaptedWeights:
             adapter=self._adapter,
             down=factors.down,
             up=factors.up,
-            scaling=self._config.scaling(module),
+            scaling=self._weight * self._config.scaling(module),
             input_first=factors.embedding or input_first,
             magnitude=factors.magnitude,
         )

@@ -1,6 +1,7 @@
 """The settings of a LoRA adapter that decide its weights; what gradfix doesn't know is refused."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,7 @@ _READ = frozenset(
         "lora_alpha",
         "r",
         "rank_pattern",
+        "target_parameters",
         "use_dora",
         "use_rslora",
     }
@@ -76,6 +78,8 @@ class LoraConfig:
         generates: Whether the adapted model has an output over the vocabulary, or may have.
         base: The base model it names, and its revision.
         task_type: What peft calls its task; None if it doesn't say.
+        parameters: Names, or their ends, of parameters that are adapted and no layer's weight.
+        peft_version: Of the peft that saved it; (0,) if it doesn't say.
     """
 
     path: Path
@@ -90,6 +94,8 @@ class LoraConfig:
     generates: bool
     base: tuple[str | None, str | None]
     task_type: str | None = None
+    parameters: tuple[str, ...] = ()
+    peft_version: tuple[int, ...] = (0,)
 
     def rank_of(self, module: str) -> int:
         """The rank of a module.
@@ -181,7 +187,19 @@ def read_lora_config(path: Path) -> LoraConfig:
         generates=config.get("task_type") in (None, "CAUSAL_LM", "SEQ_2_SEQ_LM"),
         base=(base or None, revision or None),
         task_type=str(config["task_type"]) if config.get("task_type") else None,
+        parameters=_names(path, config.get("target_parameters")),
+        peft_version=tuple(
+            int(part) for part in re.findall(r"\d+", str(config.get("peft_version") or "0"))[:2]
+        ),
     )
+
+
+def _names(path: Path, value: object) -> tuple[str, ...]:
+    if not isinstance(value, list | type(None)) or not all(isinstance(name, str) for name in value or ()):
+        raise GradfixError(
+            f"{path}: target_parameters: expected a list of names, found {value!r:.80}: save the adapter again"
+        )
+    return tuple(value or ())
 
 
 def _number(path: Path, key: str, value: object, *, whole: bool = False) -> Any:

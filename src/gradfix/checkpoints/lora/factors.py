@@ -5,11 +5,30 @@ Legend: r rank, o outputs, i inputs (a convolution counts its kernel among them)
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from gradfix.checkpoints.lora.low_rank import LowRankUpdate
+from gradfix.checkpoints.tensors import TensorSpec
+
+
+class Change(Protocol):
+    """A low-rank change of one weight in its source."""
+
+    @property
+    def input_first(self) -> bool:
+        """Whether the weight is stored [i, o]."""
+        ...
+
+    @property
+    def specs(self) -> tuple[TensorSpec, TensorSpec]:
+        """Shapes of B and A."""
+        ...
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Give B [o, r], with the scaling, and A [r, i]."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -25,7 +44,7 @@ class AdapterParts:
         unplaced: Layers of the file that the base doesn't have.
     """
 
-    updates: Mapping[str, LowRankUpdate]
+    updates: Mapping[str, Change]
     whole: frozenset[str]
     obstacle: str | None
     dtype: torch.dtype
@@ -77,7 +96,7 @@ def canonical(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
     return split_up, split_down
 
 
-def placed(update: LowRankUpdate, rows: Tensor | None = None) -> LowRank:
+def placed(update: Change, rows: Tensor | None = None) -> LowRank:
     """Read a low-rank change in its canonical form, on a target's rows.
 
     Args:

@@ -105,6 +105,11 @@ class StreamedModel(TargetModel):
         model.gradfix_device = device  # type: ignore[assignment]
         return model
 
+    @classmethod
+    @override
+    def _unfilled(cls, task: ModelTask, location: str | Path, **options: Any) -> nn.Module:
+        return cls._module(task, location, **options)
+
     @override
     def restore(self) -> None:
         self._restore_buffers()
