@@ -181,6 +181,8 @@ def _words(layer: _Layer) -> Codes:
         raise layer.refusal(f"qweight of {method or 'no named'} quantisation with {bits} bits is not read")
     if not layer.has("scales") or not layer.has("qzeros"):
         raise layer.refusal("expected scales and qzeros beside qweight")
+    if any(len(layer.spec(part).shape) != 2 for part in ("qweight", "qzeros", "scales")):
+        raise layer.refusal("expected qweight, qzeros and scales of two dimensions")
     packed, scales = layer.spec("qweight").shape, layer.spec("scales").shape
     each = 32 // bits
     if method == "awq":
@@ -210,6 +212,8 @@ def _words(layer: _Layer) -> Codes:
             codes = _unpacked(layer.read("qweight"), bits, 0)
             zeros = zeros + 1 if old else zeros
             groups = layer.read("g_idx").long() if layer.has("g_idx") else groups
+            if int(groups.min()) < 0:
+                raise IndexError("a group below 0")
         weight: Tensor = (codes - zeros[groups]) * layer.read("scales").float()[groups]
         return weight.T.contiguous()
 
@@ -227,7 +231,7 @@ def _bytes(layer: _Layer) -> Codes | None:
     """A weight that is codes itself: fp8 with scales, or bitsandbytes with 8 or 4 bits."""
     spec = layer.spec("weight")
     if spec.dtype == torch.int8 and layer.has("SCB"):
-        if layer.spec("SCB").shape != spec.shape[:1]:
+        if len(spec.shape) != 2 or layer.spec("SCB").shape != spec.shape[:1]:
             raise layer.refusal(f"SCB {list(layer.spec('SCB').shape)} beside a weight {list(spec.shape)}")
 
         def scaled() -> Tensor:
@@ -266,8 +270,8 @@ def _fp8(layer: _Layer, spec: TensorSpec) -> Codes:
         if per_tensor:
             scale = scale.reshape(1, 1)
         elif block is not None:
-            scale = scale.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)
-            scale = scale[: spec.shape[0], : spec.shape[1]]
+            rows, columns = (torch.arange(size) // side for size, side in zip(spec.shape, block, strict=True))
+            scale = scale[rows][:, columns]
         else:
             scale = scale.reshape(-1, 1)
         return layer.read("weight").float() * scale
@@ -294,9 +298,16 @@ def _sides(layer: _Layer) -> tuple[int, int] | None:
 def _four_bits(layer: _Layer, state_name: str) -> Codes:
     """Four bits of bitsandbytes: two codes a byte, the first in the high half, of a table; a scale for each block."""
     state = layer.read(state_name)
+    if state.dtype != torch.uint8:
+        raise layer.refusal(f"{state_name}: expected bytes")
     settings = parse_json(bytes(state.tolist()).decode("utf-8", "replace"), f"{layer.location}: {state_name}")
-    shape = tuple(settings.get("shape", ())) if isinstance(settings, dict) else ()
-    size = settings.get("blocksize") if isinstance(settings, dict) else None
+    if not isinstance(settings, dict) or not isinstance(settings.get("shape"), list):
+        raise layer.refusal(f"{state_name}: expected shape and blocksize")
+    shape, size = tuple(settings["shape"]), settings.get("blocksize")
+    needed = ["weight.absmax", "weight.quant_map"]
+    needed += ["weight.nested_quant_map"] if layer.has("weight.nested_absmax") else []
+    if missing := [part for part in needed if not layer.has(part)]:
+        raise layer.refusal(f"expected {missing[0]} beside weight")
     if (
         len(shape) != 2
         or not all(isinstance(side, int) and side > 0 for side in shape)
@@ -318,9 +329,9 @@ def _four_bits(layer: _Layer, state_name: str) -> Codes:
         scales = layer.read("weight.absmax")
         if nested:
             outer = layer.read("weight.nested_absmax").float()
-            outer = outer.repeat_interleave(outer_size)[: scales.numel()]
+            outer = outer[torch.arange(scales.numel()) // outer_size]
             scales = layer.read("weight.nested_quant_map").float()[scales.long()] * outer + offset
-        scales = scales.float().repeat_interleave(size)[:numel]
+        scales = scales.float()[torch.arange(numel) // size]
         return (layer.read("weight.quant_map").float()[codes] * scales).view(shape)
 
     parts = ("weight", "weight.absmax", "weight.quant_map", "weight.nested_absmax", "weight.nested_quant_map")
