@@ -1,17 +1,22 @@
 """The last layer fitted to the source's answers: held to what can be said of the fit exactly."""
 
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from gradfix.alignment import align, run_source
 from gradfix.alignment.answers import fit_answers
 from gradfix.checkpoints import Checkpoint
 from gradfix.checkpoints.expressions import Given
 from gradfix.errors import AlignmentError
 from gradfix.evaluation.binding import bind
 from gradfix.evaluation.target_model import TargetModel
-from gradfix.tasks import Classification, get_task
+from gradfix.tasks import Classification, CustomTask, get_task
 from gradfix.vectors.placement import place
 from gradfix.vectors.task_vector import TaskVector
 from tests.builders import job
@@ -64,5 +69,55 @@ def test_a_model_answers_more_as_it_is_asked_to_and_is_asked_nothing_by_itself(
 
 def test_a_task_without_classes_has_no_answers(tmp_path: Path) -> None:
     model, rows = target("causal-lm", tmp_path)
-    with pytest.raises(AlignmentError, match="no classes"):
+    with pytest.raises(AlignmentError, match="no classes, and no last affine map"):
         fit_answers(model, rows, torch.ones(len(rows), 2) / 2)
+
+
+def test_a_task_of_ones_own_is_answered_by_its_last_layer(tmp_path: Path) -> None:
+    def build() -> torch.nn.Module:
+        layers = torch.nn.Conv1d(2, 6, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(36, 3)
+        return torch.nn.Sequential(*layers)
+
+    def encode(rows: Sequence[Any]) -> dict[str, torch.Tensor]:
+        return {key: torch.stack([torch.as_tensor(row[key]) for row in rows]) for key in ("sound", "label")}
+
+    def loss(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(model(batch["sound"]), batch["label"], reduction="none")
+
+    def predict(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        found = model(batch["sound"]).argmax(dim=1)
+        return found, (found == batch["label"]).float()
+
+    torch.manual_seed(0)
+    rows = [{"sound": torch.randn(2, 8), "label": n % 3} for n in range(80)]
+    locations = {}
+    for name in ("base", "tuned", "target"):
+        torch.manual_seed(len(name))
+        locations[name] = tmp_path / f"{name}.safetensors"
+        save_file(build().state_dict(), locations[name])
+    task = CustomTask(
+        encode, loss, predict, name="sounds", build=build, class_of=lambda row: int(row["label"])
+    )
+    base, checkpoint = Checkpoint.open(locations["base"]), Checkpoint.open(locations["target"])
+    tau = TaskVector.between(base, locations["tuned"])
+    bind(task, checkpoint, tau, rows)
+    model = TargetModel.load(task, checkpoint, place(tau, checkpoint))
+    tuned = build()
+    tuned.load_state_dict(load_file(locations["tuned"]))
+    wanted = tuned(encode(rows)["sound"]).detach()
+    with ExitStack() as stack:
+        source = run_source(base, tau, task, rows, stack, align="auto", alike=0.0, control_seed=0, loading={})
+        assert source is not None
+        found = align(source, model, control_seed=0)
+    assert found is not None
+    assert found.answers is not None
+    assert {*found.answers.vector.specs} == {"3.weight", "3.bias"}
+
+    def apart() -> float:
+        return float((model.model(encode(rows)["sound"]).detach() - wanted).square().mean())
+
+    before = apart()
+    model.move(found.answers.vector, 1.0)
+    after = apart()
+    model.restore()
+    assert after < 0.5 * before

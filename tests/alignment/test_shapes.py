@@ -140,7 +140,7 @@ def test_blocks_are_paired_in_order_and_the_last_with_the_last() -> None:
 def test_another_number_of_towers_is_refused() -> None:
     ours, theirs = (
         writers(llama(2)),
-        [*writers(llama(2)), Writer("p", "p.weight", None, False, Point("p", "out"))],
+        [*writers(llama(2)), Writer("p", "p.weight", None, Point("p", "out"))],
     )
     with (
         Activations(each_token(SAMPLES)) as activations,

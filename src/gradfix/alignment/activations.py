@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gradfix.alignment.affine import as_tokens
 from gradfix.alignment.rows import RowChoice, Rows
 from gradfix.checkpoints.expressions import require_finite
 from gradfix.errors import AlignmentError
@@ -178,10 +179,11 @@ def record_points(model: nn.Module, points: Sequence[Point]) -> Iterator[Mapping
     def keep(point: Point) -> Any:
         if point.side == "in":
             return modules[point.module].register_forward_pre_hook(
-                lambda module, args, kwargs: seen[point].append(first_input(args, kwargs)), with_kwargs=True
+                lambda module, args, kwargs: seen[point].append(as_tokens(module, first_input(args, kwargs))),
+                with_kwargs=True,
             )
         return modules[point.module].register_forward_hook(
-            lambda module, args, output: seen[point].append(first_output(output))
+            lambda module, args, output: seen[point].append(as_tokens(module, first_output(output)))
         )
 
     try:

@@ -1,6 +1,7 @@
 """A task vector in the target's coordinates, with what is known of how well the two models align."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,30 +60,31 @@ def align(source: SourceRun, model: TargetModel, *, control_seed: int | None) ->
     seen = model, source.inputs, source.observed, source.activations
     if source.method == "none":
         return None
+    needed = source.asked or model.apart  # apart, nothing else has a place
     if source.method == "answers":
         try:
             return align_by_answers(model, source.inputs, source.observed)
         except AlignmentError:
-            if source.needed:
+            if needed:
                 raise
             return None
-    if source.method == "regression":
+    if source.method != "regression":
+        return align_by_rotation(*seen, source.method, control_seed=control_seed)
+    answers = None
+    with suppress(AlignmentError):  # a second way, which nobody asked for
+        answers = align_by_answers(model, source.inputs, source.observed)
+    try:
         found = align_by_regression(*seen, control=control_seed is not None)
-        if not isinstance(model.task, Classification):
-            if model.apart:
-                require_something(found)
-            return found
-        try:
-            answers = align_by_answers(model, source.inputs, source.observed)
-            if model.apart and isinstance(model.task, HeadedClassification):
-                # Without a head that fits, nothing of what the blocks were fitted to would be heard.
-                found = with_answers(model, found, source.inputs, source.observed)
-        except AlignmentError:
-            if model.apart and isinstance(model.task, HeadedClassification):
-                raise
-            return found
-        return replace(found, answers=answers)
-    return align_by_rotation(*seen, source.method, control_seed=control_seed)
+    except AlignmentError:
+        if source.asked or (needed and answers is None):
+            raise
+        return answers
+    if model.apart and isinstance(model.task, HeadedClassification):
+        # Without a head that fits, nothing of what the blocks were fitted to would be heard.
+        found = with_answers(model, found, source.inputs, source.observed)
+    elif model.apart and not isinstance(model.task, Classification):
+        require_something(found)
+    return replace(found, answers=answers)
 
 
 def require_something(aligned: Aligned) -> None:
@@ -177,13 +179,16 @@ def with_answers(model: TargetModel, aligned: Aligned, inputs: Sequence[Any], ob
     Raises:
         AlignmentError: if the task has no classes, or the target no such layer, or nothing of the answers is explained.
     """
-    if observed.probabilities is None:
-        raise AlignmentError(f"{model.task.name}: has no classes, so there are no answers to fit to")
+    if observed.answers is None:
+        raise AlignmentError(
+            f"{model.task.name}: has no classes, and its model no last affine map that gives one row a sample, so "
+            "there are no answers to fit to"
+        )
 
-    def both(vector: TaskVector, probabilities: Tensor, of: str) -> tuple[TaskVector, Answered]:
+    def both(vector: TaskVector, answers: Tensor, of: str) -> tuple[TaskVector, Answered]:
         model.move(vector, 1.0)
         try:
-            found = fit_answers(model, inputs, probabilities)
+            found = fit_answers(model, inputs, answers)
         finally:
             model.restore()
         changes = {model.names[name]: change for name, change in found.changes.items()}
@@ -197,7 +202,7 @@ def with_answers(model: TargetModel, aligned: Aligned, inputs: Sequence[Any], ob
         )
         return made, found
 
-    vector, found = both(aligned.vector, observed.probabilities, TUNED)
+    vector, found = both(aligned.vector, observed.answers, TUNED)
     if not found.changes:
         raise AlignmentError(
             f"{type(model.model).__name__}: nothing of the tuned model's answers on {len(inputs)} inputs can be "

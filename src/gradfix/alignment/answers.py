@@ -1,4 +1,4 @@
-"""Carry over what the fine-tune answers: a closed-form fit of B's last linear map to A's class scores.
+"""Carry over what the fine-tune answers: a closed-form fit of B's last affine map to what A says of the same inputs.
 
 No coordinate and no label is needed: on inputs that nobody need have labelled, the tuned source says how sure it is of
 each class. Each sample's output e of the last linear map is asked for the smallest change d that brings B's class
@@ -15,16 +15,17 @@ e, u  what the map gives and what it reads                    [out], [in]
 J     how the scores depend on e: one Gauss-Newton step       [classes, out]
 ===== ======================================================= ==================
 
-This is distillation (Hinton et al., "Distilling the Knowledge in a Neural Network", 2015) of one layer, solved.
+This is distillation (Hinton et al., "Distilling the Knowledge in a Neural Network", 2015) of one layer, solved. A task
+without classes is answered by what the last map itself gives, where it gives one row a sample: then d = e_A − e_B.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from gradfix.alignment.blocks import is_linear
+from gradfix.alignment.affine import is_affine, stored
 from gradfix.alignment.regression import fit_linear
 from gradfix.errors import AlignmentError
 from gradfix.evaluation.target_model import TargetModel
@@ -56,7 +57,7 @@ class Answered(NamedTuple):
 
 
 class _Layer(NamedTuple):
-    """The last linear map, and what passed it: ``[samples, in]``, ``[samples, out]``, ``[samples, classes, out]``."""
+    """The last map, and what passed it: ``[samples, in]``, ``[samples, classes, out]``, ``[samples, classes]``."""
 
     name: str
     inputs: Tensor
@@ -64,68 +65,144 @@ class _Layer(NamedTuple):
     scores: Tensor
 
 
-def fit_answers(model: TargetModel, inputs: Sequence[Any], probabilities: Tensor) -> Answered:
-    """Fit the last linear map of a target to the tuned source's answers, where the target stands.
+def fit_answers(model: TargetModel, inputs: Sequence[Any], answers: Tensor) -> Answered:
+    """Fit the last affine map of a target to the tuned source's answers, where the target stands.
 
     Args:
         model: The target, anywhere; its weights are not changed.
         inputs: Samples; their labels are not used.
-        probabilities: The source's class probabilities on them, ``[samples, classes]``.
+        answers: The source's class probabilities on them, ``[samples, classes]``; for a task without classes, what the
+            source's last map gives, ``[samples, out]``.
 
     Returns:
         The changes; none where they explain nothing on held-out inputs.
 
     Raises:
-        AlignmentError: if the task has no classes, or no linear map that τ covers gives one row a sample.
+        AlignmentError: if no affine map that τ covers gives one row a sample, or the target answers in another form.
     """
-    if not isinstance(model.task, Classification):
-        raise AlignmentError(f"{model.task.name}: has no classes, so there are no answers to fit to")
-    layer = _last_layer(model, inputs)
-    wanted = _centred(probabilities.clamp(min=SURE).log()) - layer.scores
-    jacobian = layer.jacobian - layer.jacobian.mean(dim=1, keepdim=True)
-    product = jacobian @ jacobian.transpose(1, 2)
-    damping = DAMPING * product.diagonal(dim1=1, dim2=2).mean(dim=1)
-    product.diagonal(dim1=1, dim2=2).add_(damping.clamp(min=1e-30)[:, None])
-    change = (jacobian.transpose(1, 2) @ torch.linalg.solve(product, wanted)[..., None])[..., 0]
-    module = model.model.get_submodule(layer.name)
-    bias = f"{layer.name}.bias" if f"{layer.name}.bias" in model.names else None
-    weight, offset, (left, ridge) = fit_linear(
-        layer.inputs, change, intercept=bias is not None, ridges=RIDGES
-    )
+    if isinstance(model.task, Classification):
+        layer = _last_layer(model, inputs)
+        change = _step(layer, _centred(answers.clamp(min=SURE).log()) - layer.scores)
+        name, read = layer.name, layer.inputs
+    else:
+        name, read, given = _last_output(model, inputs)
+        if given.shape != answers.shape:
+            raise AlignmentError(
+                f"{type(model.model).__name__}: {name} gives {given.shape[1]} numbers a sample, and the tuned model's "
+                f"last map {answers.shape[1]}, so it can't be fitted to them"
+            )
+        change = answers - given
+    module = model.model.get_submodule(name)
+    bias = f"{name}.bias" if f"{name}.bias" in model.names else None
+    weight, offset, (left, ridge) = fit_linear(read, change, intercept=bias is not None, ridges=RIDGES)
     if weight is None:
         return Answered({}, left, ridge)
-    changes = {f"{layer.name}.weight": weight if isinstance(module, nn.Linear) else weight.T.contiguous()}
+    changes = {f"{name}.weight": stored(module, weight).contiguous()}
     if bias is not None and offset is not None:
         changes[bias] = offset
     return Answered(changes, left, ridge)
 
 
+def last_map(model: TargetModel, batch: Any) -> str | None:
+    """Find what answers a task without classes.
+
+    Args:
+        model: A model whose loss is made of what its last affine map gives.
+        batch: Any batch.
+
+    Returns:
+        The name of that map; None where it may not change, runs more than once, or gives several rows a sample.
+    """
+    try:
+        name = _last_affine(model, lambda: model.task.loss(model.model, batch))
+    except AlignmentError:
+        return None
+    given = _passing(model, name, batch)[1]
+    with evaluating(model.model):
+        samples = len(model.task.loss(model.model, batch))
+    return name if given.dim() == 2 and len(given) == samples else None
+
+
+def output_of_last(model: TargetModel, name: str) -> Callable[[Any], Tensor]:
+    """Make what runs a model to its last map.
+
+    Args:
+        model: The model.
+        name: The map's, as :func:`last_map` gives it.
+
+    Returns:
+        A function of a batch, which gives ``[samples, out]``.
+    """
+    return lambda batch: _passing(model, name, batch)[1]
+
+
+def _last_output(model: TargetModel, inputs: Sequence[Any]) -> tuple[str, Tensor, Tensor]:
+    """The last map's name, what it reads and what it gives of each sample."""
+    encoded = model.encode(inputs)
+    name = last_map(model, encoded.batches[0])
+    if name is None:
+        raise AlignmentError(
+            f"{type(model.model).__name__}: has no classes, and no last affine map that may change and gives one row a "
+            "sample, so there are no answers to fit to"
+        )
+    parts = [_passing(model, name, batch) for batch in encoded.batches]
+    order = torch.tensor([index for places in encoded.positions for index in places]).argsort()
+    read, given = (torch.cat([part[at] for part in parts])[order] for at in range(2))
+    return name, read, given
+
+
+def _passing(model: TargetModel, name: str, batch: Any) -> tuple[Tensor, Tensor]:
+    """What a module reads and gives while a batch's loss is computed, float32 on the CPU."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def keep(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        seen.append((args[0].detach().float().cpu(), output.detach().float().cpu()))
+
+    handle = model.model.get_submodule(name).register_forward_hook(keep)
+    try:
+        with evaluating(model.model):
+            model.task.loss(model.model, batch)
+    finally:
+        handle.remove()
+    return seen[0]
+
+
+def _step(layer: _Layer, wanted: Tensor) -> Tensor:
+    """The smallest change of what the last map gives that changes the scores as wanted, ``[samples, out]``."""
+    jacobian = layer.jacobian - layer.jacobian.mean(dim=1, keepdim=True)
+    product = jacobian @ jacobian.transpose(1, 2)
+    damping = DAMPING * product.diagonal(dim1=1, dim2=2).mean(dim=1)
+    product.diagonal(dim1=1, dim2=2).add_(damping.clamp(min=1e-30)[:, None])
+    change: Tensor = (jacobian.transpose(1, 2) @ torch.linalg.solve(product, wanted)[..., None])[..., 0]
+    return change
+
+
 def _last_layer(model: TargetModel, inputs: Sequence[Any]) -> _Layer:
     """Run the target, and see what the last linear map reads, and how the scores depend on what it gives."""
     encoded = model.encode(inputs)
-    name = _last_linear(model, encoded.batches[0])
+    name = _last_affine(model, lambda: _scores(model, encoded.batches[0]))
     parts = [_look(model, name, batch) for batch in encoded.batches]
     order = torch.tensor([index for places in encoded.positions for index in places]).argsort()
     return _Layer(name, *(torch.cat([part[at] for part in parts])[order] for at in range(3)))
 
 
-def _last_linear(model: TargetModel, batch: Any) -> str:
-    """The linear map that runs last, of those whose weight may change."""
+def _last_affine(model: TargetModel, run: Callable[[], Any]) -> str:
+    """The affine map that runs last, of those whose weight may change."""
     order: list[str] = []
     handles = [
         module.register_forward_hook(lambda *_, name=name: order.append(name))
         for name, module in model.model.named_modules()
-        if is_linear(module) and f"{name}.weight" in model.names
+        if is_affine(module) and f"{name}.weight" in model.names
     ]
     try:
         with evaluating(model.model):
-            _scores(model, batch)
+            run()
     finally:
         for handle in handles:
             handle.remove()
     if not order or order.count(order[-1]) != 1:
         raise AlignmentError(
-            f"{type(model.model).__name__}: has no last linear map that may change, so it can't be fitted to the "
+            f"{type(model.model).__name__}: has no last affine map that may change, so it can't be fitted to the "
             "source's answers"
         )
     return order[-1]

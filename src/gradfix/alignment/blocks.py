@@ -1,42 +1,48 @@
-"""Find the stream that blocks add to, and the linear map with which each block writes to it last.
+"""Find the affine maps with which a model writes to what its later layers read.
 
-Nothing is known by name: a model is run once, and the order in which its modules ran tells the rest. A block is a
-child of the outermost list of modules; its writer is the last linear map in it; what it adds to is read where the
-sum is complete: at the input of the norm that follows the writer within the block (BERT), else at the block's
-output (CLIP, ViT, GPT-2, T5, Llama).
+Nothing is known by name: a model is run, and the order in which its modules ran tells the rest. A block is a child of
+the outermost list of modules; its writer is the last linear map in it; what it adds to is read where the sum is
+complete: at the input of the norm that follows the writer within the block (BERT), else at the block's output (CLIP,
+ViT, GPT-2, T5, Llama), which the writer's output may reach scaled (DINOv2) or through a norm of its own (Gemma 2,
+OLMo 2). A model without such blocks (ResNet, an LSTM between convolutions) is fitted layer by layer: what each linear
+map and each convolution gives is a stream of its own.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gradfix.alignment.activations import Point, first_output
+from gradfix.alignment.activations import Point
+from gradfix.alignment.affine import is_affine, is_linear, width
+from gradfix.alignment.arrival import Arrival, arrivals
 from gradfix.errors import AlignmentError
 from gradfix.tasks.forward import evaluating
 
 
 @dataclass(frozen=True)
 class Writer:
-    """A linear map that writes to a stream, and where the stream can be read once it has.
+    """An affine map that writes to a stream, and where the stream can be read once it has.
 
     Attributes:
-        module: Name of the linear map.
+        module: Name of the map.
         weight: Name of its weight parameter.
         bias: Name of its bias; None without one.
-        transposed: The weight is stored ``[in, out]``, as GPT-2's are.
         stream: Where the sum that it is part of is complete: a norm's input, or a module's output.
-        block: The block that it ends; empty for a projection after the blocks.
+        block: The block that it ends; empty for a projection after the blocks, and for a model without blocks.
+        norm: The norm that its output passes before it is added; None without one.
+        gain: What each channel is multiplied by on the way to the stream, ``[width]``; None for 1.
     """
 
     module: str
     weight: str
     bias: str | None
-    transposed: bool
     stream: Point
     block: str = ""
+    norm: str | None = None
+    gain: Tensor | None = field(default=None, compare=False)
 
     @property
     def stack(self) -> str:
@@ -50,20 +56,13 @@ class Writer:
 
     @property
     def source(self) -> Point:
-        """What the linear map reads."""
+        """What the map reads."""
         return Point(self.module, "in")
 
-
-def is_linear(module: nn.Module) -> bool:
-    """Whether a module is a linear map of the last axis.
-
-    Args:
-        module: Any module.
-
-    Returns:
-        True for ``nn.Linear`` and for transformers' ``Conv1D``.
-    """
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    @property
+    def output(self) -> Point:
+        """What the map gives."""
+        return Point(self.module, "out")
 
 
 def find_writers(
@@ -84,29 +83,23 @@ def find_writers(
         At least one writer.
 
     Raises:
-        AlignmentError: if the model has no blocks that end in a linear map.
+        AlignmentError: if the model has no linear map and no convolution that runs once and may change.
     """
     order = _order(model, run, batch)
-    blocks = _blocks(model)
-    found: list[Writer] = []
-    for block in blocks:
-        inside = [name for name in order if name.startswith(block + ".")]
-        linear = [name for name in inside if is_linear(model.get_submodule(name))]
-        if not linear or order.get(block, 0) != 1:
-            continue
-        writer = linear[-1]
-        width = _width(model.get_submodule(writer))
-        later = inside[inside.index(writer) + 1 :]
-        norm = next((name for name in later if _is_norm(model.get_submodule(name), width)), None)
-        stream = Point(norm, "in") if norm is not None else Point(block, "out")
-        if order[writer] == 1:
-            found.append(_writer(model, writer, stream, block))
-    names = list(order)
-    ends = [names.index(writer.module) for writer in found]
-    for name in names[max(ends) + 1 :] if ends else []:
-        # Projections to a space shared with another tower; pooling layers pass through tanh and are left alone.
-        if is_linear(model.get_submodule(name)) and name.endswith("_projection") and order[name] == 1:
-            found.append(_writer(model, name, Point(name, "out")))
+    found = _of_blocks(model, run, batch, order)
+    if found:
+        names = list(order)
+        last = max(names.index(writer.module) for writer in found)
+        for name in names[last + 1 :]:
+            # Projections to a space shared with another tower; pooling layers pass through tanh and are left alone.
+            if is_linear(model.get_submodule(name)) and name.endswith("_projection") and order[name] == 1:
+                found.append(_writer(model, name, Point(name, "out")))
+    else:
+        found = [
+            _writer(model, name, Point(name, "out"))
+            for name, times in order.items()
+            if times == 1 and is_affine(model.get_submodule(name))
+        ]
     usable = [
         writer if writer.bias in parameters else replace(writer, bias=None)
         for writer in found
@@ -114,10 +107,59 @@ def find_writers(
     ]
     if not usable:
         raise AlignmentError(
-            f"{type(model).__name__}: has no list of blocks that each end in a linear map of their own, so it can't be "
-            "aligned by regression; use --align none"
+            f"{type(model).__name__}: has no linear map and no convolution that runs once and may change, so it can't "
+            "be aligned by regression; use --align none"
         )
     return usable
+
+
+def _of_blocks(
+    model: nn.Module, run: Callable[[Any], Any], batch: Any, order: Mapping[str, int]
+) -> list[Writer]:
+    """The last linear map of each block whose output arrives in the block's stream, by channel."""
+    norms: dict[str, str | None] = {}
+    blocks: dict[str, str] = {}
+    for block in _blocks(model):
+        inside = [name for name in order if name.startswith(block + ".")]
+        linear = [name for name in inside if is_linear(model.get_submodule(name))]
+        if not linear or order.get(block, 0) != 1 or order[linear[-1]] != 1:
+            continue
+        writer = linear[-1]
+        later = inside[inside.index(writer) + 1 :]
+        features = width(model.get_submodule(writer))
+        blocks[writer] = block
+        norms[writer] = next((name for name in later if _is_norm(model.get_submodule(name), features)), None)
+    ways: dict[str, Point] = {}
+    for writer, norm in norms.items():
+        if norm is None:
+            ways[writer] = Point(blocks[writer], "out")
+        else:
+            ways[writer] = Point(norm, "in")
+            ways[norm] = Point(blocks[writer], "out")
+    found = arrivals(model, run, batch, ways)
+    writers = [_arriving(model, writer, norm, blocks[writer], found) for writer, norm in norms.items()]
+    return [writer for writer in writers if writer is not None]
+
+
+def _arriving(
+    model: nn.Module, name: str, norm: str | None, block: str, found: Mapping[str, Arrival]
+) -> Writer | None:
+    """A block's writer, as its output arrives; None where it doesn't arrive in proportion."""
+    arrival = found.get(name)
+    if arrival is None:
+        return None
+    if norm is None or not arrival.alone:
+        stream = Point(block, "out") if norm is None else Point(norm, "in")
+        return replace(_writer(model, name, stream, block), gain=_unless_one(arrival.gain))
+    # The norm reads nothing else: it is part of the branch, and the sum comes after it.
+    after = found.get(norm)
+    if after is None:
+        return None
+    return replace(_writer(model, name, Point(block, "out"), block), norm=norm, gain=_unless_one(after.gain))
+
+
+def _unless_one(gain: Tensor) -> Tensor | None:
+    return None if torch.allclose(gain, torch.ones_like(gain), atol=1e-4) else gain
 
 
 def _order(model: nn.Module, run: Callable[[Any], Any], batch: Any) -> dict[str, int]:
@@ -158,23 +200,6 @@ def _is_norm(module: nn.Module, width: int) -> bool:
     return "norm" in type(module).__name__.lower() and isinstance(weight, Tensor) and weight.shape == (width,)
 
 
-def _width(linear: nn.Module) -> int:
-    weight = linear.weight
-    assert isinstance(weight, torch.Tensor)
-    return weight.shape[0] if isinstance(linear, nn.Linear) else weight.shape[1]
-
-
 def _writer(model: nn.Module, name: str, stream: Point, block: str = "") -> Writer:
-    module = model.get_submodule(name)
-    has_bias = isinstance(getattr(module, "bias", None), Tensor)
-    return Writer(
-        name,
-        f"{name}.weight",
-        f"{name}.bias" if has_bias else None,
-        not isinstance(module, nn.Linear),
-        stream,
-        block,
-    )
-
-
-__all__ = ["Writer", "find_writers", "first_output", "is_linear"]
+    has_bias = isinstance(getattr(model.get_submodule(name), "bias", None), Tensor)
+    return Writer(name, f"{name}.weight", f"{name}.bias" if has_bias else None, stream, block)

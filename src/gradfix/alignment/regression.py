@@ -2,8 +2,9 @@
 
 Two models that were trained independently compute similar things in other coordinates. Adding τ to B therefore
 changes nothing useful; but on any input x the fine-tune changed A's activations by h_A^ft(x) − h_A(x), and a rotation
-R tells what that change looks like in B. Each block's last linear map W is then given the smallest change that makes
-B's stream change likewise, a ridge regression:
+R tells what that change looks like in B. Each writer W (a block's last linear map, or where a model has no such
+blocks each linear map and convolution) is then given the smallest change that makes B's stream change likewise, a
+ridge regression:
 
     min over ΔW, Δb:  Σ_x ‖ΔW u(x) + Δb − (R (h_A^ft(x) − h_A(x)) − (h_B'(x) − h_B(x)))‖² + λ ‖ΔW‖²
 
@@ -11,7 +12,8 @@ B's stream change likewise, a ridge regression:
 name  is                                                           shape
 ===== ============================================================ ======================
 h     what the blocks add to (see :mod:`.streams`), one a block    [rows, width]
-R     orthogonal: R = U Vᵀ of the centred h_Aᵀ h_B = U S Vᵀ        [width, width]
+R     orthogonal: R = U Vᵀ of the centred h_Aᵀ h_B = U S Vᵀ, or    [width, width]
+      no rotation where that explains more of held-out rows
 u     what the block's last linear map reads in B', the model      [rows, inputs]
       with all earlier blocks changed already
 ===== ============================================================ ======================
@@ -28,8 +30,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from gradfix.alignment.activations import Activations, Point, first_input, first_output, rows_at
+from gradfix.alignment.affine import as_tokens, input_rows, is_linear, output_of, stored
 from gradfix.alignment.blocks import Writer
 from gradfix.alignment.depths import Depth
 from gradfix.alignment.rotation.maps import procrustes, unexplained
@@ -41,6 +45,9 @@ RIDGES = (0.03, 0.1, 0.3)
 
 HELD_OUT = 4
 """One row of this many is held out, all rows of a sample together."""
+
+LEAST_GAIN = 1e-6
+"""A channel that arrives with less than this share of the largest gain is not fitted."""
 
 SOURCE, TUNED, SHUFFLED, TARGET = "source", "tuned", "shuffled", "target"
 """Keys of recordings: θ_A, θ_A^ft, θ_A with τ's values shuffled (the control), θ_B."""
@@ -113,56 +120,135 @@ def fit_blocks(
     Returns:
         The changes.
     """
-    fitted = Fitted()
-    read: dict[str, Tensor] = {}
-    modules = dict(model.named_modules())
+    fit = _Fit(model, batch, activations, depths or {}, tuned)
+    with ExitStack() as stack:
+        for writer in writers:
+            stack.callback(fit.watch(writer).remove)
+            stack.callback(fit.change(writer).remove)
+        with evaluating(model):
+            run(batch)
+    return fit.fitted
 
-    def at_writer(writer: Writer) -> Any:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            read[writer.module] = first_input(args, kwargs)
 
-        return hook
+class _Fit:
+    """One forward pass in which every writer is fitted as soon as its stream is complete."""
 
-    def changed(writer: Writer, stream: Tensor) -> Tensor:
-        inputs = read.pop(writer.module)
-        depth = (depths or {}).get(writer.stream) or Depth(writer.stream, writer.stream, 0.0, None)
-        wanted = _wanted(depth, writer.stream, activations, tuned)
-        weight, bias = _fit(writer, inputs, stream, batch, activations, wanted, tuned, fitted, depth.block)
-        if weight is None:
-            return stream
-        change = inputs @ weight.T.to(inputs) + (0 if bias is None else bias.to(inputs))
-        return stream + change
+    def __init__(
+        self,
+        model: nn.Module,
+        batch: Any,
+        activations: Activations,
+        depths: Mapping[Point, Depth],
+        tuned: str,
+    ) -> None:
+        self.fitted = Fitted()
+        self._modules = dict(model.named_modules())
+        self._batch, self._activations, self._depths, self._tuned = batch, activations, depths, tuned
+        self._read: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def at_norm(writer: Writer) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def watch(self, writer: Writer) -> RemovableHandle:
+        """Keep what a writer reads and gives."""
+
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            self._read[writer.module] = first_input(args, kwargs), first_output(output)
+
+        handle: RemovableHandle = self._modules[writer.module].register_forward_hook(hook, with_kwargs=True)
+        return handle
+
+    def change(self, writer: Writer) -> RemovableHandle:
+        """Fit the writer where its stream is complete, and go on with the changed stream."""
+        place = self._modules[writer.stream.module]
+        handle: RemovableHandle
+        if writer.stream.side == "out":
+
+            def at_output(module: nn.Module, args: Any, output: Any) -> Any:
+                new = self._changed(writer, first_output(output))
+                return new if isinstance(output, Tensor) else (new, *output[1:])
+
+            handle = place.register_forward_hook(at_output)
+            return handle
+
+        def at_norm(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             first = first_input(args, kwargs)
-            new = changed(writer, first)
+            new = self._changed(writer, first)
             return tuple(new if value is first else value for value in args), {
                 key: new if value is first else value for key, value in kwargs.items()
             }
 
-        return hook
+        handle = place.register_forward_pre_hook(at_norm, with_kwargs=True)
+        return handle
 
-    def at_output(writer: Writer) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            new = changed(writer, first_output(output))
-            return new if isinstance(output, Tensor) else (new, *output[1:])
+    def _changed(self, writer: Writer, stream: Tensor) -> Tensor:
+        inputs, output = self._read.pop(writer.module)
+        weight, bias = self._fitted(writer, inputs, output, stream)
+        if weight is None:
+            return stream
+        change = output_of(self._modules[writer.module], inputs, weight, bias)
+        if writer.norm is not None:
+            norm = self._modules[writer.norm]
+            change = norm(output + change) - norm(output)
+        if writer.gain is not None:
+            gain = writer.gain.to(change)
+            change = change * gain
+        if stream.dim() > 3 and is_linear(self._modules[writer.module]) and writer.stream != writer.output:
+            change = change.movedim(-1, 1)  # channels come last in the map, first in the stream
+        return stream + change
 
-        return hook
+    def _fitted(
+        self, writer: Writer, inputs: Tensor, output: Tensor, stream: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Fit one writer; its ΔW ``[out, columns]`` and Δb, or nothing where the change cannot be explained."""
+        module, point = self._modules[writer.module], writer.stream
+        depth = self._depths.get(point) or Depth(point, point, 0.0, None)
+        wanted, residual = _wanted(depth, point, self._activations, self._tuned)
 
-    with ExitStack() as stack:
-        for writer in writers:
-            handle = modules[writer.module].register_forward_pre_hook(at_writer(writer), with_kwargs=True)
-            stack.callback(handle.remove)
-            place = modules[writer.stream.module]
-            if writer.stream.side == "in":
-                handle = place.register_forward_pre_hook(at_norm(writer), with_kwargs=True)
-            else:
-                handle = place.register_forward_hook(at_output(writer))
-            stack.callback(handle.remove)
-        with evaluating(model):
-            run(batch)
-    return fitted
+        def rows(at: Point, values: Tensor) -> Tensor:
+            return rows_at(values, self._batch, at, self._activations.choose.target)
+
+        now = rows(point, as_tokens(self._modules[point.module], stream))
+        wanted = wanted - (now - self._activations.read(TARGET, point))
+        u = input_rows(module, inputs, lambda values: rows(writer.source, values))
+        gain = torch.ones(wanted.shape[1]) if writer.gain is None else writer.gain
+        intercept = writer.bias is not None
+        if writer.norm is not None:
+            scale, weights = _norm_at(
+                self._modules[writer.norm], rows(writer.source, as_tokens(module, output))
+            )
+            gain, u, intercept = gain * scale, u * weights, False
+        weight, bias, (left, ridge) = fit_linear(u, wanted, intercept=intercept)
+        self.fitted.blocks[writer.weight] = BlockFit(point.module, residual, left, ridge, depth.block)
+        if weight is None:
+            return None, None
+        # A channel that hardly arrives is left as it is: what it would take to be seen could not be rounded.
+        inverse = torch.where(gain.abs() > LEAST_GAIN * gain.abs().max(), 1 / gain, 0.0)
+        weight = weight * inverse[:, None]
+        bias = None if bias is None else bias * inverse
+        for name, value in ((writer.weight, stored(module, weight)), (writer.bias, bias)):
+            if name is not None and value is not None:
+                self.fitted.changes[name] = self._activations.spill(f"{self._tuned}-{name}", value)
+        return weight, bias
+
+
+def _norm_at(norm: nn.Module, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Linearise a norm where its input stands, its size taken as constant.
+
+    Args:
+        norm: LayerNorm or RMSNorm, over the last axis.
+        rows: Its input, ``[rows, width]``.
+
+    Returns:
+        What it multiplies channels by, ``[width]``, and rows by, ``[rows, 1]``.
+    """
+    # Of numbers of one size and both signs a norm keeps the size, whether or not it takes the mean away.
+    signs = torch.ones(rows.shape[1])
+    signs[1::2] = -1
+    place = next(norm.parameters(), rows)
+    up, down = (norm((sign * signs).to(place)).float().cpu() for sign in (1, -1))
+    scale, offset = (up - down) / 2 * signs, (up + down) / 2
+    made = norm(rows.to(place)).float().cpu() - offset
+    used = scale.abs() > LEAST_GAIN * scale.abs().max()
+    size = rows[:, used].norm(dim=1) / (made[:, used] / scale[used]).norm(dim=1).clamp(min=1e-30)
+    return scale, 1 / size.clamp(min=1e-30)[:, None]
 
 
 def _wanted(depth: Depth, point: Point, activations: Activations, tuned: str) -> tuple[Tensor, float]:
@@ -175,42 +261,18 @@ def _wanted(depth: Depth, point: Point, activations: Activations, tuned: str) ->
         )
     held = _held_out(len(source))
     residual = unexplained(source[held] @ procrustes(source[~held], target[~held]), target[held])
-    change = (depth.read(activations, tuned) - source) @ procrustes(source, target)
+    change = depth.read(activations, tuned) - source
     if source.shape[1] != target.shape[1]:
-        change *= _spread(target) / _spread(source)
-    return change, residual
+        return change @ procrustes(source, target) * (_spread(target) / _spread(source)), residual
+    as_is = unexplained(source[held], target[held])
+    if as_is <= residual:  # the same coordinates: of one lineage, or the task's own, such as class scores
+        return change, as_is
+    return change @ procrustes(source, target), residual
 
 
 def _spread(rows: Tensor) -> float:
     """The root of the mean square of centred rows."""
     return float((rows - rows.mean(0)).double().norm()) or 1.0
-
-
-def _fit(
-    writer: Writer,
-    inputs: Tensor,
-    stream: Tensor,
-    batch: Any,
-    activations: Activations,
-    carried: tuple[Tensor, float],
-    tuned: str,
-    fitted: Fitted,
-    depth: float | None,
-) -> tuple[Tensor | None, Tensor | None]:
-    """Fit one writer; its ΔW ``[out, in]`` and Δb, or nothing where the change cannot be explained."""
-    point: Point = writer.stream
-    choose = activations.choose.target
-    wanted, residual = carried
-    wanted = wanted - (rows_at(stream, batch, point, choose) - activations.read(TARGET, point))
-    u = rows_at(inputs, batch, writer.source, choose)
-    weight, bias, (left, ridge) = fit_linear(u, wanted, intercept=writer.bias is not None)
-    fitted.blocks[writer.weight] = BlockFit(point.module, residual, left, ridge, depth)
-    if weight is None:
-        return None, None
-    for name, value in ((writer.weight, weight.T if writer.transposed else weight), (writer.bias, bias)):
-        if name is not None and value is not None:
-            fitted.changes[name] = activations.spill(f"{tuned}-{name}", value)
-    return weight, bias
 
 
 def fit_linear(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gradfix.alignment.activations import Activations, Point
+from gradfix.alignment.answers import last_map, output_of_last
 from gradfix.alignment.blocks import Writer, find_writers
 from gradfix.alignment.depths import points_of
 from gradfix.alignment.regression import SHUFFLED, SOURCE, TUNED
@@ -39,17 +40,20 @@ class Observed:
     Attributes:
         writers: The maps that a regression may fit; the same modules in the target, where its architecture is the same.
         points: Where activations were recorded.
-        probabilities: The tuned source's class probabilities on the inputs, ``[inputs, classes]`` in the order of the
-            rows; None for a task without classes.
+        answers: The tuned source's on the inputs, in the order of the rows: class probabilities, ``[inputs, classes]``,
+            or what its last affine map gives, ``[inputs, out]``, for a task without classes; None where that is not one
+            row a sample.
         shuffled: The same of the base with τ's values shuffled; None where no control was asked for.
+        has_classes: Whether answers are probabilities of classes.
         support: The tuned source measured on the labelled support set.
     """
 
     writers: Sequence[Writer]
     points: Sequence[Point]
-    probabilities: Tensor | None
+    answers: Tensor | None
     shuffled: Tensor | None
     support: Evaluation | None
+    has_classes: bool
 
 
 def observe(
@@ -89,7 +93,8 @@ def observe(
     """
     model = load_target(task, base, place(tau, base), **loading)
     encoded = model.encode(inputs)
-    run = runner(task, model)
+    last = None if isinstance(task, Classification) else last_map(model, encoded.batches[0])
+    run = runner(task, model) if last is None else output_of_last(model, last)
     writers: Sequence[Writer] = ()
     points: list[Point] = []
     if method == "regression":
@@ -108,20 +113,20 @@ def observe(
 
     order = torch.tensor([index for places in encoded.positions for index in places]).argsort()
 
-    def probable(outputs: list[Any]) -> Tensor | None:
+    def answered(outputs: list[Any]) -> Tensor | None:
         if not isinstance(task, Classification):
-            return None
+            return None if last is None else torch.cat(outputs)[order]
         return torch.cat(outputs).float().softmax(dim=1)[order].clone()
 
     record(SOURCE, 1)
     guesses = None
     if controlled and control_seed is not None:
         model.move(shuffled(model.vector, control_seed), 1.0)
-        guesses = probable(record(SHUFFLED, 2))
+        guesses = answered(record(SHUFFLED, 2))
     model.move(model.vector, 1.0)
     outputs = record(TUNED, passes)
     measured = model.evaluate(support) if support is not None else None
-    return Observed(writers, points, probable(outputs), guesses, measured)
+    return Observed(writers, points, answered(outputs), guesses, measured, isinstance(task, Classification))
 
 
 def runner(task: ModelTask, model: TargetModel) -> Callable[[Any], Any]:
@@ -152,7 +157,7 @@ class SourceRun:
         unlabelled: How many of the first inputs are to be labelled by the source.
         classes: How many classes the inputs are of; None where they have no labels.
         sure: Confidence from which the source's label counts.
-        needed: Whether an alignment that fails ends the transport: it was asked for, or nothing else has a place.
+        asked: Whether the alignment was asked for by name: what is tried unasked may fail quietly.
     """
 
     inputs: Rows
@@ -163,7 +168,7 @@ class SourceRun:
     unlabelled: int
     classes: int | None = None
     sure: float = SETTINGS.sure
-    needed: bool = True
+    asked: bool = True
 
     def pseudo_labels(self, task: ModelTask) -> list[Row]:
         """Label the unlabelled inputs with what the tuned source is sure of.
@@ -174,10 +179,10 @@ class SourceRun:
         Returns:
             Rows with a label; those of which the source is not sure are left out.
         """
-        if not self.unlabelled or self.observed.probabilities is None or not isinstance(task, Classification):
+        if not self.unlabelled or self.observed.answers is None or not isinstance(task, Classification):
             return []
-        chance = 1 / self.observed.probabilities.shape[1]
-        top = self.observed.probabilities[: self.unlabelled].max(dim=1)
+        chance = 1 / self.observed.answers.shape[1]
+        top = self.observed.answers[: self.unlabelled].max(dim=1)
         column, names = task.columns["label"], task.labels.names
         return [
             Row({**row, column: names[label]}, origin(row, number))
@@ -189,9 +194,13 @@ class SourceRun:
 
     @property
     def predicted_classes(self) -> int | None:
-        """How many classes the tuned source sees in the inputs: where it is one, they are hardly spread."""
-        found = self.observed.probabilities
-        return None if found is None else len(set(found.argmax(dim=1).tolist()))
+        """How many classes the tuned source sees in the inputs, where they have any; one: they are hardly spread."""
+        found = self.observed.answers
+        return (
+            len(set(found.argmax(dim=1).tolist()))
+            if found is not None and self.observed.has_classes
+            else None
+        )
 
 
 def run_source(
@@ -317,5 +326,5 @@ def run_source(
                 return None
             align, observed = "none", look("none")
     return SourceRun(
-        inputs, observed, activations, align, alike, len(unlabelled), classes, settings.sure, needed
+        inputs, observed, activations, align, alike, len(unlabelled), classes, settings.sure, asked
     )

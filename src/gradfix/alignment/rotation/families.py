@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gradfix.alignment.activations import Point
-from gradfix.alignment.blocks import is_linear
+from gradfix.alignment.affine import is_linear
 from gradfix.alignment.rotation.spaces import HEADS, JOINT, Attention, Place, Reading, Spaces
 from gradfix.checkpoints.layers import (
     ATTENTION_OUTPUT,
