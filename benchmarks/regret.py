@@ -35,7 +35,7 @@ from gradfix.transport.cross_validation import cross_validate
 from gradfix.transport.folds import split_folds
 from gradfix.transport.methods import AddVector, Method, Revote
 from gradfix.transport.selection import select, training_from
-from gradfix.vectors.placement import place
+from gradfix.vectors.placement import place, with_movable_head
 from gradfix.vectors.similarity import similarity
 from gradfix.vectors.task_vector import TaskVector
 from regret_pairs import PAIRS, Pair
@@ -44,7 +44,8 @@ BUDGETS, DRAWS = (1, 2, 5, 10, 20), 5
 NAIVE = "naive, α = 1"
 METHODS = {
     "nothing": "new base as it is", NAIVE: "naive addition at α = 1", "naive": "naive addition", "gradfix": "GradFix",
-    "confident": "confident mask", "aligned": "aligned addition", "re-voted": "re-voting",
+    "confident": "confident mask", "aligned": "aligned addition", "answers": "a fit to the tuned model's answers",
+    "re-voted": "re-voting",
     "few-shot": "few-shot fine-tuning from θ_B", "fine-tuned": "training from the best addition",
 }  # fmt: skip
 START, END = "<!-- table -->", "<!-- end of table -->"
@@ -107,7 +108,7 @@ def measure(
     task = pair.task()
     bind(task, target, tau, pair.pool)
     task.check(pair.pool, support=True)
-    model = TargetModel.load(task, target, place(tau, target), batch_size=128)
+    model = TargetModel.load(task, target, with_movable_head(place(tau, target)), batch_size=128)
     model.require_weights()
     ours = pair.task()
     bind(ours, base, tau, pair.pool)

@@ -46,7 +46,7 @@ from gradfix.transport.space import note_apart, with_granularity
 from gradfix.vectors.adapter_output import write_adapter
 from gradfix.vectors.applied import Applied
 from gradfix.vectors.output import write_output
-from gradfix.vectors.placement import own_weights, place
+from gradfix.vectors.placement import own_weights, place, with_movable_head
 from gradfix.vectors.task_vector import TaskVector
 from gradfix.vectors.truncation import Extraction
 from gradfix.votes import Votes
@@ -302,10 +302,13 @@ def run_transport(
             source = _run_source(recipe, models, data, task, found, stack, settings, progress)
         with clock.stage("load"):
             dtype = getattr(torch, recipe.dtype) if recipe.dtype else None
+            placement = with_granularity(models.placement, recipe)
+            if recipe.method == "auto" and recipe.head == "copy" and not models.adapter:
+                placement = with_movable_head(placement)  # a fit to answers and training may change it
             model = load_target(
                 task,
                 models.target,
-                with_granularity(models.placement, recipe),
+                placement,
                 dtype=dtype,
                 adapter=models.adapter,
                 **recipe.loading(),

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from gradfix.checkpoints import Checkpoint
 from gradfix.checkpoints.architecture import checkpoint_names, skeleton
-from gradfix.checkpoints.expressions import Gathered, Given, Padded, Selection
+from gradfix.checkpoints.expressions import Given, Padded, Selection
 from gradfix.checkpoints.respelling import Spelled, respell
 from gradfix.checkpoints.tensors import TensorSpec
 from gradfix.errors import AlignmentError
 from gradfix.tasks import HeadedClassification, ModelTask
-from gradfix.vectors.placement import own_weights, place
+from gradfix.vectors.placement import own_weights, place, with_movable_head
 from gradfix.vectors.task_vector import Placement, TaskVector
 
 
@@ -48,20 +48,7 @@ def place_apart(tau: TaskVector, target: Checkpoint, task: ModelTask) -> Placeme
         ties=weights.ties,
         origin=lambda: {"operation": "apart", "of": tau.origin},
     )
-    return _with_movable_head(place(zeros, target))
-
-
-def _with_movable_head(placement: Placement) -> Placement:
-    """Count a head as part of the base: it is moved, voted on and trained as any other layer."""
-    head = placement.vector.additions
-    base = Gathered(
-        {**dict.fromkeys(placement.base.specs, placement.base), **dict.fromkeys(head.specs, head)}
-    )
-    like = Selection(base, {name: name for name in (*placement.vector.specs, *head.specs)}, torch.float32)
-    vector = placement.vector.derive(Padded(Selection(like, {}), like), operation="take the head along")
-    outputs = {name: name if theirs is None else theirs for name, theirs in placement.outputs.items()}
-    vector.placement = replace(placement, vector=vector, base=base, outputs=outputs, apart=True)
-    return vector.placement
+    return replace(with_movable_head(place(zeros, target)), apart=True)
 
 
 def _with_head(weights: TaskVector, target: Checkpoint, task: HeadedClassification) -> TaskVector:

@@ -8,7 +8,7 @@ import torch
 from gradfix.checkpoints import Checkpoint, TensorSource
 from gradfix.checkpoints.architecture import architecture_of, skeleton, untied_config
 from gradfix.checkpoints.backbone import refuse_other_backbone, weights_among
-from gradfix.checkpoints.expressions import Aliased, MappedRows, Selection, respelled
+from gradfix.checkpoints.expressions import Aliased, Gathered, MappedRows, Padded, Selection, respelled
 from gradfix.checkpoints.layouts import layout_of
 from gradfix.checkpoints.lora.factors import AdapterParts
 from gradfix.checkpoints.respelling import Respelling, Spelled, layer, respell
@@ -86,6 +86,29 @@ def place(tau: TaskVector, target: Checkpoint) -> Placement:
         if tau.adapter is None
         else _placed_adapter(tau, tau.adapter, match, changed, maps, untied),
     )
+    return vector.placement
+
+
+def with_movable_head(placement: Placement) -> Placement:
+    """Count the tuned model's head as part of the base, so that it can be fitted and trained as any other layer.
+
+    Args:
+        placement: τ laid onto a target.
+
+    Returns:
+        The same with the head among the tensors of θ_B, where it has the tuned model's values, and of τ, where it is
+        zero; the placement as it is where there is no head to take along.
+    """
+    head = placement.vector.additions
+    if not head.specs:
+        return placement
+    base = Gathered(
+        {**dict.fromkeys(placement.base.specs, placement.base), **dict.fromkeys(head.specs, head)}
+    )
+    like = Selection(base, {name: name for name in (*placement.vector.specs, *head.specs)}, torch.float32)
+    vector = placement.vector.derive(Padded(placement.vector, like), operation="take the head along")
+    outputs = {name: name if theirs is None else theirs for name, theirs in placement.outputs.items()}
+    vector.placement = replace(placement, vector=vector, base=base, outputs=outputs)
     return vector.placement
 
 

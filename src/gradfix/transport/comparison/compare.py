@@ -37,7 +37,7 @@ from gradfix.transport.comparison.table import (
 )
 from gradfix.transport.inputs import Data, ready_task, rows_at
 from gradfix.transport.space import moved_as_adapter, note_apart, with_granularity
-from gradfix.vectors.placement import place
+from gradfix.vectors.placement import place, with_movable_head
 from gradfix.vectors.task_vector import TaskVector
 
 
@@ -156,6 +156,8 @@ def compare(
             progress=progress,
         )
         placement = with_granularity(models.placement, recipe)
+        if recipe.head == "copy" and not models.adapter:
+            placement = with_movable_head(placement)
         model = load_target(task, target, placement, adapter=models.adapter, **recipe.loading())
         if recipe.head == "copy":
             model.require_weights()
