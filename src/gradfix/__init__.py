@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gradfix.checkpoints import Checkpoint as Checkpoint
     from gradfix.checkpoints import CheckpointWriter as CheckpointWriter
     from gradfix.errors import GradfixError as GradfixError
+    from gradfix.ranks.launch import distributed as distributed
     from gradfix.tasks import CustomTask as CustomTask
     from gradfix.transport.comparison import Comparison as Comparison
     from gradfix.transport.functions.check import check as check
@@ -41,6 +42,7 @@ _HOMES = {
     "check": "transport.functions.check",
     "compare": "transport.functions.compare",
     "count_votes": "votes",
+    "distributed": "ranks.launch",
     "evaluate": "transport.functions.evaluate",
     "inspect": "transport.inspection",
     "mask": "vectors.masks",

@@ -12,6 +12,7 @@ for _name in (
     "compare",
     "merge",
     "votes",
+    "merge_votes",
     "apply",
     "diff",
     "extract",

@@ -14,7 +14,8 @@ from gradfix.cli.console import Console
 from gradfix.cli.help import Command, columns_help
 from gradfix.errors import GradfixError, options_as_on
 from gradfix.interrupts import InterruptsRaised
-from gradfix.recipes import Recipe, TaskRecipe, validate
+from gradfix.ranks import FailedElsewhereError
+from gradfix.recipes import Recipe, TaskRecipe, recipes, validate
 from gradfix.recipes.groups import GROUPS, group_of, ordered
 
 DONE, REFUSED, WRONG_USAGE, UNEXPECTED, INTERRUPTED = 0, 1, 2, 70, 130
@@ -68,6 +69,8 @@ def refusals(name: str, *, debug: bool) -> Iterator[None]:
             yield
     except typer.Exit:
         raise
+    except FailedElsewhereError:
+        raise typer.Exit(REFUSED) from None
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             raise
@@ -130,8 +133,8 @@ def command(
                 except GradfixError as error:
                     typer.echo(one_line(str(error)), err=True)
                     raise typer.Exit(WRONG_USAGE) from None
-                with refusals(kind.command, debug=debug), Console(as_json) as console:
-                    run_job(recipe, console)
+                with refusals(kind.command, debug=debug):
+                    run_shared(recipe, as_json)
 
         parameters = [_parameter(kind, name, kind.model_fields[name]) for name in ordered(kind)]
         parameters += [
@@ -152,6 +155,32 @@ def command(
         return job
 
     return register
+
+
+def run_shared(recipe: Recipe, as_json: bool) -> None:
+    """Run the command of a recipe, together with the other ranks where a launcher started several.
+
+    Args:
+        recipe: The validated options.
+        as_json: Print a machine-readable result.
+
+    Raises:
+        typer.Exit: if this command can't be shared, on all ranks but the first.
+        GradfixError: likewise, on the first.
+    """
+    from gradfix.ranks.launch import joined, place
+
+    here = place()
+    if here is not None and not recipe.shared:
+        if here.rank:
+            raise typer.Exit(REFUSED)
+        raise GradfixError(
+            f"runs in one process, and {here.size} were started; start it without the launcher "
+            f"({', '.join(sorted(name for name, kind in recipes().items() if kind.shared))} share their work)"
+        )
+    facts = {"version": __version__, "command": recipe.command, **recipe.model_dump(mode="json")}
+    with joined("options", facts) as group, Console(as_json, quiet=not group.first) as console:
+        run_job(recipe, console)
 
 
 def run_job(recipe: Recipe, console: Console) -> None:
@@ -179,8 +208,9 @@ def _summary(kind: type[Recipe]) -> str:
 
 
 def _parameter(kind: type[Recipe], name: str, field: FieldInfo) -> inspect.Parameter:
+    spelled = name.replace("_", "-")
     option: Any = typer.Option(
-        "--" + name.replace("_", "-"),
+        f"--{spelled}/--no-{spelled}" if field.default is True else f"--{spelled}",
         help=field.description,
         show_default=field.default is not None,
         rich_help_panel=group_of(kind, name),

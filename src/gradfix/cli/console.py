@@ -22,13 +22,14 @@ class Console:
     """The output of one command; a context manager, so that a progress bar never outlives an error.
 
     Attributes:
-        as_json: Whether stdout gets the machine-readable result.
+        as_json: Whether stdout gets the machine-readable result; not of a quiet one, which says nothing at all.
         err: Rich console on stderr.
     """
 
-    def __init__(self, as_json: bool) -> None:
-        self.as_json = as_json
-        self.err = RichConsole(stderr=True, highlight=False)
+    def __init__(self, as_json: bool, *, quiet: bool = False) -> None:
+        self.as_json = as_json and not quiet
+        self.err = RichConsole(stderr=True, highlight=False, quiet=quiet)
+        self._quiet = quiet
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._said = time.monotonic()
@@ -105,7 +106,7 @@ class Console:
         self.close_bars()
         if self.as_json:
             self.say(text)
-        else:
+        elif not self._quiet:
             sys.stdout.write(_shown(text) + "\n")
 
     def answer_table(self, renderable: Any) -> None:
@@ -115,7 +116,7 @@ class Console:
             renderable: What rich can draw.
         """
         self.close_bars()
-        console = self.err if self.as_json else RichConsole(file=sys.stdout, highlight=False)
+        console = self.err if self.as_json or self._quiet else RichConsole(file=sys.stdout, highlight=False)
         console.print(renderable)
 
     def result(self, content: "Part | Mapping[str, Any]") -> None:

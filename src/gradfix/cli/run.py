@@ -4,8 +4,7 @@ from pathlib import Path
 
 import typer
 
-from gradfix.cli.command import app, refusals, run_job
-from gradfix.cli.console import Console
+from gradfix.cli.command import app, refusals, run_shared
 from gradfix.cli.help import Command
 from gradfix.errors import options_as_on
 from gradfix.recipes import load_recipe
@@ -28,8 +27,8 @@ def run_recipe(
     debug: bool = typer.Option(False, "--debug", help="show tracebacks"),
 ) -> None:
     """Run any command from a recipe file, such as the recipe.yaml of an output."""
-    with options_as_on("recipe"), refusals("run", debug=debug), Console(as_json) as console:
+    with options_as_on("recipe"), refusals("run", debug=debug):
         # What a recipe may not ask for by itself: a file from elsewhere must not run code or replace a folder.
         asked = {"overwrite": overwrite or None, "trust_remote_code": trust_remote_code or None}
         loaded = load_recipe(Path(recipe), trust_plugins=trust_plugins, output=output, **asked)
-        run_job(loaded, console)
+        run_shared(loaded, as_json)

@@ -5,7 +5,7 @@ With τ_W = B A in canonical form and B set to 0, the gradient for B is g_W Aᵀ
 here with the tensors B as it does elsewhere with weights; A stays as it is. θ_B itself is never written to.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -21,6 +21,7 @@ from gradfix.evaluation.low_rank_layers import COORDINATES, PARAMETER, LowRankLa
 from gradfix.evaluation.stored_weights import NOT_STORED, StoredAs
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.progress import Progress, silent
+from gradfix.ranks import ranks
 from gradfix.tasks import ModelTask
 from gradfix.vectors.adapter_output import AdapterLayer, AdapterOutput
 from gradfix.vectors.applied import TensorFacts
@@ -120,19 +121,19 @@ class AdapterModel(TargetModel):
         while self._layers:
             self._layers.popitem()[1].remove()
 
-    def votes(
+    def votes_of(
         self,
-        rows: Sequence[Any],
+        groups: Sequence[Sequence[Any]],
         *,
         vote: str = "majority",
         seed: int | None = None,
         dtype: str | None = None,
         progress: Progress = silent,
-    ) -> Votes:
-        """Let samples vote on the coordinates of B; see :meth:`TargetModel.votes`."""
-        found = super().votes(rows, vote=vote, seed=seed, dtype=dtype, progress=progress)
-        self._require_calls(rows)
-        return found
+    ) -> Iterator[Votes]:
+        """Let samples vote on the coordinates of B; see :meth:`TargetModel.votes_of`."""
+        for found in super().votes_of(groups, vote=vote, seed=seed, dtype=dtype, progress=progress):
+            self._require_calls(groups[0])
+            yield found
 
     def slope(self, delta: TaskVector, rows: Sequence[Any]) -> float:
         """Compute the directional derivative of the mean loss along δ; see :meth:`TargetModel.slope`."""
@@ -292,7 +293,10 @@ class AdapterModel(TargetModel):
         """Refuse a model that has used an adapted weight without calling its layer: the adapter does nothing there."""
         if self._checked:
             return
-        past = [path for path, layer in self._layers.items() if not layer.calls]
+        called = ranks().gather(
+            "layers called", [path for path, layer in self._layers.items() if layer.calls]
+        )
+        past = [path for path in self._layers if not any(path in each for each in called)]
         used = (
             self._used([f"{path}.weight" for path in past], self.encode(rows[:PROBES]).batches)
             if past

@@ -2,9 +2,10 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -20,10 +21,12 @@ from gradfix.evaluation.intervals import (
     score_interval,
 )
 from gradfix.progress import Progress, silent
+from gradfix.ranks import ranks
 from gradfix.report.numbers import metric_name, score_words, shown_score
 from gradfix.report.summary import Summarised, Summary
-from gradfix.tasks.base import ModelTask, Task
+from gradfix.tasks.base import Measured, ModelTask, Task
 from gradfix.tasks.forward import evaluating
+from gradfix.votes.isolation import refuse_spread
 
 __all__ = [
     "EncodedRows",
@@ -38,8 +41,8 @@ __all__ = [
 ]
 
 
-Run: TypeAlias = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
-"""Maps a function, which runs a model on a batch, over batches, in order."""
+Run: TypeAlias = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
+"""Maps a function, which runs a model on a batch, over batches or their numbers, in order."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -157,7 +160,8 @@ def evaluate(
         strict: Refuse samples longer than the model's context.
         logits: Keep the scores of the classes, where the task has any.
         progress: Told after each batch.
-        run: Maps a function over the batches; by default one batch after the other, the model in eval mode.
+        run: Maps a function over the batches' numbers; by default one batch after the other, the model in eval mode,
+            and shared among the ranks that work together.
 
     Returns:
         The measurement; per-sample values in the order of the rows.
@@ -165,41 +169,42 @@ def evaluate(
     Raises:
         GradfixError: If there are no rows, or a loss is not finite.
     """
+    if run is None:
+        refuse_spread(model)
     start = time.perf_counter()
     positions = rows.positions if isinstance(rows, EncodedRows) else _plan(task, rows, batch_size)
     n = sum(map(len, positions))
     scores, losses, predictions = [0.0] * n, [0.0] * n, [None] * n
     kept: list[torch.Tensor] = []
     counted: list[torch.Tensor] = []
-    done = 0
-    cut: list[int] = []
+    done = truncated = 0
 
-    def batches() -> Iterator[Any]:
-        for number, places in enumerate(positions):
-            if isinstance(rows, EncodedRows):
-                batch = rows.batches[number]
-            else:
-                batch = task.encode([rows[index] for index in places], strict=strict)
-            cut.append(
-                int(batch["truncated"].sum()) if isinstance(batch, dict) and "truncated" in batch else 0
-            )
-            yield batch
+    def measure(number: int) -> tuple[Measured, int]:
+        nonlocal done
+        places = positions[number]
+        if isinstance(rows, EncodedRows):
+            batch = rows.batches[number]
+        else:
+            batch = task.encode([rows[index] for index in places], strict=strict)
+        found = measure_batch(task, model, batch, logits)
+        done += len(places)
+        progress("evaluating", min(n, ranks().size * done), n, "samples")
+        return found
 
     with nullcontext() if run else evaluating(model):
-        found = (run or map)(lambda batch: task.measure(model, batch), batches())
-        for places, measured in zip(positions, found, strict=True):
+        found = (run or partial(ranks().map, "losses"))(measure, range(len(positions)))
+        for places, (measured, cut) in zip(positions, found, strict=True):
             _finite(measured.losses, places)
-            if logits and measured.logits is not None:
-                kept.append(measured.logits.detach().float().cpu())
+            truncated += cut
+            if measured.logits is not None:
+                kept.append(measured.logits)
             if measured.statistics is not None:
-                counted.append(measured.statistics.detach().double().cpu())
+                counted.append(measured.statistics)
             values = zip(
                 places, measured.scores.tolist(), measured.losses.tolist(), measured.predictions, strict=True
             )
             for index, score, loss, prediction in values:
                 scores[index], losses[index], predictions[index] = score, loss, prediction
-            done += len(places)
-            progress("evaluating", done, n, "samples")
     grades, also = scores, dict[str, float]()
     statistics = _in_order(counted, positions) if counted else None
     if statistics is not None and isinstance(task, ModelTask):
@@ -212,7 +217,7 @@ def evaluate(
         score=math.fsum(scores) / n,
         interval=score_interval(scores, bounds=bounds_of(task.metric)),
         loss=math.fsum(losses) / n,
-        truncated=sum(cut),
+        truncated=truncated,
         seconds=time.perf_counter() - start,
         scores=scores,
         losses=losses,
@@ -222,6 +227,25 @@ def evaluate(
         statistics=statistics,
         also=also,
     )
+
+
+def measure_batch(task: Task, model: nn.Module, batch: Any, logits: bool) -> tuple[Measured, int]:
+    """Measure one batch.
+
+    Args:
+        task: The task.
+        model: In eval mode, without gradients.
+        batch: Encoded samples.
+        logits: Keep the scores of the classes.
+
+    Returns:
+        The measurement, on the CPU, and how many samples were cut.
+    """
+    found = task.measure(model, batch)
+    cut = int(batch["truncated"].sum()) if isinstance(batch, dict) and "truncated" in batch else 0
+    kept = found.logits.detach().float().cpu() if logits and found.logits is not None else None
+    statistics = None if found.statistics is None else found.statistics.detach().double().cpu()
+    return Measured(found.losses.cpu(), found.scores.cpu(), found.predictions, kept, statistics), cut
 
 
 def _plan(task: Task, rows: Sequence[Any], batch_size: int) -> list[list[int]]:

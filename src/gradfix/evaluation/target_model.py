@@ -4,8 +4,9 @@ There is never a second model in memory. θ_B is read from its checkpoint whenev
 α and back leaves no rounding behind, and what is evaluated is what would be written.
 """
 
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from gradfix.evaluation.stored_weights import (
     stored_buffers,
 )
 from gradfix.progress import Progress, silent
+from gradfix.ranks import ranks
 from gradfix.tasks import ModelTask
 from gradfix.tasks.data import row_hash
 from gradfix.tasks.forward import evaluating
@@ -36,7 +38,9 @@ from gradfix.tasks.loading import explained, require_device, with_memory
 from gradfix.vectors.apply import add_scaled
 from gradfix.vectors.model_files import merged_config
 from gradfix.vectors.task_vector import Placement, TaskVector
-from gradfix.votes import Votes, count_votes
+from gradfix.votes import Votes
+from gradfix.votes.counting import Count
+from gradfix.votes.isolation import refuse_spread
 
 
 class TargetModel:
@@ -80,6 +84,7 @@ class TargetModel:
             GradfixError: if τ covers no parameter that the task's gradients reach, or a model that the task builds
                 is not of the architecture that is stored.
         """
+        refuse_spread(model)
         self.model, self.task = model, task
         self._target, self._dtype = target, dtype
         self._batch_size, self._strict = batch_size, strict
@@ -275,10 +280,10 @@ class TargetModel:
             self.move(delta, alpha)
             yield self.evaluate(rows, logits=logits)
 
-    def _run(self, function: Callable[[Any], Any], batches: Iterable[Any]) -> Iterator[Any]:
-        """Run what needs no gradient on one batch after the other."""
+    def _run(self, function: Callable[[Any], Any], batches: Sequence[Any]) -> Sequence[Any]:
+        """Run what needs no gradient on one batch after the other, or their numbers."""
         with evaluating(self.model):
-            yield from map(function, batches)
+            return ranks().map("what a model makes of samples", function, batches)
 
     def restricted(self, vector: TaskVector) -> TaskVector:
         """Leave out of a vector what the task's gradients don't reach.
@@ -344,11 +349,7 @@ class TargetModel:
         Returns:
             Votes with the target checkpoint's names.
         """
-        batches, ids = self._encoded(rows)
-        # A model of the caller's own shows its errors as they are.
-        with nullcontext() if self.task.builds_model else explained(self._target.location, "run its model"):
-            votes = self._count(batches, vote=vote, dtype=dtype, seed=seed, samples=ids, progress=progress)
-        return self._stored_votes(votes)
+        return next(self.votes_of([rows], vote=vote, seed=seed, dtype=dtype, progress=progress))
 
     def votes_of(
         self,
@@ -358,7 +359,7 @@ class TargetModel:
         seed: int | None = None,
         dtype: str | None = None,
         progress: Progress = silent,
-    ) -> list[Votes]:
+    ) -> Iterator[Votes]:
         """Let several groups of samples vote, each for itself.
 
         Args:
@@ -368,10 +369,14 @@ class TargetModel:
             dtype: See :meth:`votes`.
             progress: Told the samples counted.
 
-        Returns:
+        Yields:
             Votes of each group.
         """
-        return [self.votes(rows, vote=vote, seed=seed, dtype=dtype) for rows in groups]
+        encoded = [self._encoded(rows) for rows in groups]
+        # A model of the caller's own shows its errors as they are.
+        with nullcontext() if self.task.builds_model else explained(self._target.location, "run its model"):
+            for votes in self._count(encoded, vote=vote, dtype=dtype, seed=seed, progress=progress):
+                yield self._stored_votes(votes)
 
     def _encoded(self, rows: Sequence[Any]) -> tuple[list[Any], list[str]]:
         """Encode samples for votes, with an id for each in the order of the batches."""
@@ -381,26 +386,16 @@ class TargetModel:
 
     def _count(
         self,
-        batches: Sequence[Any],
+        groups: Sequence[tuple[Sequence[Any], Sequence[str]]],
         *,
         vote: str,
         dtype: str | None,
         seed: int | None,
-        samples: Sequence[str],
         progress: Progress,
-    ) -> Votes:
-        """Count votes with the module's names."""
-        return count_votes(
-            self.model,
-            batches,
-            self.task.loss,
-            vote=vote,
-            parameters=self._voting,
-            dtype=dtype,
-            seed=seed,
-            samples=samples,
-            progress=progress,
-        )
+    ) -> Iterator[Votes]:
+        """Count votes with the module's names: batches and ids of each group."""
+        count = Count(self.model, self.task.loss, vote=vote, parameters=self._voting, dtype=dtype, seed=seed)
+        return count.of(groups, progress)
 
     def _stored_votes(self, votes: Votes) -> Votes:
         """Give votes the target checkpoint's names, and its form where it stores another one."""
@@ -586,17 +581,15 @@ class TargetModel:
         if not moved:
             return 0.0
         encoded = self.encode(rows)
-        total = 0.0
+        products: list[float] = []
 
         def meet(memory: str) -> Any:
             def hook(parameter: Tensor) -> None:
-                nonlocal total
                 gradient = parameter.grad
                 if gradient is not None:
                     for rows, part in _blocks(gradient, changes, memory):
-                        total += float(
-                            part.double().flatten().dot(changes.read(memory, rows).double().flatten())
-                        )
+                        theirs = changes.read(memory, rows).double().flatten()
+                        products.append(float(part.double().flatten().dot(theirs)))
                     parameter.grad = None
 
             return hook
@@ -609,14 +602,15 @@ class TargetModel:
                 if name in moved:
                     hook = meet(moved[name])
                     handles.append(parameter.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
-            for batch in encoded.batches:
-                self.task.loss(self.model, batch).sum().backward()  # type: ignore[no-untyped-call]
+            for number, batch in enumerate(encoded.batches):
+                if ranks().mine(number):
+                    self.task.loss(self.model, batch).sum().backward()  # type: ignore[no-untyped-call]
         finally:
             for handle in handles:
                 handle.remove()
             for name, parameter in self._parameters.items():
                 parameter.requires_grad_(needed[name])
-        return total / len(rows)
+        return mean_product(products, len(rows))
 
     def _set(self, delta: TaskVector | None, alpha: float) -> None:
         changes = None if delta is None else self._in_memory(delta)
@@ -650,6 +644,19 @@ class TargetModel:
         return Given(
             {self._stored_as[name].memory: self._parameters[name].detach().cpu() for name in self._covered}
         )
+
+
+def mean_product(products: Sequence[float], samples: int) -> float:
+    """Sum products of gradients, each of one batch, over all ranks.
+
+    Args:
+        products: This rank's.
+        samples: N, of all ranks.
+
+    Returns:
+        Their exact sum, rounded once, over N: in whatever order they come.
+    """
+    return math.fsum(each for part in ranks().gather("slope", list(products)) for each in part) / samples
 
 
 def _any(counts: TensorSource, name: str) -> bool:

@@ -27,6 +27,8 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     command: ClassVar[str]
+    shared: ClassVar[bool] = False
+    """Whether several ranks can do it together."""
 
     @model_validator(mode="before")
     @classmethod

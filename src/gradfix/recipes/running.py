@@ -148,6 +148,7 @@ class VotesRecipe(SupportRecipe):
     """Count the votes of labelled samples at a model, and write them to a file."""
 
     command: ClassVar[str] = "votes"
+    shared: ClassVar[bool] = True
     target_base: TargetBase
     output: Output
     source_base: Annotated[
@@ -169,6 +170,22 @@ class VotesRecipe(SupportRecipe):
         return self
 
 
+class MergeVotesRecipe(Recipe):
+    """Add up votes files of other samples at the same model, such as several machines counted."""
+
+    command: ClassVar[str] = "merge-votes"
+    votes: Annotated[
+        list[Path],
+        Field(
+            min_length=2,
+            description="files of `gradfix votes`, two or more",
+            json_schema_extra={"argument": True},
+        ),
+    ]
+    output: Output
+    overwrite: Overwrite = False
+
+
 class CountRecipe(VotesRecipe):
     """The same from Python, where votes need no file."""
 
@@ -179,6 +196,7 @@ class EvaluateRecipe(TaskRecipe):
     """Measure one model on labelled data."""
 
     command: ClassVar[str] = "evaluate"
+    shared: ClassVar[bool] = True
     model: Annotated[str, Field(description="directory or Hub id")]
     data: Annotated[str, Field(description="labelled data")]
     split: Annotated[str | None, Field(description="of the data, where it has several")] = None

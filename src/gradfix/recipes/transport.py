@@ -36,6 +36,7 @@ class TransportRecipe(SupportRecipe, WritingRecipe):
     """Move a fine-tune to a new base model: from three models and a few samples to a model directory."""
 
     command: ClassVar[str] = "transport"
+    shared: ClassVar[bool] = True
     source_base: SourceBase
     source_tuned: SourceTuned
     target_base: TargetBase
@@ -242,6 +243,7 @@ class CheckRecipe(TransportRecipe):
     """Tell from headers, configurations, rows and a few weights whether a transport of the same options is possible."""
 
     command: ClassVar[str] = "check"
+    shared: ClassVar[bool] = False
     task: Annotated[str, Field(description="as for transport; without it the models alone are checked")] = ""
     # Wider than a transport's: nothing is written, so it may be missing.
     output: Annotated[

@@ -116,14 +116,10 @@ class VotesByFold:
         self._after.close()
 
     def _counted(self) -> Iterator[tuple[int, list[int], Votes]]:
-        """The votes of each fold: all together where the model's weights pass once for all, else one by one."""
+        """The votes of each fold."""
         groups = [[self._rows[index] for index in fold] for fold in self._folds]
-        if self._target.streams:
-            found = self._target.votes_of(groups, vote=self._vote, seed=self._seed, dtype=self._dtype)
-            yield from zip(range(len(groups)), self._folds, found, strict=True)
-        else:
-            for number, fold in enumerate(self._folds):
-                yield number, fold, self._count(fold)
+        found = self._target.votes_of(groups, vote=self._vote, seed=self._seed, dtype=self._dtype)
+        yield from zip(range(len(groups)), self._folds, found, strict=True)
 
     def _count(self, positions: Sequence[int]) -> Votes:
         rows = [self._rows[index] for index in positions]

@@ -271,7 +271,7 @@ class FineTune(Method):
         try:
             for _ in self._train(context, setting["learning_rate"], [int(setting["finetune_steps"])], held):
                 pass
-            moved = context.scratch.keep(context.model.displacement())
+            moved = context.scratch.keep(context.model.displacement(), from_first=True)
         finally:
             context.model.restore()
         vector, alpha = self.start.reach(context, held)

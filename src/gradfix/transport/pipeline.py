@@ -24,6 +24,7 @@ from gradfix.evaluation.judgement import Judgement, judge
 from gradfix.evaluation.streaming.choice import keeping_counts, load_target
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.progress import Progress, silent
+from gradfix.ranks import ranks
 from gradfix.recipes import EvaluateRecipe, TaskRecipe, TransportRecipe, VotesRecipe
 from gradfix.recipes.settings import SETTINGS, SelectionSettings
 from gradfix.report import REPORT_FILE
@@ -42,6 +43,7 @@ from gradfix.transport.inputs import Data, counted_once, models_of, note_cut, no
 from gradfix.transport.memory import possible
 from gradfix.transport.record import Clock, output_files, transport_record, votes_facts
 from gradfix.transport.run import TransportRun
+from gradfix.transport.sameness import note_idle, require_one_file_system, see_the_same
 from gradfix.transport.space import note_apart, with_granularity
 from gradfix.vectors.adapter_output import write_adapter
 from gradfix.vectors.applied import Applied
@@ -292,6 +294,16 @@ def run_transport(
         data = Data.read(recipe, rows or {})
         task, data = ready_task(recipe, models, data, found, task=task)
         models = lay_apart(models, task, found, output=recipe.output, overwrite=recipe.overwrite)
+        require_one_file_system(recipe.output)
+        rows_of = {
+            "samples": data.pool,
+            "inputs": data.align_data,
+            "unlabelled": data.unlabelled,
+            **data.held,
+        }
+        see_the_same(
+            rows_of, {"source_base": models.base, "source_tuned": models.tuned, "target": models.target}
+        )
     with clock.stage("check"):
         check_weights(models, found)
         if models.adapter:
@@ -476,6 +488,7 @@ def _support(
 ) -> Rows:
     """Choose the samples, and say what makes a choice on them worth less."""
     support = choose_support(model, data.pool, **recipe.drawing())
+    note_idle(len(support), recipe.batch_size, found)
     if data.budget is not None:
         note_cut(model.task, support, "chosen", found, strict=recipe.strict)
     for doubt in cross_fitting_doubts(model.task.classes(support)) if crossing else ():
@@ -515,18 +528,21 @@ def count(
     held = rows or {}
     pool = held[name] if name in held else rows_at(recipe, str(getattr(recipe, name)), recipe.split)
     found = Findings(tell=tell)
+    see_the_same({"data": pool})
     model = open_target(recipe, recipe.target_base, pool, found, task=task, tau=tau, support=True)
     pool = counted_once(model.task, pool, found)
     if tau is not None:
         model.vote_where(model.vector)
     support = choose_support(model, pool, **recipe.drawing())
+    note_idle(len(support), recipe.batch_size, found)
     counting = nullcontext() if recipe.output is None else keeping_counts(model, recipe.output)
     with counting:
         votes = model.votes(
             support, vote=recipe.vote, seed=recipe.seed, dtype=recipe.votes_dtype, progress=progress
         )
         if recipe.output is not None:
-            votes.save(recipe.output, overwrite=recipe.overwrite)
+            path = recipe.output
+            ranks().once("votes saved", lambda: votes.save(path, overwrite=recipe.overwrite))
     return votes, votes_facts(votes)
 
 
@@ -554,9 +570,11 @@ def measure(
         GradfixError: if the inputs don't allow it.
     """
     # Before anything is measured: minutes of work must not end at a path.
-    claim = claimed(recipe.output, overwrite=recipe.overwrite) if recipe.output is not None else nullcontext()
+    place = recipe.output if ranks().first else None
+    claim = claimed(place, overwrite=recipe.overwrite) if place is not None else nullcontext()
     with claim as output:
         data = rows["data"] if rows and "data" in rows else rows_at(recipe, recipe.data, recipe.split)
+        see_the_same({"data": data})
         model = open_target(recipe, recipe.model, data, Findings(tell=tell), task=task)
         measured = model.evaluate(data, progress=progress)
         if output is not None:
@@ -590,6 +608,7 @@ def open_target(
         The model at its own weights.
     """
     target = Checkpoint.open(location)
+    see_the_same({}, {location: target})
     placement = place(own_weights(target) if tau is None else tau, target)
     task = task or get_task(recipe.task, **recipe.task_options())
     bind(

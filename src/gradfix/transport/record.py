@@ -14,6 +14,7 @@ from gradfix.alignment import Aligned
 from gradfix.alignment.source import SourceRun
 from gradfix.checkpoints import Checkpoint
 from gradfix.evaluation.binding import used_columns
+from gradfix.ranks import ranks
 from gradfix.recipes import TransportRecipe, only_in_python
 from gradfix.report import REPORT_FILE, facts, report
 from gradfix.report.card import model_card
@@ -41,19 +42,15 @@ def transport_record(run: TransportRun) -> TransportRecord:
         The record, as :func:`output_files` completes it.
     """
     task, models, decision, judgement = run.model.task, run.models, run.decision, run.judgement
+    checkpoints = {"source_base": models.base, "source_tuned": models.tuned, "target_base": models.target}
+    digests = ranks().map("digests of the inputs", Checkpoint.digest, checkpoints.values())
     record = TransportRecord(
         versions=versions(),
         recipe=run.recipe.model_dump(mode="json"),
         settings=run.settings.to_json(),
         inputs={
-            role: facts.Input(
-                location=checkpoint.location, sha256=checkpoint.digest(), license=_license(checkpoint)
-            )
-            for role, checkpoint in (
-                ("source_base", models.base),
-                ("source_tuned", models.tuned),
-                ("target_base", models.target),
-            )
+            role: facts.Input(location=checkpoint.location, sha256=digest, license=_license(checkpoint))
+            for (role, checkpoint), digest in zip(checkpoints.items(), digests, strict=True)
         },
         check=facts.Check.model_validate(run.found),
         support=[

@@ -26,6 +26,7 @@ from gradfix.checkpoints.lora.layout import (
 from gradfix.checkpoints.tensors import is_finite
 from gradfix.errors import GradfixError
 from gradfix.progress import Progress, silent
+from gradfix.ranks import ranks
 from gradfix.report.facts import Applied as RecordedApplied
 from gradfix.report.record import RECORD_FILE, AppliedRecord
 from gradfix.vectors.applied import Applied, TensorFacts
@@ -193,9 +194,10 @@ def write_adapter(
         record = AppliedRecord(
             gradfix=__version__, identity=identity, applied=RecordedApplied.model_validate(applied)
         )
-        ours = companions(applied) if companions else {RECORD_FILE: record.written().encode()}
-        for relative, content in {**files, **ours}.items():
-            writer.add_file(relative, content)
+        if ranks().first:
+            ours = companions(applied) if companions else {RECORD_FILE: record.written().encode()}
+            for relative, content in {**files, **ours}.items():
+                writer.add_file(relative, content)
     return applied
 
 

@@ -22,6 +22,7 @@ from gradfix.checkpoints.fingerprint import combined_fingerprint, fingerprints, 
 from gradfix.checkpoints.tensors import is_finite
 from gradfix.errors import GradfixError
 from gradfix.progress import Progress, silent
+from gradfix.ranks import ranks
 from gradfix.report.facts import Applied as RecordedApplied
 from gradfix.report.record import RECORD_FILE, AppliedRecord
 from gradfix.vectors.applied import Applied, TensorFacts
@@ -165,6 +166,7 @@ def apply(
                     writer.facts[name] = asdict(stream.facts[name])
             done += spec.nbytes
             progress("writing weights", done, total, "bytes")
+        writer.finish_weights()
         applied = Applied(
             output=str(output),
             alpha=alpha,
@@ -182,9 +184,10 @@ def apply(
         record = AppliedRecord(
             gradfix=__version__, identity=identity, applied=RecordedApplied.model_validate(applied)
         )
-        ours = companions(applied) if companions else {RECORD_FILE: record.written().encode()}
-        for relative, content in {**files, **ours}.items():
-            writer.add_file(relative, content)
+        if ranks().first:
+            ours = companions(applied) if companions else {RECORD_FILE: record.written().encode()}
+            for relative, content in {**files, **ours}.items():
+                writer.add_file(relative, content)
         for folder in module_folders(target.model_directory) if target.model_directory is not None else ():
             writer.add_folder(folder)  # that of a module without settings has no file
     return applied

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gradfix.checkpoints import TensorSpec
 from gradfix.checkpoints.expressions import Expression
+from gradfix.ranks import ranks
 from gradfix.vectors.task_vector import TaskVector
 
 SHARE_OF_DISK = 0.5
@@ -46,20 +47,25 @@ class Scratch:
     def __exit__(self, *_: object) -> None:
         self._directory.cleanup()
 
-    def keep(self, vector: TaskVector) -> TaskVector:
+    def keep(self, vector: TaskVector, *, from_first: bool = False) -> TaskVector:
         """Compute a vector into a file.
 
         What a vector was computed from is not held: votes of which it is masked may be freed.
 
         Args:
             vector: Any task vector.
+            from_first: Keep the first rank's values on every rank: others may differ where a device computes in an
+                order of its own.
 
         Returns:
             A vector of the same values, read from the file; the given one itself where the disk has no room.
         """
         count = sum(spec.numel for spec in vector.specs.values())
         directory = Path(self._directory.name)
-        if not count or count * 4 > SHARE_OF_DISK * shutil.disk_usage(directory).free:
+        room = count * 4 <= SHARE_OF_DISK * shutil.disk_usage(directory).free
+        if from_first:
+            room = all(ranks().gather("room for a vector", room))
+        if not count or not room:
             return vector
         offsets: dict[str, int] = {}
         path = directory / f"{len(list(directory.iterdir()))}.float32"
@@ -67,7 +73,10 @@ class Scratch:
             for name in vector.specs:
                 offsets[name] = file.tell() // 4
                 for block in vector.blocks(name):
-                    file.write(block.detach().contiguous().numpy().data)
+                    values = block.detach().contiguous()
+                    if from_first:
+                        ranks().copy_from_first(values)
+                    file.write(values.numpy().data)
         # Copy on write: torch asks for memory that could be written to, and nothing here writes.
         memory = torch.from_numpy(np.memmap(path, dtype=np.float32, mode="c", shape=(count,)))
         specs = {name: TensorSpec(torch.float32, spec.shape) for name, spec in vector.specs.items()}

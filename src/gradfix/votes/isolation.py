@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from gradfix.errors import GradfixError
+from gradfix.errors import GradfixError, listed
 from gradfix.tasks.batches import Batch
 
 Loss: TypeAlias = Callable[[nn.Module, Batch], Tensor]
@@ -39,6 +39,7 @@ def counted_parameters(
     Raises:
         GradfixError: Where a name belongs to nothing in the model, or nothing is left to count.
     """
+    refuse_spread(model)
     everything = dict(model.named_parameters(remove_duplicate=False))
     buffers = dict(model.named_buffers(remove_duplicate=False))
     if names is None:
@@ -65,6 +66,39 @@ def counted_parameters(
             "parameters=[names]"
         )
     return found, [name for name in wanted if name not in everything]
+
+
+def refuse_spread(model: nn.Module) -> None:
+    """Refuse a model that is spread over processes or devices: no place has its whole parameters.
+
+    Args:
+        model: The model.
+
+    Raises:
+        GradfixError: naming by what it is spread, and what to do instead.
+    """
+    kind = type(model).__name__
+    streamed = "give its files, to be fetched block by block: --memory 4GB (memory='4GB')"
+    if kind in ("DistributedDataParallel", "DataParallel"):
+        raise GradfixError(
+            f"{kind}: give the model that it wraps (model.module); to share samples, start gradfix by the launcher"
+        )
+    sharded = [name for name, value in model.named_parameters() if type(value.data).__name__ == "DTensor"]
+    sharded += [
+        name for name, part in model.named_modules() if type(part).__name__ == "FullyShardedDataParallel"
+    ]
+    if sharded:
+        raise GradfixError(
+            f"{kind}: sharded over processes (FSDP, DTensor), so that none has a whole gradient: "
+            f"{listed(name or kind for name in sharded)}; {streamed}"
+        )
+    homes = {str(home) for home in getattr(model, "hf_device_map", {}).values()}
+    devices = {str(value.device) for value in model.parameters() if value.device.type != "meta"}
+    if len(homes) > 1 or len(devices) > 1 or "disk" in homes:
+        raise GradfixError(
+            f"{kind}: spread over {listed(sorted(homes or devices))} by a device_map; load it on one device, or "
+            f"{streamed}"
+        )
 
 
 def refuse_mixing(model: nn.Module) -> None:

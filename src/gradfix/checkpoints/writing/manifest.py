@@ -15,6 +15,8 @@ from gradfix.errors import GradfixError
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 
 MANIFEST_FILE = "gradfix-manifest.json"
+RANK_MANIFESTS = "gradfix-manifest.rank*.json"
+"""In an unfinished output: what each other rank has written."""
 _VERSION = 1
 
 
@@ -58,13 +60,15 @@ class Manifest:
             json.dumps(fields, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
         ).encode()
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: Path, rank: int = 0) -> None:
         """Replace the manifest of a directory and wait until the disk has it.
 
         Args:
             directory: Where the shards are.
+            rank: Whose: those beside the first one keep their own, until the output is whole.
         """
-        replace_file(directory / MANIFEST_FILE, self.content())
+        name = MANIFEST_FILE if rank == 0 else RANK_MANIFESTS.replace("*", str(rank))
+        replace_file(directory / name, self.content())
 
     def difference(self, other: "Manifest") -> str | None:
         """Find out why an unfinished output can't be continued as this one.
@@ -118,15 +122,25 @@ def read_manifest(directory: Path) -> Manifest | None:
     """Read the manifest of a finished or unfinished output.
 
     Args:
-        directory: A directory that `CheckpointWriter` wrote or was writing.
+        directory: A directory that `CheckpointWriter` wrote or was writing, on one rank or several.
 
     Returns:
-        The manifest; None where there is none.
+        The manifest, with what all ranks wrote; None where there is none.
 
     Raises:
         GradfixError: It can't be read or isn't one that this version understands.
     """
-    path = directory / MANIFEST_FILE
+    whole = None
+    for path in (directory / MANIFEST_FILE, *sorted(directory.glob(RANK_MANIFESTS))):
+        found = _read(path)
+        if whole is None:
+            whole = found
+        elif found is not None and whole.difference(found) is None:
+            whole.shards, whole.facts = {**found.shards, **whole.shards}, {**found.facts, **whole.facts}
+    return whole
+
+
+def _read(path: Path) -> Manifest | None:
     if not os.path.lexists(path):
         return None
     if path.is_symlink() or not path.is_file():

@@ -17,10 +17,11 @@ from gradfix.checkpoints.writing.background import Background, HashingFile, chec
 from gradfix.checkpoints.writing.extras import add_extra_file
 from gradfix.checkpoints.writing.layout import INDEX_FILE, SINGLE_FILE, FileLayout, index_content, plan_shards
 from gradfix.checkpoints.writing.lock import OutputLock
-from gradfix.checkpoints.writing.manifest import JSON, MANIFEST_FILE, new_manifest
+from gradfix.checkpoints.writing.manifest import JSON, MANIFEST_FILE, RANK_MANIFESTS, new_manifest
 from gradfix.checkpoints.writing.partial import abandon_partial, open_partial, publish_partial, verify_shards
 from gradfix.errors import GradfixError
 from gradfix.progress import Progress, silent
+from gradfix.ranks import ranks
 
 SHARD_SIZE = 5_000_000_000
 
@@ -33,6 +34,9 @@ class CheckpointWriter:
     the disk and renames. With an exception nothing has the final name, and the partial directory stays if it
     has a shard to continue from. ``specs`` fixes the order: for each tensor that isn't in `done` call `write`
     (or `copy`), then `add_file` for everything else.
+
+    Where ranks work together, all of them do so, and each writes some of the shards, whole; the first one alone locks,
+    adds the other files, and commits once all have said that the disk has theirs.
 
     Args:
         output: The directory to be; its parent exists.
@@ -100,15 +104,14 @@ class CheckpointWriter:
             GradfixError: The output exists, is locked, was left unfinished, can't be written or doesn't fit.
         """
         self.output = resolve_output(self.output)
-        refuse_existing(self.output, self._overwrite)
         with ExitStack() as stack:
-            stack.enter_context(OutputLock(self.output))
-            refuse_existing(self.output, self._overwrite)  # again, as a run may have finished meanwhile
-            with explain_os_errors(self.output, "choose an output in a directory you may write to"):
-                self.partial = open_partial(self.output, self._manifest, self._resume, self._restart)
+            group = ranks()
+            if group.first:
+                self._open_output(stack)
+            else:
                 stack.callback(self._clean_up)
-                verify_shards(self.partial, self._shards, self.specs, self._manifest, self._progress)
-                check_space(self.output, self._missing_bytes())
+            taken = self.partial, self._manifest.shards, self._manifest.facts
+            self.partial, self._manifest.shards, self._manifest.facts = group.gather("the output", taken)[0]
             self.done = {name for shard in self._manifest.shards.values() for name in shard}
             self.facts = dict(self._manifest.facts)
             self._remaining = deque(name for name in self.specs if name not in self.done)
@@ -116,6 +119,19 @@ class CheckpointWriter:
             stack.callback(self._background.stop)
             self._stack = stack.pop_all()
         return self
+
+    def _open_output(self, stack: ExitStack) -> None:
+        """Lock the output, and take over or make the directory to write into."""
+        refuse_existing(self.output, self._overwrite)
+        stack.enter_context(OutputLock(self.output))
+        refuse_existing(self.output, self._overwrite)  # again, as a run may have finished meanwhile
+        with explain_os_errors(self.output, "choose an output in a directory you may write to"):
+            self.partial = open_partial(self.output, self._manifest, self._resume, self._restart)
+            stack.callback(self._clean_up)  # before the lock is let go
+            verify_shards(self.partial, self._shards, self.specs, self._manifest, self._progress)
+            if self._manifest.shards:
+                self._manifest.save(self.partial)  # with what other ranks wrote
+            check_space(self.output, self._missing_bytes())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -142,6 +158,9 @@ class CheckpointWriter:
         if name in self.done:
             return
         self._next(name)
+        if not self._mine(self._shard_of[name]):
+            self._remaining.popleft()
+            return
         file, offset = self._files[-1], self._shard_of[name].offsets[name]
         self._submit(file, file.begin)
         for part in checked_blocks(str(self.output), name, self.specs[name], blocks):
@@ -149,6 +168,26 @@ class CheckpointWriter:
             offset += len(part)
         self._submit(file, partial(file.end, name))
         self._remaining.popleft()
+
+    def finish_weights(self) -> None:
+        """Wait until the disk has all weights, those of the other ranks included; then `facts` has all of theirs.
+
+        Raises:
+            GradfixError: Tensors were not written, or an error of the disk.
+        """
+        if self._remaining:
+            raise GradfixError(
+                f"{self.output}: {len(self._remaining)} of {len(self.specs)} tensors were not written, "
+                f"the first is {self._remaining[0]!r}; write each of specs"
+            )
+        if not self.specs and not self._manifest.shards and ranks().first:
+            self._open_shard(self._shards[0])  # a file with a header only
+        self._finish_shard()
+        self._background.drain()
+        for shards, facts in ranks().gather("shards", (self._manifest.shards, self.facts)):
+            self._manifest.shards = {**self._manifest.shards, **shards}
+            self.facts = {**self.facts, **facts}
+        self.facts = {name: self.facts[name] for name in self.specs if name in self.facts}
 
     def add_file(self, relative: str, content: bytes | Path) -> None:
         """Add a file that has no weights: config, tokenizer, model card.
@@ -160,6 +199,8 @@ class CheckpointWriter:
         Raises:
             GradfixError: A path that leaves the output or is taken, or a file that can't be read or written.
         """
+        if not ranks().first:
+            return
         taken = {MANIFEST_FILE, INDEX_FILE, *(shard.file for shard in self._shards), *self._manifest.files}
         digest = add_extra_file(self._directory(), relative, content, taken, self._remedy)
         self._manifest.files[relative] = digest
@@ -170,6 +211,8 @@ class CheckpointWriter:
         Args:
             relative: Path inside the output, with ``/``.
         """
+        if not ranks().first:
+            return
         folder = self._directory() / relative
         with explain_os_errors(folder, self._remedy):
             folder.mkdir(parents=True, exist_ok=True)
@@ -194,9 +237,12 @@ class CheckpointWriter:
             raise GradfixError(
                 f"{self.output}: expected {expected}, got {name!r}; write in the order of specs"
             )
-        if self._shard_of[name] is not self._open:
+        if self._shard_of[name] is not self._open and self._mine(self._shard_of[name]):
             self._finish_shard()
             self._open_shard(self._shard_of[name])
+
+    def _mine(self, shard: FileLayout) -> bool:
+        return ranks().mine(self._shards.index(shard))
 
     def _open_shard(self, layout: FileLayout) -> None:
         path = self._directory() / layout.file
@@ -226,20 +272,19 @@ class CheckpointWriter:
             raise GradfixError(f"{file.path}: {size} bytes after writing {layout.size}; {self._remedy()}")
         shards = {**self._manifest.shards, layout.file: file.hashes}
         manifest = replace(self._manifest, shards=shards, facts={**self._manifest.facts, **facts})
-        manifest.save(file.path.parent)
+        manifest.save(file.path.parent, ranks().rank)
         self._manifest = manifest
 
     def _commit(self) -> None:
-        directory = self._directory()
-        if self._remaining:
-            raise GradfixError(
-                f"{self.output}: {len(self._remaining)} of {len(self.specs)} tensors were not written, "
-                f"the first is {self._remaining[0]!r}; write each of specs"
-            )
-        if not self.specs and not self._manifest.shards:
-            self._open_shard(self._shards[0])  # a file with a header only
-        self._finish_shard()
-        self._background.drain()
+        self.finish_weights()
+        if ranks().first:
+            self._publish(self._directory())
+        self.partial = None
+        ranks().gather("the output is there", None)
+
+    def _publish(self, directory: Path) -> None:
+        for left in directory.glob(RANK_MANIFESTS):
+            left.unlink()
         if len(self._shards) > 1:
             content = index_content(self.specs, self._shards)
             digest = add_extra_file(directory, INDEX_FILE, content, set(), self._remedy)
@@ -254,11 +299,10 @@ class CheckpointWriter:
                 self._manifest.shards = {}  # what is whole and wrong is nothing to continue from
                 raise
         publish_partial(directory, self.output, self._overwrite)
-        self.partial = None
 
     def _clean_up(self) -> None:
         """Leave a directory to continue from, or nothing; runs when the thread has stopped."""
         for file in self._files:
             file.close()
-        if self.partial is not None:
+        if self.partial is not None and ranks().first:
             self.partial = abandon_partial(self.partial, self._manifest.shards)

@@ -12,6 +12,7 @@ from gradfix.evaluation.streaming.plan import compute_dtype_of, plan_memory
 from gradfix.evaluation.streaming.streamed_adapter import StreamedAdapterModel
 from gradfix.evaluation.streaming.streamed_model import StreamedModel
 from gradfix.evaluation.target_model import TargetModel
+from gradfix.ranks import ranks
 from gradfix.tasks import ModelTask
 from gradfix.tasks.loading import require_device
 from gradfix.vectors.task_vector import Placement
@@ -87,7 +88,8 @@ def keeping_counts(model: TargetModel, output: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if model.kept_counts.is_dir() and not any(model.kept_counts.rglob("*.safetensors")):
+        if ranks().first and model.kept_counts.is_dir() and not any(model.kept_counts.rglob("*.safetensors")):
             shutil.rmtree(model.kept_counts, ignore_errors=True)
         raise
-    shutil.rmtree(model.kept_counts, ignore_errors=True)
+    if ranks().first:
+        shutil.rmtree(model.kept_counts, ignore_errors=True)

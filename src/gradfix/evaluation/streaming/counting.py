@@ -23,7 +23,7 @@ from gradfix.evaluation.streaming.execution import (
 )
 from gradfix.evaluation.streaming.store import CountStore
 from gradfix.evaluation.streaming.units import Unit
-from gradfix.tasks.batches import tensors_of
+from gradfix.tasks.batches import batch_size, tensors_of
 from gradfix.votes.fast.accumulate import Blocks, Tally
 from gradfix.votes.fast.contributions import Contribution, Summed
 from gradfix.votes.fast.counter import FastCounter
@@ -42,18 +42,17 @@ class VoteVisitor(Visitor):
     def __init__(
         self,
         execution: Execution,
-        groups: Sequence[int],
-        sizes: Sequence[int],
+        counted: Sequence[tuple[int, int, int, Any]],
         stores: Sequence[CountStore],
-        plans: dict[object, Plan],
+        plans: dict[tuple[object, frozenset[str]], Plan],
         lower: torch.dtype | None = None,
     ) -> None:
         """Prepare to count at the execution's ``wanted`` parameters.
 
         Args:
             execution: Runs the model.
-            groups: The group of each pass.
-            sizes: N of each pass.
+            counted: Of each pass: its place among those of all ranks, its group, the number of its first sample in that
+                group, and its batch.
             stores: One a group: gets each parameter's counts once they are complete. What it has is not counted again.
             plans: What was verified, by kind of unit; added to.
             lower: Autocast's dtype, or None.
@@ -61,11 +60,10 @@ class VoteVisitor(Visitor):
         super().__init__(execution.device, lower)
         self.reasons: dict[str, str] = {}
         self._execution, self._stores, self._plans = execution, stores, plans
-        self._groups, self._samples = groups, Counter[int]()
-        self._first: list[int] = []
-        for group, size in zip(groups, sizes, strict=True):
-            self._first.append(self._samples[group])
-            self._samples[group] += size
+        self._places, self._groups, self._first = ([each[i] for each in counted] for i in range(3))
+        self._samples = Counter[int]()
+        for _, group, _, batch in counted:
+            self._samples[group] += batch_size(batch)
         self._owners = Counter(
             name for unit in execution.division.units for name in unit.names if name in execution.wanted
         )
@@ -91,6 +89,7 @@ class VoteVisitor(Visitor):
         group = self._groups[item.number]
         loss = UnitLoss(call, run)
         plan = self._plan(call.unit)
+        plan.batch = self._places[item.number]
         if call.samples >= FEWEST and not plan.verdicts:
             check_alone(call, loss, run)
         leaves: list[Tensor] = []
@@ -120,9 +119,9 @@ class VoteVisitor(Visitor):
             counter.count(loss.batch, self._first[item.number])
         except GradfixError as error:
             raise GradfixError(f"{call.unit.name}: {error}") from error
-        self.reasons.update(
-            {_named(call.unit, relative): reason for relative, reason in counter.reasons.items()}
-        )
+        for relative, reason in counter.reasons.items():
+            name = _named(call.unit, relative)
+            self.reasons[name] = min(reason, self.reasons.get(name, reason))
         for relative, parts in counter.parts().items():
             self._held.setdefault((item.number, _named(call.unit, relative)), []).append(
                 (parts, call.samples)

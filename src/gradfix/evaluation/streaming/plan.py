@@ -19,6 +19,7 @@ import torch
 from gradfix.checkpoints import Checkpoint
 from gradfix.checkpoints.tensors import TensorSpec
 from gradfix.errors import GradfixError
+from gradfix.ranks import Alone, ranks
 
 USUAL_LENGTH = 512
 """Tokens of a sample that are reckoned with where nothing limits them: most are shorter, and padded to the longest."""
@@ -183,10 +184,10 @@ def compute_dtype_of(
         torch.bfloat16: _native_bfloat16(torch.device(device)),
         torch.float16: torch.device(device).type != "cpu",
     }
-    return stored if native.get(stored, False) else torch.float32
+    everywhere = all(ranks().gather("number format", native.get(stored, False)))
+    return stored if everywhere else torch.float32
 
 
-@lru_cache(maxsize=8)  # one answer a process: every model of a job is held in the same way
 def usable_memory(device: str | torch.device) -> int:
     """Tell how much memory may be used.
 
@@ -194,9 +195,18 @@ def usable_memory(device: str | torch.device) -> int:
         device: Of the model.
 
     Returns:
-        Bytes: most of what is free on the device, or of what this process may still have.
+        Bytes: most of what is free on the device, or of what this process may still have. Ranks on one machine share
+        it, and all ranks hold the model in the same way: as it fits where there is the least.
     """
-    place = torch.device(device)
+    return _usable_memory(torch.device(device), ranks())
+
+
+@lru_cache(maxsize=8)  # one answer a job: all of its models are held in the same way
+def _usable_memory(place: torch.device, group: Alone) -> int:
+    return min(group.gather("memory", _usable_here(place)))
+
+
+def _usable_here(place: torch.device) -> int:
     if place.type == "cuda":
         return int(SHARE * torch.cuda.mem_get_info(place)[0])
     free = available_memory()
@@ -208,7 +218,7 @@ def usable_memory(device: str | torch.device) -> int:
             free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
         except (OSError, ValueError):
             continue  # no such limit here
-    return max(0, int(SHARE * free))
+    return max(0, int(SHARE * free) // ranks().on_host)
 
 
 def available_memory() -> int:

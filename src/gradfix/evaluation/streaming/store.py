@@ -95,6 +95,10 @@ class CountStore:
         object.__setattr__(counts, "owner", self)
         return counts
 
+    def discard(self) -> None:
+        """Delete what was kept: it is to be counted again."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
     def _take(self, path: Path) -> None:
         file = SafetensorsFile(path)
         self._files.append(path)

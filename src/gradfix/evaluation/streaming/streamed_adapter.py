@@ -12,9 +12,7 @@ from gradfix.evaluation.adapter_model import AdapterModel
 from gradfix.evaluation.low_rank_layers import PARAMETER
 from gradfix.evaluation.streaming.averaging import GradientVisitor
 from gradfix.evaluation.streaming.streamed_model import Standing, StreamedModel
-from gradfix.progress import Progress, silent
 from gradfix.vectors.task_vector import TaskVector
-from gradfix.votes import Votes
 
 
 class StreamedAdapterModel(AdapterModel, StreamedModel):
@@ -51,20 +49,6 @@ class StreamedAdapterModel(AdapterModel, StreamedModel):
         memory, changes = self._stored_as[name].memory, standing.changes
         moved = changes is not None and memory in changes.specs
         return layer.value(changes.read(memory) if changes is not None and moved else None, standing.alpha)
-
-    @override
-    def votes_of(
-        self,
-        groups: Sequence[Sequence[Any]],
-        *,
-        vote: str = "majority",
-        seed: int | None = None,
-        dtype: str | None = None,
-        progress: Progress = silent,
-    ) -> list[Votes]:
-        found = super().votes_of(groups, vote=vote, seed=seed, dtype=dtype, progress=progress)
-        self._require_calls(groups[0])
-        return found
 
     @override
     def _tensors_of(self, path: str) -> Mapping[str, Tensor]:

@@ -1,9 +1,9 @@
 """The new base where it doesn't fit in memory: the same model, of which no more than a block is there at a time."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +16,23 @@ from gradfix.checkpoints import Checkpoint, TensorSource, TensorSpec
 from gradfix.checkpoints.expressions import Expression
 from gradfix.checkpoints.fingerprint import tensor_fingerprint
 from gradfix.errors import GradfixError, listed
-from gradfix.evaluation.evaluate import EncodedRows, Evaluation, evaluate
+from gradfix.evaluation.evaluate import EncodedRows, Evaluation, evaluate, measure_batch
 from gradfix.evaluation.streaming.allocator import give_memory_back
 from gradfix.evaluation.streaming.averaging import GradientVisitor, MeanVisitor
 from gradfix.evaluation.streaming.counting import VoteVisitor
 from gradfix.evaluation.streaming.execution import Execution, Visitor
 from gradfix.evaluation.streaming.store import CountStore
-from gradfix.evaluation.target_model import TargetModel
+from gradfix.evaluation.target_model import TargetModel, mean_product
 from gradfix.progress import Progress, silent
+from gradfix.ranks import ranks
 from gradfix.tasks import ModelTask
 from gradfix.tasks.batches import batch_size, sample_fingerprints, to_device
-from gradfix.tasks.loading import explained
 from gradfix.vectors.task_vector import Placement, TaskVector
 from gradfix.votes import Votes
-from gradfix.votes.fast.verification import Plan
+from gradfix.votes.fast.verification import Plan, settle
 from gradfix.votes.isolation import autocast, number_format, refuse_mixing
 from gradfix.votes.metadata import VoteRecord
+from gradfix.votes.sharing import summed
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +83,7 @@ class StreamedModel(TargetModel):
         self._compute = next(value for value in model.parameters() if value.is_floating_point()).dtype
         self._device = getattr(model, "gradfix_device", torch.device("cpu"))
         self._at_base = Standing(None, 0.0)
-        self._plans: dict[object, Plan] = {}
+        self._plans: dict[tuple[object, frozenset[str]], Plan] = {}
         self._execution = self._executing(model)
         self.kept_counts: Path | None = None
         self._files = stamps(target.files)
@@ -153,9 +154,11 @@ class StreamedModel(TargetModel):
         jobs, standings = [], [self._standing(delta, alpha) for delta, alpha, _ in places]
         for standing, (_, alpha, rows) in zip(standings, places, strict=True):
             point = standing if alpha else self._at_base
-            jobs += [(partial(self.task.measure, self.model, batch), point) for batch in rows.batches]
-        measured = iter(self._execution.forward(jobs))
-        self._execution.release()
+            jobs += [
+                (partial(measure_batch, self.task, self.model, batch, logits), point)
+                for batch in rows.batches
+            ]
+        measured = iter(self._forward(jobs))
         for _, _, rows in places:
             yield evaluate(
                 self.model,
@@ -173,6 +176,7 @@ class StreamedModel(TargetModel):
         if not moved:
             return 0.0
         products: list[float] = []
+        batches = [batch for number, batch in enumerate(self.encode(rows).batches) if ranks().mine(number)]
 
         def meet(name: str, gradient: Tensor, samples: str) -> None:
             memory = moved[name]
@@ -182,8 +186,8 @@ class StreamedModel(TargetModel):
                 products.append(float(mine.double().flatten().cpu().dot(theirs)))
 
         visitor = GradientVisitor(self._execution, meet)
-        self._go(self.encode(rows).batches, moved, visitor)
-        return math.fsum(products) / len(rows)
+        self._go(batches, moved, visitor)
+        return mean_product(products, len(rows))
 
     @override
     def _set(self, delta: TaskVector | None, alpha: float) -> None:
@@ -230,10 +234,14 @@ class StreamedModel(TargetModel):
         return _Standing(self, self._execution.point)
 
     @override
-    def _run(self, function: Callable[[Any], Any], batches: Iterable[Any]) -> Iterator[Any]:
-        jobs = [(partial(function, batch), self._execution.point) for batch in batches]
-        yield from self._execution.forward(jobs)
+    def _run(self, function: Callable[[Any], Any], batches: Sequence[Any]) -> Sequence[Any]:
+        return self._forward([(partial(function, batch), self._execution.point) for batch in batches])
+
+    def _forward(self, jobs: Sequence[tuple[Callable[[], Any], Any]]) -> list[Any]:
+        """Run passes without gradients, some on each rank, and give what each returned."""
+        found = self._execution.forward([job for number, job in enumerate(jobs) if ranks().mine(number)])
         self._execution.release()
+        return ranks().in_order("what a model makes of samples", found, len(jobs))
 
     def _go(
         self, batches: Sequence[Any], wanted: Iterable[str], visitor: Visitor, seed: int | None = None
@@ -277,35 +285,21 @@ class StreamedModel(TargetModel):
     @override
     def _count(
         self,
-        batches: Sequence[Any],
+        groups: Sequence[tuple[Sequence[Any], Sequence[str]]],
         *,
         vote: str,
         dtype: str | None,
         seed: int | None,
-        samples: Sequence[str],
         progress: Progress,
-    ) -> Votes:
-        grouped = [(batches, samples)]
-        return self._count_groups(grouped, vote=vote, dtype=dtype, seed=seed, progress=progress)[0]
-
-    @override
-    def votes_of(
-        self,
-        groups: Sequence[Sequence[Any]],
-        *,
-        vote: str = "majority",
-        seed: int | None = None,
-        dtype: str | None = None,
-        progress: Progress = silent,
-    ) -> list[Votes]:
+    ) -> Iterator[Votes]:
+        options: dict[str, Any] = {"vote": vote, "dtype": dtype, "seed": seed, "progress": progress}
         if vote == "mean":
-            return super().votes_of(groups, vote=vote, seed=seed, dtype=dtype, progress=progress)
-        grouped = [self._encoded(rows) for rows in groups]
-        with explained(self._target.location, "run its model"):
-            found = self._count_groups(grouped, vote=vote, dtype=dtype, seed=seed, progress=progress)
-        return [self._stored_votes(votes) for votes in found]
+            for group in groups:
+                yield from self._count_together([group], **options)
+        else:
+            yield from self._count_together(groups, **options)
 
-    def _count_groups(
+    def _count_together(
         self,
         groups: Sequence[tuple[Sequence[Any], Sequence[str]]],
         *,
@@ -317,39 +311,76 @@ class StreamedModel(TargetModel):
         """Count the votes of several groups of samples while the checkpoint passes once each way."""
         voting = [name for name in self._voting if self._parameters[name].is_floating_point()]
         number, lower = number_format(dtype, [self._parameters[name] for name in voting])
-        numbers = [group for group, (batches, _) in enumerate(groups) for _ in batches]
-        batches = [batch for batches, _ in groups for batch in batches]
-        sizes = [batch_size(batch) for batch in batches]
         told = {"vote": vote, "dtype": dtype, "seed": seed, "compute": str(self._compute), "voting": voting}
-        stores = [
-            CountStore(
-                self.kept_counts,
-                {**told, **self._identity(own), "samples": list(samples)} if self.kept_counts else {},
-            )
-            for own, samples in groups
+        passes = [
+            (group, first, batch)
+            for group, (batches, _) in enumerate(groups)
+            for first, batch in zip(accumulate(map(batch_size, batches), initial=0), batches, strict=False)
         ]
-        visitor: Visitor
-        if vote == "mean":
-            visitor = MeanVisitor(self._execution, sizes, stores[0], lower)
-        else:
-            visitor = VoteVisitor(self._execution, numbers, sizes, stores, self._plans, lower)
-        self._go(batches, voting, visitor, seed)
-        progress("counting votes", sum(sizes), sum(sizes), "samples")
+        # A sum of gradients depends on their order, so that every rank makes all of it.
+        shared = vote != "mean" and ranks().size > 1
+        mine = [place for place in range(len(passes)) if not shared or ranks().mine(place)]
+        while True:
+            stores = []
+            for group, (_, samples) in enumerate(groups):
+                places = [place for place in mine if passes[place][0] == group]
+                own = {
+                    **told,
+                    **self._identity([passes[place][2] for place in places]),
+                    "samples": list(samples),
+                }
+                stores.append(
+                    CountStore(self.kept_counts, {**own, **({"places": places} if shared else {})})
+                    if self.kept_counts
+                    else CountStore(None, {})
+                )
+            visitor: Visitor
+            if vote == "mean":
+                sizes = [batch_size(batch) for _, _, batch in passes]
+                visitor = MeanVisitor(self._execution, sizes, stores[0], lower)
+            else:
+                counted = [(place, *passes[place]) for place in mine]
+                visitor = VoteVisitor(self._execution, counted, stores, self._plans, lower)
+            self._go([passes[place][2] for place in mine], voting, visitor, seed)
+            if not shared or settle(self._named_plans()):
+                break
+            for store in stores:
+                store.discard()
+        total = sum(len(ids) for _, ids in groups)
+        progress("counting votes", total, total, "samples")
         found = []
-        for store, (_, samples) in zip(stores, groups, strict=True):
-            counts = store.counts(voting)
+        for store, (_, ids) in zip(stores, groups, strict=True):
+            whole = self._added_up(store, voting, len(ids)) if shared else store
+            counts = whole.counts(voting)
             record = VoteRecord(
                 vote=vote,
-                samples=len(samples),
-                sample_ids=tuple(samples),
+                samples=len(ids),
+                sample_ids=tuple(ids),
                 dtype=number,
                 seed=seed,
-                fingerprints={name: store.fingerprints[name] for name in counts.specs},
+                fingerprints={name: whole.fingerprints[name] for name in counts.specs},
                 uncovered=tuple(name for name in self._voting if name not in counts.specs),
-                plain={name: store.reasons[name] for name in counts.specs if name in store.reasons},
+                plain={name: whole.reasons[name] for name in counts.specs if name in whole.reasons},
             )
             found.append(Votes(counts, record))
         return found
+
+    def _named_plans(self) -> dict[str, Plan]:
+        """What was verified, by the name of the first unit of a kind: the same on every rank."""
+        first = {unit.kind: unit.name for unit in reversed(self._execution.division.units)}
+        return {f"{first[kind]} {sorted(names)}": plan for (kind, names), plan in self._plans.items()}
+
+    def _added_up(self, mine: CountStore, voting: Sequence[str], samples: int) -> CountStore:
+        """Add up the counts of all ranks, in files."""
+        whole = CountStore(None, {})
+        others = ranks().gather("records of votes", (mine.fingerprints, mine.reasons))
+        fingerprints = {name: value for found, _ in others for name, value in found.items()}
+        reasons: dict[str, str] = {}
+        for _, theirs in others:
+            reasons |= {name: min(reason, reasons.get(name, reason)) for name, reason in theirs.items()}
+        for counts in summed(mine.counts(voting), voting, samples):
+            whole.put(counts, fingerprints, reasons)
+        return whole
 
     def _identity(self, batches: Sequence[Any]) -> dict[str, Any]:
         """Tell all that votes depend on beside the options of the count."""

@@ -29,6 +29,7 @@ class FastCounter:
 
     Attributes:
         reasons: Parameters that the plain loop counted, for all batches or some, with the reason.
+        plan: What was verified.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class FastCounter:
         self._tally, self._dtype = tally, dtype
         self._device = next(iter(parameters.values())).device
         self._blocks, self._crew = Blocks(), Crew(self._device)
-        self._plan = plan_for(model, loss, parameters) if plan is None else plan
+        self.plan = plan_for(model, loss, parameters) if plan is None else plan
         self._leaves = leaves
 
     def count(self, batch: Batch, first: int) -> None:
@@ -76,12 +77,12 @@ class FastCounter:
         if N < FEWEST:
             self._count_plainly(batch, N, first, dict.fromkeys(self._parameters, ""))
             return
-        if not self._plan.verdicts:
+        if not self.plan.verdicts:
             self._verify(batch, enough(batch), first)
-        if self._plan.failure:
-            self._count_plainly(batch, N, first, dict.fromkeys(self._parameters, self._plan.failure))
+        if self.plan.failure:
+            self._count_plainly(batch, N, first, dict.fromkeys(self._parameters, self.plan.failure))
             return
-        with closing(Recorder(self._parameters, N, self._plan.derived)) as recorder:
+        with closing(Recorder(self._parameters, N, self.plan.derived)) as recorder:
             with recorder, autocast(self._device, self._dtype):
                 losses = self._loss(self._model, batch)
             leaves = self._leaves()
@@ -122,21 +123,21 @@ class FastCounter:
         self._count_plainly(batch, N, first, left)
 
     def _verdicts(self, recorder: Recorder, batch: Batch, first: int) -> dict[str, Verdict]:
-        known = self._plan.verdicts
+        known = self.plan.verdicts
         keys = {name: (name, recorder.signature(name)) for name in self._parameters}
         # Two samples prove most; the whole batch, where these two alone take another way through the model
         # (no padding among them). The latter costs what the plain loop would, but only once.
         for few in (enough(batch), batch_size(batch)):
             if any(key not in known for key in keys.values()):
                 verify(
-                    self._plan, self._model, select(batch, slice(0, few)), self._loss, self._parameters, first
+                    self.plan, self._model, select(batch, slice(0, few)), self._loss, self._parameters, first
                 )
         other = Verdict(reason="it is used in another way than in the samples that verify its rule")
         return {name: known.get(key, other) for name, key in keys.items()}
 
     def _verify(self, batch: Batch, samples: int, first: int) -> None:
         few = select(batch, slice(0, samples))
-        verify(self._plan, self._model, few, self._loss, self._parameters, first)
+        verify(self.plan, self._model, few, self._loss, self._parameters, first)
 
     def _take(
         self,
@@ -191,7 +192,9 @@ class FastCounter:
     def _count_plainly(self, batch: Batch, samples: int, first: int, names: Mapping[str, str]) -> None:
         if not names:
             return
-        self.reasons.update({name: reason for name, reason in names.items() if reason})
+        for name, reason in names.items():
+            if reason:  # of several, the same one in whatever order the batches come
+                self.reasons[name] = min(reason, self.reasons.get(name, reason))
         chosen = {name: self._parameters[name] for name in names}
         with only(self._parameters, set(names)):
             count_plainly(

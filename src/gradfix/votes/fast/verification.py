@@ -16,6 +16,7 @@ from itertools import islice, product
 import torch
 from torch import Tensor, nn
 
+from gradfix.ranks import ranks
 from gradfix.tasks.batches import Batch, batch_size, tensors_of
 from gradfix.votes.fast.accumulate import Blocks
 from gradfix.votes.fast.contributions import Contribution, Form
@@ -41,11 +42,13 @@ class Verdict:
         layouts: Where the samples are in each of its uses.
         reason: Why it is left to the plain loop; empty if it is not.
         vacuous: Whether all of its gradients were zero, which proves nothing: good only while they stay zero.
+        batch: The number of the batch whose samples were run both ways.
     """
 
     layouts: tuple[Layout, ...] = ()
     reason: str = ""
     vacuous: bool = False
+    batch: int = field(default=0, compare=False)
 
 
 @dataclass
@@ -55,10 +58,12 @@ class Plan:
     Attributes:
         verdicts: By parameter and way of use.
         failure: Why torch can't run this model with the rules at all; empty if it can.
+        batch: The number of the batch that is being counted.
     """
 
     verdicts: dict[tuple[str, tuple[str, ...]], Verdict] = field(default_factory=dict)
     failure: str = ""
+    batch: int = 0
 
     @property
     def derived(self) -> frozenset[str]:
@@ -133,8 +138,39 @@ def verify(
             verdict = Verdict(reason="a use of it escaped the rules")
         else:
             verdict = Verdict(tuple(use.layouts[0] for use in recorder.uses(name)), vacuous=True)
-        plan.verdicts[name, recorder.signature(name)] = verdict
+        # The first verdict stands, so that which batches are counted beside it makes no difference.
+        verdict.batch = plan.batch
+        plan.verdicts.setdefault((name, recorder.signature(name)), verdict)
     recorder.close()
+
+
+def settle(plans: Mapping[str, Plan]) -> bool:
+    """Let all ranks go by the verdicts that one process would have come to: those of the first batches.
+
+    Args:
+        plans: This rank's, by a name that is the same on every rank; changed in place.
+
+    Returns:
+        Whether every rank went by them already; otherwise what was counted has to be counted again.
+    """
+    found = ranks().gather("verdicts", dict(plans))
+    settled = True
+    for name in plans:
+        agreed = Plan()
+        for other in (each[name] for each in found if name in each):
+            agreed.failure = agreed.failure or other.failure
+            for key, verdict in other.verdicts.items():
+                known = agreed.verdicts.get(key)
+                if known is None or verdict.batch < known.batch:
+                    agreed.verdicts[key] = verdict
+        settled = settled and all(
+            each[name].failure == agreed.failure
+            and all(agreed.verdicts[key] == verdict for key, verdict in each[name].verdicts.items())
+            for each in found
+            if name in each and each[name].verdicts
+        )
+        plans[name].verdicts, plans[name].failure = agreed.verdicts, agreed.failure
+    return settled
 
 
 def _compare(
