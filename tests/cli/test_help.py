@@ -37,8 +37,9 @@ def test_the_version_by_every_door() -> None:
 @pytest.mark.parametrize("command", sorted(recipes()))
 def test_help_lists_each_option_once_under_a_heading(command: str) -> None:
     kind = recipes()[command]
-    shown = gradfix(command, "-h").stdout
-    assert shown == gradfix(command, "--help").stdout
+    words = command.split()
+    shown = gradfix(*words, "-h").stdout
+    assert shown == gradfix(*words, "--help").stdout
     named = [name for names in GROUPS.values() for name in names]
     assert len(set(named)) == len(named)
     required = {name for name, field in kind.model_fields.items() if field.is_required()}

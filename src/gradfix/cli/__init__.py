@@ -20,6 +20,7 @@ for _name in (
     "report",
     "run",
     "demo",
+    "paper",
 ):
     import_module(f"gradfix.cli.{_name}")  # importing a command registers it
 

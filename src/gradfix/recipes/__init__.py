@@ -15,6 +15,7 @@ from gradfix.recipes.fields import (
     Sampling,
     parse_size,
 )
+from gradfix.recipes.paper import PaperFinetuneRecipe, PaperLanguageRecipe, PaperRecipe, PaperVisionRecipe
 from gradfix.recipes.running import (
     CompareRecipe,
     CountRecipe,
@@ -47,6 +48,10 @@ __all__ = [
     "MergeOrder",
     "MergeRecipe",
     "MergeVotesRecipe",
+    "PaperFinetuneRecipe",
+    "PaperLanguageRecipe",
+    "PaperRecipe",
+    "PaperVisionRecipe",
     "Recipe",
     "ReportRecipe",
     "Sampling",

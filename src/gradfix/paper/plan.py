@@ -1,0 +1,89 @@
+"""What a table would take: downloads, and about how long; nothing is fetched, and no model is built."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gradfix.paper.study import Study, StudyTask
+from gradfix.recipes.paper import PAPER_ROWS, PaperRecipe
+from gradfix.recipes.settings import SETTINGS
+from gradfix.report.numbers import duration, size
+
+GPU_TERAFLOPS = 20.0
+"""What a GPU of the last years does in float32 with a batch of 32, about."""
+CORE_GIGAFLOPS = 30.0
+"""What one core of a CPU does, about."""
+
+PASSES = {
+    "naive": 13,
+    "random": 13,
+    "random-sign": 13,
+    "few-shot": 900,
+    "auto": 1500,
+    "oracle": 13,
+    "full": 0,
+}
+"""Forward passes over each support sample that a row makes to choose its setting; three for a backward pass."""
+VOTING = 4 * 13 + 4 * 3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a table would take.
+
+    Attributes:
+        downloads: What would be fetched, with about how many megabytes; local places are not.
+        forward: Forward passes of a sample, about.
+        gigaflops: Of one of them.
+    """
+
+    downloads: list[tuple[str, float]]
+    forward: int
+    gigaflops: float
+
+    def lines(self) -> list[str]:
+        """Say it.
+
+        Returns:
+            A line a download, their sum, and the time on a GPU and on this machine.
+        """
+        total = sum(megabytes for _, megabytes in self.downloads)
+        work = self.forward * self.gigaflops
+        cores = os.cpu_count() or 1
+        return [
+            *(f"{place}: about {size(megabytes * 1e6)}" for place, megabytes in self.downloads),
+            f"to download: about {size(total * 1e6)}, less what is in the Hub's cache already",
+            f"to compute: about {self.forward:,} forward passes; {duration(work / GPU_TERAFLOPS / 1e3)} on a GPU that "
+            f"does {GPU_TERAFLOPS:g} teraflops, {duration(work / cores / CORE_GIGAFLOPS)} on this machine's {cores} "
+            "cores (rough: a factor of three either way)",
+        ]
+
+
+def plan(study: Study, tasks: dict[str, StudyTask], recipe: PaperRecipe) -> Plan:
+    """Estimate a table.
+
+    Args:
+        study: The study.
+        tasks: The tasks that were chosen.
+        recipe: The options.
+
+    Returns:
+        The estimate.
+    """
+    base, tuned = study.model_megabytes
+    downloads = [(study.source_base, base), (study.target_base, base)]
+    forward = 0
+    rows = recipe.methods or PAPER_ROWS
+    for name, task in tasks.items():
+        places = [recipe.source_tuned or study.source_tuned, recipe.target_tuned]
+        downloads += [(place.replace("{task}", name), tuned) for place in places if place]
+        downloads.append((task.data, task.megabytes))
+        judged = min(task.test_samples, recipe.limit or task.test_samples)
+        for budget in recipe.samples_per_class:
+            support = budget * task.classes
+            forward += recipe.seeds * ((len(rows) + 1) * judged + support * _passes(rows))
+    return Plan(list(dict.fromkeys(downloads)), forward, study.gigaflops)
+
+
+def _passes(rows: Sequence[str]) -> int:
+    return sum(PASSES.get(row, VOTING) for row in rows) + len(SETTINGS.alphas)

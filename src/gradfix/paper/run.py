@@ -1,0 +1,166 @@
+"""Run a table of the paper: one comparison a task, each kept, so that a run that was ended goes on."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gradfix.checkpoints import Checkpoint
+from gradfix.checkpoints.writing.single import write_text
+from gradfix.errors import GradfixError, option
+from gradfix.evaluation.binding import Rows
+from gradfix.evaluation.evaluate import evaluate
+from gradfix.paper.study import Study, StudyTask
+from gradfix.paper.table import PaperTable
+from gradfix.progress import Progress, silent
+from gradfix.recipes import CompareRecipe, validate
+from gradfix.recipes.paper import PAPER_ROWS, PaperRecipe
+from gradfix.report.record import ComparisonRecord
+from gradfix.tasks import get_task
+from gradfix.tasks.data import load_rows
+from gradfix.tasks.sampling import spread
+from gradfix.transport.checks import Finding, ignore
+from gradfix.transport.comparison import compare
+
+POOL = 100
+"""Samples a class, drawn once, that the draws are taken from: whole training sets are checked for nothing."""
+
+
+def run(
+    study: Study,
+    tasks: Mapping[str, StudyTask],
+    recipe: PaperRecipe,
+    folder: Path,
+    *,
+    tell: Callable[[Finding], None] = ignore,
+    progress: Progress = silent,
+) -> PaperTable:
+    """Measure a table, and write it.
+
+    Args:
+        study: The study.
+        tasks: The tasks that were chosen.
+        recipe: The options.
+        folder: Where the study's templates are.
+        tell: Told what is found of the inputs.
+        progress: Told the methods done.
+
+    Returns:
+        The table. What an earlier run of the same options finished is read, not measured again.
+
+    Raises:
+        GradfixError: If there are no fine-tunes, or the inputs don't allow a comparison.
+    """
+    lines: dict[str, Any] = {}
+    generated: dict[str, float] = {}
+    (recipe.output / "tasks").mkdir(parents=True, exist_ok=True)
+    for name, task in tasks.items():
+        options = comparison(study, name, task, recipe, folder)
+        done = recipe.output / "tasks" / options.output.name / "comparison.json"
+        record = _finished(done, options)
+        if record is None:
+            rows = _rows(task, options, recipe)
+            record = compare(options, rows=rows, tell=tell, progress=progress).record()
+        lines[name] = record.rows
+        if task.prompt is not None:
+            generated[name] = _generated(study, task, recipe, options)
+        table = PaperTable(study, dict(lines), dict(generated), recipe.model_dump(mode="json"))
+        for file, text in table.files().items():
+            write_text(recipe.output / file, text, overwrite=True)
+    return table
+
+
+def comparison(study: Study, name: str, task: StudyTask, recipe: PaperRecipe, folder: Path) -> CompareRecipe:
+    """Write down one task's comparison.
+
+    Args:
+        study: The study.
+        name: The task's.
+        task: It.
+        recipe: The options of the table.
+        folder: Where the study's templates are.
+
+    Returns:
+        The comparison's recipe.
+
+    Raises:
+        GradfixError: If nobody released fine-tunes and none were named.
+    """
+    tuned = recipe.source_tuned or study.source_tuned
+    if tuned is None:
+        raise GradfixError(
+            f"{study.source_base}: nobody released fine-tunes of it; make them with `gradfix paper finetune "
+            f"--table {recipe.table} --output FOLDER`, then give {option('source_tuned')} 'FOLDER/{{task}}'"
+        )
+    place = recipe.target_tuned
+    bounds = ("oracle", "full") if place is not None else ()
+    options = {
+        "source_base": study.source_base,
+        "source_tuned": tuned.replace("{task}", name),
+        "target_base": study.target_base,
+        "target_tuned": None if place is None else place.replace("{task}", name),
+        "task": study.task,
+        "column": [f"{role}={column}" for role, column in task.columns.items()],
+        "label": task.labels,
+        "templates": None if task.templates is None else folder / task.templates,
+        "configuration": task.configuration,
+        "data": task.data,
+        "split": task.split,
+        "test": task.test or task.data,
+        "test_split": task.test_split,
+        "methods": recipe.methods or [*PAPER_ROWS, *bounds],
+        "samples_per_class": recipe.samples_per_class,
+        "seeds": recipe.seeds,
+        "batch_size": recipe.batch_size,
+        "device": recipe.device,
+        "output": recipe.output / "tasks" / (name if recipe.limit is None else f"{name}-{recipe.limit}"),
+    }
+    return validate(CompareRecipe, options, f"the study's task {name}")
+
+
+def _finished(path: Path, options: CompareRecipe) -> ComparisonRecord | None:
+    """What an earlier run of the very same options wrote."""
+    if not path.exists():
+        return None
+    record = ComparisonRecord.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    if record.recipe != options.model_dump(mode="json"):
+        raise GradfixError(
+            f"{path.parent}: was made with other options; give another {option('output')}, or remove it"
+        )
+    return record
+
+
+def _rows(task: StudyTask, options: CompareRecipe, recipe: PaperRecipe) -> dict[str, Rows]:
+    """The pool that draws are taken from, and the test samples; of image data whole sets are large."""
+    label = task.columns.get("label", "label")
+
+    def drawn(location: str, split: str | None, most: int | None) -> Rows:
+        rows = load_rows(location, split=split, configuration=task.configuration)
+        names: dict[str, int] = {}
+        labels = [row.get(label) for row in rows]
+        known = [number for number, name in enumerate(labels) if name is not None]
+        classes = [names.setdefault(str(labels[number]), len(names)) for number in known]
+        chosen = spread(classes, len(known) if most is None else most, 0)
+        return rows.select([known[place] for place in chosen])
+
+    return {
+        "data": drawn(options.data, options.split, POOL * task.classes),
+        "test": drawn(options.test, options.test_split, recipe.limit),
+    }
+
+
+def _generated(study: Study, task: StudyTask, recipe: PaperRecipe, options: CompareRecipe) -> float:
+    """How often the new base's own answer to a prompt is right: the likeliest of the study's answers."""
+    rows = _rows(task, options, recipe)["test"]
+    label = task.columns.get("label", "label")
+    assert task.prompt is not None
+    asked = [
+        {"input": task.prompt.format(**row), "target": task.answers[str(row[label])]}
+        for row in rows
+        if str(row.get(label)) in task.answers
+    ]
+    target = Checkpoint.open(study.target_base)
+    target.fetch()
+    asking = get_task("text-to-text", candidates=list(dict.fromkeys(task.answers.values())))
+    model = asking.load_model(target.directory or study.target_base, device=recipe.device)
+    return evaluate(model, asking, asked, batch_size=recipe.batch_size).score
