@@ -224,6 +224,35 @@ def test_what_the_prompt_is_about_can_be_named(loaded, chatting):
     assert loaded[0].unread_texts([row]) == ["context"]
 
 
+def test_a_conversation_of_sharegpt_is_the_same(chatting):
+    turns = [
+        ("system", "yes"),
+        ("user", "what is good"),
+        ("assistant", "film"),
+        ("user", "and"),
+        ("assistant", "cat"),
+    ]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    names = {"user": "human", "assistant": "gpt"}
+    shared = [{"from": names.get(role, role), "value": text} for role, text in turns]
+    known, task = get_task("causal-lm"), get_task("causal-lm")
+    for one in (known, task):
+        one.bind(chatting)
+    plain = known.encode([{"messages": messages}])
+    task.check([{"conversations": shared}])
+    found = task.encode([{"conversations": shared}])
+    assert found["input_ids"].tolist() == plain["input_ids"].tolist()
+    assert found["labels"].tolist() == plain["labels"].tolist()
+    assert task.shown({"conversations": shared})[0]["messages"].startswith("system: yes\nuser: what is good")
+    assert task.size({"conversations": shared}) > 0
+    for wrong, message in (
+        ({**shared[1], "from": "narrator"}, "a turn is from 'narrator'"),
+        ({**shared[2], "weight": 0}, "weight 0"),
+    ):
+        with pytest.raises(GradfixError, match=message):
+            task.check([{"conversations": [*shared[:3], wrong, shared[4]]}])
+
+
 def test_rows_that_can_be_read_in_two_ways_are_refused(chatting):
     task = get_task("causal-lm")
     task.bind(chatting)

@@ -9,7 +9,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "split", "validation", "validation_split", "test_split", "unlabelled", "align_data", "sampling", "seeds",
         "column", "label", "configuration", "encoding", "retain",
     ),
-    "The task": ("candidate", "prefix", "templates", "max_length", "strict", "head"),
+    "The task": ("candidate", "prefix", "templates", "max_length", "metric", "max_new_tokens", "strict", "head"),
     "The method": (
         "space", "granularity", "alpha", "mask", "confidence", "vote", "steps", "vote_at", "votes_dtype", "align",
         "training", "finetune_steps", "density", "coefficients", "order", "seed",

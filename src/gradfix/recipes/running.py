@@ -55,6 +55,16 @@ class TaskRecipe(Recipe):
         int | None,
         Field(ge=1, le=MOST, description="longest input in tokens; the model's context if not given"),
     ] = None
+    metric: Annotated[
+        str | None,
+        Field(
+            description="causal-lm and text-to-text: generate, and grade answers by exact_match, rouge_l, chrf or "
+            "module:function"
+        ),
+    ] = None
+    max_new_tokens: Annotated[
+        int | None, Field(ge=1, description="longest generated answer in tokens; 64, of text-to-text 32")
+    ] = None
     batch_size: BatchSize = 32
     device: Annotated[str, Field(description="cpu, cuda or mps")] = "cpu"
     memory: Memory = "auto"
@@ -91,6 +101,8 @@ class TaskRecipe(Recipe):
             "prefix": self.prefix,
             "templates": self.templates,
             "max_length": self.max_length,
+            "metric": self.metric,
+            "max_new_tokens": self.max_new_tokens,
         }
         return {**options, **{key: value for key, value in given.items() if value}}
 

@@ -104,5 +104,7 @@ _OPTIONS = {
     "prefix": "prefix",
     "templates": "templates",
     "max_length": "max_length",
+    "metric": "metric",
+    "max_new_tokens": "max_new_tokens",
 }
 """What some tasks take beside columns, with the recipe's field of each."""

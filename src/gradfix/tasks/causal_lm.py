@@ -1,6 +1,6 @@
 """Causal language modelling: the completion of a prompt, token by token."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,17 @@ from typing_extensions import override
 from gradfix.errors import GradfixError, column_option
 from gradfix.tasks.base import Batch, Measured, ModelTask, RowLike, register
 from gradfix.tasks.chat import Message, common_length, spoken, spoken_tokens
-from gradfix.tasks.conversations import EMPTY_LINE, columns_of, pair, recognised, refuse_odd_messages
+from gradfix.tasks.conversations import (
+    EMPTY_LINE,
+    as_messages,
+    columns_of,
+    pair,
+    recognised,
+    refuse_odd_messages,
+)
 from gradfix.tasks.data import origin
 from gradfix.tasks.forward import backbone, mean_over_tokens, placed
+from gradfix.tasks.generation import grader, greedy, short_name
 from gradfix.tasks.loading import context_length, load_tokenizer, padding_id
 from gradfix.tasks.text import pad, refuse_long, token_losses
 
@@ -25,14 +33,16 @@ class CausalLM(ModelTask):
 
     The loss of a sample is the mean over the tokens of its completion only (its exponential is the
     perplexity); the metric is the share of those tokens that the model ranks first when given all before
-    them. Of a conversation every answer of the assistant is a completion, and nothing else (see `chat`).
+    them. With ``metric`` the last answer is generated greedily, too, and how it is graded is the metric. Of a
+    conversation every answer of the assistant is a completion, and nothing else (see `chat`).
 
     With a chat template, prompt and completion are a user's and an assistant's message. Without, they are joined as
     they stand (a blank between them has to be in the data) and the end-of-sequence token is added, so that the model
     learns to stop. The completion begins at the first token that differs from the prompt tokenised alone.
 
-    Where no column is named, rows with ``messages``, or with ``instruction`` and ``output``, are recognised. What an
-    ``instruction`` is about stands in ``input``; it follows after an empty line, as does an output without template.
+    Where no column is named, rows with ``messages``, with ``conversations`` (those of ShareGPT, with ``from`` and
+    ``value``, too), or with ``instruction`` and ``output`` are recognised. What an ``instruction`` is about stands in
+    ``input``; it follows after an empty line, as does an output without template.
 
     A sample longer than the context loses the beginning of its prompt first, then its end.
 
@@ -44,6 +54,8 @@ class CausalLM(ModelTask):
         input: The column with what the prompt is about, put after it; blank in rows that have none.
         chat: Use the tokenizer's chat template; by default if it has one.
         max_length: Longest sample in tokens; the model's context by default.
+        metric: How generated answers are graded: see `gradfix.tasks.generation.grader`; nothing is generated without.
+        max_new_tokens: Longest generated answer.
     """
 
     name = "causal-lm"
@@ -62,6 +74,8 @@ class CausalLM(ModelTask):
         *,
         chat: bool | None = None,
         max_length: int | None = None,
+        metric: str | None = None,
+        max_new_tokens: int = 64,
     ) -> None:
         apart = {"prompt": prompt, "completion": completion, "input": input}
         if messages is not None and any(apart.values()):
@@ -73,6 +87,9 @@ class CausalLM(ModelTask):
         super().__init__(joined if messages is None else {"messages": messages}, max_length)
         self._named = messages is not None or any(apart.values())
         self._asked_chat = chat
+        self._grade = None if metric is None else grader(metric)
+        self.metric = "token_accuracy" if metric is None else short_name(metric)
+        self.max_new_tokens = max_new_tokens
 
     @override
     def _bind_processors(self, location: str | Path, trust_remote_code: bool) -> None:
@@ -87,6 +104,11 @@ class CausalLM(ModelTask):
         self.chat = has_template if self._asked_chat is None else self._asked_chat
         self._location = location
         self._require_template()
+
+    @property
+    @override
+    def generates(self) -> bool:
+        return self._grade is not None
 
     def _require_template(self) -> None:
         if "messages" in self.columns and not self.chat:
@@ -112,9 +134,12 @@ class CausalLM(ModelTask):
         self._recognise(rows)
         if "messages" in self.columns:
             values = self._column(rows, "messages")
+            found = []
             for position, (row, value) in enumerate(zip(rows, values, strict=True)):
-                refuse_odd_messages(value, f"{origin(row, position)}: column {self.columns['messages']!r}")
-            return values
+                where = f"{origin(row, position)}: column {self.columns['messages']!r}"
+                found.append(as_messages(value, where))
+                refuse_odd_messages(found[-1], where)
+            return found
         completions = self._texts(rows, "completion")
         return [
             pair(prompt, row.get(self.columns.get("input", "")), completion, self._where(row, position))
@@ -196,7 +221,30 @@ class CausalLM(ModelTask):
         texts = [
             self._runs(tokens, mask) for tokens, mask in zip(first.tolist(), wanted.tolist(), strict=True)
         ]
-        return Measured(token_losses(logits, labels), scores.float(), texts)
+        losses = token_losses(logits, labels)
+        if self._grade is None:
+            return Measured(losses, scores.float(), texts)
+        answers, rights = zip(*self._answers(model, batch), strict=True)
+        return Measured(losses, torch.tensor(list(map(self._grade, answers, rights))), list(answers))
+
+    def _answers(self, model: nn.Module, batch: Batch) -> Iterator[tuple[str, str]]:
+        """The last answer of each sample, generated after all that comes before it, and the right one."""
+        transformer: Any = model
+        ids, predicted, real = (batch[key].cpu() for key in ("input_ids", "labels", "attention_mask"))
+        special = {*self.tokenizer.all_special_ids, *self.tokenizer.get_added_vocab().values()}
+        for own, labels, mask in zip(ids, predicted != -100, real, strict=True):
+            end = int(labels.nonzero().max()) + 1
+            start = end - int(labels[:end].flip(0).long().cumprod(0).sum())
+            # The token that ends the right answer ends the generated one, where it is not a word.
+            ends = [int(own[end - 1])] if int(own[end - 1]) in special else []
+            prompt = own[:start][mask[:start].bool()][None].to(next(model.parameters()).device)
+            room = self.max_new_tokens if self.limit is None else min(self.max_new_tokens, self.limit - start)
+            settings = greedy(transformer, padding=self.padding, most=max(1, room), ends=ends)
+            found = transformer.generate(
+                input_ids=prompt, attention_mask=torch.ones_like(prompt), generation_config=settings
+            )
+            answer = self.tokenizer.decode(found[0, prompt.shape[1] :], skip_special_tokens=True)
+            yield answer.strip(), self.tokenizer.decode(own[start:end], skip_special_tokens=True).strip()
 
     def _runs(self, tokens: Sequence[int], mask: Sequence[bool]) -> str:
         """The chosen tokens as text, those of each answer on a line of their own."""
@@ -213,9 +261,8 @@ class CausalLM(ModelTask):
         """The conversation as a person reads it, and the assistant's answers."""
         if "messages" not in self.columns:
             return super().shown(row)
-        turns = [
-            f"{message['role']}: {spoken(message['content'])}" for message in row[self.columns["messages"]]
-        ]
+        (messages,) = self._conversations([row])
+        turns = [f"{message['role']}: {spoken(message['content'])}" for message in messages]
         labels = self.encode([row])["labels"][0, 1:].tolist()
         return {"messages": "\n".join(turns)}, self._runs(labels, [label != -100 for label in labels])
 
@@ -241,7 +288,8 @@ class CausalLM(ModelTask):
         self._recognise([row])
         if "messages" in self.columns:
             return sum(
-                len(str(message.get("content"))) for message in row.get(self.columns["messages"]) or []
+                len(str(message.get("content", message.get("value"))))
+                for message in row.get(self.columns["messages"]) or []
             )
         return sum(len(str(row.get(column))) for column in self.columns.values())
 

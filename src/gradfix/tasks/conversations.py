@@ -1,4 +1,4 @@
-"""Rows of language modelling as conversations: prompt and completion, messages, or instruction, input and output."""
+"""Rows of language modelling as conversations: prompt and completion, messages in either spelling, or instructions."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +12,8 @@ EMPTY_LINE = "\n\n"
 LAYOUTS: tuple[Mapping[str, str], ...] = (
     {"prompt": "prompt", "completion": "completion"},
     {"messages": "messages"},
+    {"messages": "conversations"},
+    {"messages": "conversation"},
     {"prompt": "instruction", "completion": "output"},
 )
 """Columns by role, as rows of this kind are commonly laid out."""
@@ -35,6 +37,52 @@ def recognised(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, str] | None:
         ways = " or ".join(f"{column_option(*next(iter(layout.items())))}" for layout in found)
         raise GradfixError(f"{origin(rows[0], 0)}: can be read in {len(found)} ways; say which with {ways}")
     return found[0] if found else None
+
+
+SPEAKERS = {
+    "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant",
+    "model": "assistant", "system": "system", "tool": "tool", "observation": "tool", "function_response": "tool",
+}  # fmt: skip
+"""Roles by the names that ShareGPT's layout, ``{"from", "value"}``, and its descendants have for them."""
+
+
+def as_messages(value: Any, where: str) -> Any:
+    """Give a conversation laid out as ShareGPT's as messages with role and content; any other as it is.
+
+    Args:
+        value: Of a column of conversations.
+        where: How an error names the row and column.
+
+    Returns:
+        The messages.
+
+    Raises:
+        GradfixError: If a speaker is not known, or a turn is to be left out of the loss.
+    """
+    if not isinstance(value, list) or not value:
+        return value
+    if not all(isinstance(turn, dict) and {"from", "value"} <= set(turn) for turn in value):
+        return value
+    found = []
+    for turn in value:
+        role = SPEAKERS.get(str(turn["from"]).lower())
+        if role is None:
+            raise GradfixError(
+                f"{where}: a turn is from {turn['from']!r}; expected one of {', '.join(SPEAKERS)}, or messages with "
+                "role and content"
+            )
+        if turn.get("weight") == 0:
+            raise GradfixError(
+                f"{where}: a turn has weight 0, but the loss is on every answer of the assistant; leave it out, or "
+                "end the conversation before it"
+            )
+        more = {
+            key: part
+            for key, part in turn.items()
+            if key not in ("from", "value", "weight") and part is not None
+        }
+        found.append({**more, "role": role, "content": turn["value"]})
+    return found
 
 
 def columns_of(rows: Sequence[Mapping[str, Any]]) -> set[str]:

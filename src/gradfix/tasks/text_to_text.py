@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from gradfix.errors import GradfixError, listed
+from gradfix.errors import GradfixError, listed, option
 from gradfix.tasks.base import Batch, Measured, ModelTask, RowLike, register
 from gradfix.tasks.data import origin
 from gradfix.tasks.forward import mean_over_tokens, placed
+from gradfix.tasks.generation import grader, greedy, short_name
 from gradfix.tasks.loading import context_length, load_tokenizer, padding_id
 from gradfix.tasks.text import pad, pad_all, token_losses, tokenize
 
@@ -22,7 +23,7 @@ class TextToText(ModelTask):
 
     The loss of a sample is the mean negative log-likelihood of its target's tokens. With candidates, the
     prediction is the one with the smallest such loss and the metric is accuracy; without, the answer is
-    generated greedily and the metric is the exact match of the texts, blanks at the ends aside.
+    generated greedily and graded: by the exact match of the texts, blanks at the ends aside, or as ``metric`` says.
 
     Args:
         input: The column with the input text.
@@ -30,6 +31,7 @@ class TextToText(ModelTask):
         prefix: Put before each input, as T5's "summarize: ".
         candidates: All possible targets. They are the classes of a balanced support set, too.
         max_length: Longest input, and longest target, in tokens; the model's context by default.
+        metric: How generated answers are graded: see `gradfix.tasks.generation.grader`.
         max_new_tokens: Longest generated answer.
     """
 
@@ -48,6 +50,7 @@ class TextToText(ModelTask):
         prefix: str = "",
         candidates: Sequence[str] | None = None,
         max_length: int | None = None,
+        metric: str | None = None,
         max_new_tokens: int = 32,
     ) -> None:
         super().__init__({"input": input, "target": target}, max_length)
@@ -58,8 +61,13 @@ class TextToText(ModelTask):
         self.prefix = prefix
         self.candidates = None if candidates is None else [str(text) for text in candidates]
         self.max_new_tokens = max_new_tokens
-        if self.candidates is not None:
-            self.metric = "accuracy"
+        if self.candidates is not None and metric is not None:
+            raise GradfixError(
+                f"{option('metric')} {metric}: with candidates the best of them is the answer, none is generated; "
+                "leave out one of the two"
+            )
+        self._grade = grader(metric or self.metric)
+        self.metric = "accuracy" if self.candidates is not None else short_name(metric or self.metric)
 
     @override
     def _bind_processors(self, location: str | Path, trust_remote_code: bool) -> None:
@@ -159,26 +167,14 @@ class TextToText(ModelTask):
         )
 
     def _measure_generated(self, model: nn.Module, batch: Batch) -> Measured:
-        from transformers import GenerationConfig
-
         transformer: Any = model
-        known = transformer.generation_config
-        # Greedy whatever the model's own settings are: a measurement must not sample.
-        greedy = GenerationConfig(
-            max_new_tokens=self.max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            decoder_start_token_id=known.decoder_start_token_id,
-            bos_token_id=known.bos_token_id,
-            eos_token_id=known.eos_token_id,
-            pad_token_id=self.padding,
-        )
-        generated = transformer.generate(**placed(model, batch), generation_config=greedy)
+        settings = greedy(transformer, padding=self.padding, most=self.max_new_tokens)
+        generated = transformer.generate(**placed(model, batch), generation_config=settings)
         wanted = batch["labels"].masked_fill(batch["labels"] == -100, self.padding)
         answers = [text.strip() for text in self.tokenizer.batch_decode(generated, skip_special_tokens=True)]
         targets = [text.strip() for text in self.tokenizer.batch_decode(wanted, skip_special_tokens=True)]
-        hits = [float(answer == target) for answer, target in zip(answers, targets, strict=True)]
-        return Measured(self.loss(model, batch), torch.tensor(hits), answers)
+        grades = list(map(self._grade, answers, targets))
+        return Measured(self.loss(model, batch), torch.tensor(grades), answers)
 
     @override
     def features(self, model: nn.Module, batch: Batch) -> Tensor:

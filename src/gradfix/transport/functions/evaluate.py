@@ -27,6 +27,8 @@ def evaluate(
     configuration: str | None = None,
     encoding: str | None = None,
     max_length: int | None = None,
+    metric: str | None = None,
+    max_new_tokens: int | None = None,
     batch_size: int = 32,
     device: str = "cpu",
     memory: str | int = "auto",
@@ -53,6 +55,9 @@ def evaluate(
         configuration: Of a Hub data set that has several.
         encoding: Of csv, tsv and json files, such as latin-1 or utf-16; UTF-8 if not given.
         max_length: Longest input in tokens; the model's context if not given.
+        metric: Causal-lm and text-to-text: generate, and grade answers by exact_match, rouge_l, chrf or
+            module:function.
+        max_new_tokens: Longest generated answer in tokens; 64, of text-to-text 32.
         batch_size: Samples a pass.
         device: Cpu, cuda or mps.
         memory: ``"auto"``, or how much may be used, as 4GB: a larger model is fetched block by block.
