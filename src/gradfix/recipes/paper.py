@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from gradfix.recipes.base import Recipe
-from gradfix.recipes.fields import COMPARED, Output
+from gradfix.recipes.fields import COMPARED, BatchSize, Output
 
 PAPER_ROWS = ("naive", "gradfix", "control", "auto", "few-shot")
 """Rows of the paper's tables that need no fine-tune of the new base, with the control and the default beside them."""
@@ -20,7 +20,7 @@ class _Study(Recipe):
     ] = None
     tasks: Annotated[list[str], Field(description="repeatable; the paper's own if not given")] = []
     output: Output
-    batch_size: Annotated[int, Field(ge=1, description="samples a pass")] = 32
+    batch_size: BatchSize = 32
     device: Annotated[str, Field(description="cpu, cuda or mps")] = "cpu"
 
 
