@@ -82,6 +82,17 @@ def test_pipes_directories_and_other_encodings_are_refused(tmp_path: Path) -> No
     assert read_json(tmp_path / "marked") == {}
 
 
+def test_yaml_is_nested_to_the_same_depth(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    for depth in (MAX_DEPTH - 1, MAX_DEPTH + 1):
+        path.write_text("[" * depth + "]" * depth)
+        if depth < MAX_DEPTH:
+            read_yaml(path)
+            continue
+        with pytest.raises(GradfixError, match=f"is nested deeper than {MAX_DEPTH} levels"):
+            read_yaml(path)
+
+
 def test_yaml_is_plain(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("a: 2026-13-45\nb: [1, 0.5, true, null]\nc: {d: text}\n")

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -122,6 +123,37 @@ class TestModels:
         words.chat_template = "{{ messages[0].content }}"
         with bounded_templates(), pytest.raises(ValueError, match="a message holds what is no text"):
             words.apply_chat_template([{"role": "user", "content": b"bytes"}], tokenize=False)
+
+    def test_half_of_two_texts(self, tmp_path: Path) -> None:
+        task = get_task("text-classification")
+        task.bind(tiny.save_tiny_bert_classifier(tmp_path))
+        row = {"premise": "good", "hypothesis": "film", "text": "good", "label": "positive"}
+        halves = {"sentence1": "good", "sentence2": "film", "label": "positive"}
+        task.check([{**row}])
+        half = get_task("text-classification", text="sentence1")
+        half.bind(tmp_path)
+        with pytest.raises(GradfixError, match="has a second text in column 'sentence2'"):
+            half.check([halves])
+
+    def test_a_completion_of_no_token(self, tmp_path: Path) -> None:
+        template = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
+        task = get_task("causal-lm")
+        task.bind(tiny.save_tiny_gpt2(tmp_path, chat_template=template))
+        with pytest.raises(GradfixError):
+            task.encode([{"prompt": "good", "completion": "film"}])
+
+    def test_siglip2(self) -> None:
+        task = get_task("zero-shot-image-classification", labels=["red", "green"])
+        model = nn.Module()
+        model.config = SimpleNamespace(model_type="siglip2")
+        with pytest.raises(GradfixError, match="siglip2: images of variable size are not supported"):
+            task.prepare(model)
+
+    def test_a_head_that_ends_otherwise_is_not_refitted(self, tmp_path: Path) -> None:
+        task = get_task("text-classification", labels=["no", "yes"])
+        task.bind(tiny.save_tiny_bert_classifier(tmp_path))
+        with pytest.raises(GradfixError, match="does not end in a linear layer of 2 classes"):
+            task.last_layer(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
 
 
 class TestCustom:

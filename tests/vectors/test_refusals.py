@@ -8,18 +8,21 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from gradfix.checkpoints import Checkpoint
 from gradfix.errors import AlignmentError, GradfixError
 from gradfix.tasks import get_task
-from gradfix.vectors import apart, apply
+from gradfix.vectors import apart, apply, placement, task_vector
 from gradfix.vectors.adapter_output import AdapterOutput, write_adapter
 from gradfix.vectors.apply import CheckpointWriter
 from gradfix.vectors.mask_strategies import significant_votes
 from gradfix.vectors.masks import mask
-from gradfix.vectors.task_vector import TaskVector
+from gradfix.vectors.placement import place
+from gradfix.vectors.task_vector import TaskVector, moments
 from tests import tiny
+from tests.models import tiny_llama
 from tests.triples import Triple, save_triple
 
 
@@ -140,3 +143,52 @@ def test_a_head_that_cannot_pass_on_is_named() -> None:
     task: Any = SimpleNamespace(last_layer=lambda _: ("classifier", model.classifier))
     with pytest.raises(AlignmentError, match=r"head.weight \[4, 3\] of its head is in no checkpoint"):
         apart._passing_on(model, missing, task)
+
+
+def test_vectors_of_other_tensors_have_no_angle(tau: TaskVector, tmp_path: Path) -> None:
+    save_file({"w": torch.ones(2)}, tmp_path / "a.safetensors")
+    save_file({"w": torch.zeros(2)}, tmp_path / "b.safetensors")
+    other = TaskVector.between(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    with pytest.raises(GradfixError, match="different models can't be combined"):
+        moments(other, tau)
+
+
+def test_a_file_of_whole_numbers_is_no_task_vector(
+    tau: TaskVector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "tau.safetensors"
+    tau.save(path)
+    monkeypatch.setattr(task_vector, "check_content", lambda *_: None)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    save_file({"w": torch.ones(2, dtype=torch.int8)}, path, metadata)
+    with pytest.raises(GradfixError, match="w: expected floating-point numbers"):
+        TaskVector.load(path)
+
+
+def test_a_head_whose_name_the_target_has_is_refused(tmp_path: Path) -> None:
+    one = torch.ones(2)
+    tensors = {
+        "base": {"shared": one},
+        "tuned": {"shared": one * 2, "new": one},
+        "target": {"shared": one, "new": one},
+    }
+    for name, content in tensors.items():
+        save_file({key: value.clone() for key, value in content.items()}, tmp_path / f"{name}.safetensors")
+    tau = TaskVector.between(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors")
+    with pytest.raises(
+        GradfixError, match="has tensors of its own under the names of the tuned model's head"
+    ):
+        place(tau, Checkpoint.open(tmp_path / "target.safetensors"))
+
+
+def test_a_tie_that_no_configuration_undoes_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed, (name, tied) in enumerate((("base", False), ("tuned", False), ("target", True))):
+        tiny_llama(seed, tie_word_embeddings=tied).save_pretrained(tmp_path / name)
+    tau = TaskVector.between(tmp_path / "base", tmp_path / "tuned")
+    assert place(tau, Checkpoint.open(tmp_path / "target"))
+    monkeypatch.setattr(placement, "architecture_of", lambda _: None)
+    with pytest.raises(GradfixError, match=r"ties lm_head.weight, which the tuned model changes apart"):
+        place(tau, Checkpoint.open(tmp_path / "target"))

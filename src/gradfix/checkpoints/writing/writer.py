@@ -122,9 +122,8 @@ class CheckpointWriter:
 
     def _open_output(self, stack: ExitStack) -> None:
         """Lock the output, and take over or make the directory to write into."""
-        refuse_existing(self.output, self._overwrite)
         stack.enter_context(OutputLock(self.output))
-        refuse_existing(self.output, self._overwrite)  # again, as a run may have finished meanwhile
+        refuse_existing(self.output, self._overwrite)
         with explain_os_errors(self.output, "choose an output in a directory you may write to"):
             self.partial = open_partial(self.output, self._manifest, self._resume, self._restart)
             stack.callback(self._clean_up)  # before the lock is let go
