@@ -6,7 +6,7 @@ TESTS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv/bin/python -m pytest -n
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test quick check format wheel docs bench-language bench-transport matrix campaign campaign-sample
+.PHONY: setup demo test quick check format wheel docs bench-language bench-transport matrix campaign campaign-sample guards
 
 setup: $(STAMP)
 
@@ -64,3 +64,8 @@ campaign: setup
 # A small part of each campaign, drawn anew.
 campaign-sample: setup
 	$(TESTS) -m campaign
+
+# Each guard of the rooms that files and numbers enter by is taken out once, and the quickest tests that reached it run again;
+# those that no test misses are printed. FILES names others.
+guards: setup
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m tests.campaigns.guards $(FILES)

@@ -30,13 +30,13 @@ class Campaign(NamedTuple):
     Attributes:
         what: In the table.
         run: Given a world, a seed and how many cases.
-        count: Cases in all.
+        cases: In all.
         parts: Of equal size, each with a seed of its own, so that two processes end at the same time.
     """
 
     what: str
     run: Callable[[Path, int, int], Result]
-    count: int
+    cases: int
     parts: int = 1
 
 
@@ -55,13 +55,13 @@ class _Part(NamedTuple):
     campaign: Campaign
     world: Path
     seed: int
-    count: int
+    cases: int
 
 
 def _parts(world: Path, seed: int, share: float, names: list[str]) -> Iterator[_Part]:
     for campaign in CAMPAIGNS:
         if not names or campaign.run.__name__ in names:
-            count = max(1, round(campaign.count * share / campaign.parts))
+            count = max(1, round(campaign.cases * share / campaign.parts))
             yield from (_Part(campaign, world, seed + part, count) for part in range(campaign.parts))
 
 
@@ -69,7 +69,7 @@ def _run(part: _Part) -> Result:
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="gradfix-campaign-") as folder:
         root = Path(shutil.copytree(part.world, Path(folder) / "world"))
-        result = part.campaign.run(root, part.seed, part.count)
+        result = part.campaign.run(root, part.seed, part.cases)
     result.seconds = time.monotonic() - started
     return result
 
