@@ -10,6 +10,7 @@ import ast
 import importlib.machinery
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-REFUSING = ("refuse", "require", "check_")
+REFUSING = re.compile(r"_*(refuse|require|check)_")
 ROOMS = ("text_files.py", "recipes", "checkpoints", "tasks", "vectors", "votes")
 TESTS = ("test_text_files.py", "cli/test_hostile.py", "checkpoints", "recipes", "tasks", "vectors", "votes")
 TRIES = 20
@@ -83,7 +84,7 @@ def _refuses(node: ast.stmt) -> bool:
         return False
     called = node.value.func
     name = called.id if isinstance(called, ast.Name) else getattr(called, "attr", "")
-    return name.lstrip("_").startswith(REFUSING)
+    return REFUSING.match(name) is not None
 
 
 class _Change(ast.NodeTransformer):

@@ -216,6 +216,16 @@ def _child(request: dict[str, Any], arguments: list[str], stdout: int, stderr: i
         os._exit(status & 0xFF)
 
 
+def _waited(session: int) -> float:
+    """Seconds that the processes of a session were ready to run, and had no processor."""
+    total = 0
+    for place in Path("/proc").glob("[0-9]*"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            if (place / "stat").read_text().rpartition(")")[2].split()[3] == str(session):
+                total += int((place / "schedstat").read_text().split()[1])
+    return total / 1e9
+
+
 class _Running:
     """A child, and what it says."""
 
@@ -238,8 +248,7 @@ class _Running:
 
     def seconds(self) -> float:
         """How long it has run; a machine that is busy with other work does not make a command hang."""
-        delay = Path(f"/proc/{self._child}/schedstat").read_text().split()[1]
-        return time.monotonic() - self._started - int(delay) / 1e9
+        return time.monotonic() - self._started - _waited(self._child)
 
     def send(self, number: int) -> None:
         """Send it a signal."""

@@ -149,8 +149,11 @@ def test_nothing_is_renamed_over_what_is_there(tmp_path: Path, monkeypatch: pyte
 def test_an_exchange_that_fails_is_not_taken_for_one_the_system_lacks(tmp_path: Path) -> None:
     (tmp_path / "target").mkdir()
     (tmp_path / "target" / "file").write_text("mine")
+    missing, target = tmp_path / "missing", tmp_path / "target"
     with pytest.raises(FileNotFoundError):
-        atomic.exchange(tmp_path / "missing", tmp_path / "target")
+        atomic._renameat2(missing, target, atomic._RENAME_EXCHANGE)
+    with pytest.raises(FileNotFoundError):
+        atomic.exchange(missing, target)
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
 

@@ -14,13 +14,13 @@ from safetensors.torch import save_file
 from gradfix.checkpoints import Checkpoint
 from gradfix.errors import AlignmentError, GradfixError
 from gradfix.tasks import get_task
-from gradfix.vectors import apart, apply, placement, task_vector
+from gradfix.vectors import apart, apply, placement, task_vector, truncation, verification
 from gradfix.vectors.adapter_output import AdapterOutput, write_adapter
 from gradfix.vectors.apply import CheckpointWriter
 from gradfix.vectors.mask_strategies import significant_votes
 from gradfix.vectors.masks import mask
 from gradfix.vectors.placement import place
-from gradfix.vectors.task_vector import TaskVector, moments
+from gradfix.vectors.task_vector import TaskVector, combine, moments
 from tests import tiny
 from tests.models import tiny_llama
 from tests.triples import Triple, save_triple
@@ -192,3 +192,29 @@ def test_a_tie_that_no_configuration_undoes_is_refused(
     monkeypatch.setattr(placement, "architecture_of", lambda _: None)
     with pytest.raises(GradfixError, match=r"ties lm_head.weight, which the tuned model changes apart"):
         place(tau, Checkpoint.open(tmp_path / "target"))
+
+
+def test_a_target_of_no_class_gets_no_adapter(
+    triple: Triple, tau: TaskVector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(truncation, "skeleton", lambda _: None)
+    with pytest.raises(GradfixError, match="names no class of transformers, so its layers are not known"):
+        truncation.Extraction(tau, Checkpoint.open(triple.target), rank=2)
+
+
+def test_heads_of_one_name_are_not_added(tmp_path: Path) -> None:
+    one = torch.ones(2)
+    save_file({"shared": one}, tmp_path / "base.safetensors")
+    save_file({"shared": one * 2, "new": one}, tmp_path / "tuned.safetensors")
+    tau = TaskVector.between(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors")
+    with pytest.raises(GradfixError, match="two tuned models bring a parameter of the same name: new"):
+        combine([(1.0, tau), (1.0, tau)])
+
+
+def test_a_folder_that_a_modules_list_names_is_written(
+    triple: Triple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verification, "module_folders", lambda _: ["1_Pooling"])
+    monkeypatch.setattr(verification, "module_paths", lambda _: ["1_Pooling"])
+    with pytest.raises(GradfixError, match="names 1_Pooling, which could not be carried over"):
+        verification.verify_written(triple.target, Checkpoint.open(triple.target), "the output")

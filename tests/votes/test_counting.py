@@ -86,6 +86,7 @@ def test_the_mean_is_over_samples_not_over_batches():
         (lambda m, b: squares(m, b).repeat(2), r"returned shape \("),
         (lambda m, b: squares(m, b).detach(), "does not depend on any parameter"),
         (lambda m, b: 1.0, "returned float"),
+        (lambda m, b: squares(m, b).long(), "returned torch.int64; expected floating-point values"),
     ],
 )
 def test_a_loss_that_is_not_one_a_sample_is_refused(method, loss, text):
@@ -249,6 +250,17 @@ def test_the_verification_holds_for_as_long_as_the_model_and_the_loss():
     assert all(torch.equal(2 * first[name].int(), second[name].int()) for name in first)
 
 
+@pytest.mark.parametrize("vote", ["mean", "majority"])
+def test_an_infinite_loss_of_finite_gradients_is_named_in_any_batch(vote):
+    def loss(model, batch):
+        return squares(model, batch) + batch["more"]
+
+    first, second = ({**data(3, seed), "more": torch.zeros(3)} for seed in (0, 1))
+    second["more"][1] = torch.inf
+    with pytest.raises(GradfixError, match="sample 4: the loss is not finite"):
+        count_votes(network(), [first, second], loss, vote=vote)
+
+
 def test_an_infinite_gradient_of_a_finite_loss_is_named_by_both_ways():
     model = nn.Linear(4, 3)
     x, scale = torch.randn(6, 4), torch.ones(6, 1)
@@ -261,6 +273,19 @@ def test_an_infinite_gradient_of_a_finite_loss_is_named_by_both_ways():
     for method in ("fast", "plain"):
         with pytest.raises(GradfixError, match="sample 5: the gradient of weight is not finite in 12 of 12"):
             count_votes(model, [(x, scale)], loss, method=method)
+
+
+def test_gradients_that_overflow_only_in_their_sum_are_told_as_that():
+    model = nn.Linear(4, 3)
+    x, scale = torch.full((2, 4), 1e-3), torch.full((2, 1), 3e38)
+
+    def loss(model, batch):
+        out = model(batch[0])
+        return ((out - out.detach()) * batch[1]).sum(1)
+
+    assert count_votes(model, [(x, scale)], loss, method="plain").samples == 2
+    with pytest.raises(GradfixError, match="samples 0 to 1: gradients overflow when they are summed over"):
+        count_votes(model, [(x, scale)], loss, method="fast")
 
 
 def test_a_gradient_near_the_largest_number_is_counted_still():

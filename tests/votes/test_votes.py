@@ -94,6 +94,7 @@ def test_a_file_of_something_else_is_refused(tmp_path):
         Votes.load(path)
     metadata = votes.record.to_metadata()
     for wrong, message in (
+        ({"sample_ids": '["a", "b"]'}, "1 samples, but 2 ids: count the votes again"),
         ({"samples": "-1"}, "samples: input should be greater than or equal to 0"),
         ({"seed": "[]"}, "seed: input should be a valid integer"),
         ({"fingerprints": "null"}, "fingerprints: input should be a valid dictionary"),
