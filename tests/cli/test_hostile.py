@@ -184,7 +184,7 @@ def test_an_interrupt_that_a_library_makes_an_error_of_its_own_stays_one() -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", [0, 1, 20, 100, 250, 400, 600, 900])
+@pytest.mark.parametrize("module", [0, 20, 250, 600])
 def test_an_interrupt_during_imports_is_one_line(module: int) -> None:
     end = subprocess.run(
         [sys.executable, "-c", _INTERRUPTED, "inspect", "/", str(module)], capture_output=True, text=True
