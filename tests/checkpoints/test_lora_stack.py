@@ -9,6 +9,7 @@ from gradfix.checkpoints import Checkpoint
 from gradfix.checkpoints.lora.factors import placed
 from gradfix.checkpoints.lora.stack import stacked
 from gradfix.errors import GradfixError
+from gradfix.recipes import DiffRecipe
 from gradfix.vectors.task_vector import TaskVector
 from tests import models
 from tests.adapters import QUIET, save_adapter
@@ -34,6 +35,8 @@ def test_a_location_is_read_as_a_sum(tmp_path: Path) -> None:
     assert stacked("a-b") is None
     (tmp_path / "a+b").mkdir()
     assert stacked(str(tmp_path / "a+b")) is None
+    recipe = DiffRecipe(source_base="base", source_tuned="a+1e+1*b", output=tmp_path / "out")
+    assert recipe.inputs() == ["base", "a", "b"]  # an output in place of one of them is refused
     with pytest.raises(GradfixError, match=r"a\+\+b: expected adapters with \+ between them"):
         stacked("a++b")
 

@@ -1,5 +1,6 @@
 """A recipe: validated before anything heavy starts, unchanged afterwards, and saved beside the output it made."""
 
+import re
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -44,7 +45,7 @@ class Recipe(BaseModel):
         """List the locations that the command reads, as they were given."""
         given = [getattr(self, name, None) for name in INPUTS]
         places = [place for value in given for place in (value if isinstance(value, list) else [value])]
-        return [str(place) for place in places if place is not None]
+        return [part for place in places if place is not None for part in _summands(str(place))]
 
     def dump(self) -> str:
         """Write the recipe as YAML that :func:`load_recipe` reads back.
@@ -134,6 +135,13 @@ def validate(kind: type[R], options: dict[str, Any], where: str) -> R:
             for e in error.errors()
         ]
         raise GradfixError(f"{where}: {'; '.join(problems)}") from error
+
+
+def _summands(place: str) -> list[str]:
+    """The adapters of a sum such as first+0.5*second; a location by itself otherwise."""
+    if Path(place).exists() or not re.search(r"[+*]", place):
+        return [place]
+    return [re.sub(r"^[^*]*\*", "", part).strip() for part in re.split(r"(?<!\d[eE])\+", place)]
 
 
 def _texts(value: Any) -> list[str]:
