@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot  # noqa: F401 - takes long to import
 import torch
 
 from gradfix.cli import main
