@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from gradfix.paper.study import Study, StudyTask
 from gradfix.recipes.paper import PAPER_ROWS, PaperRecipe
 from gradfix.recipes.settings import SETTINGS
-from gradfix.report.numbers import duration, size
 
 GPU_TERAFLOPS = 20.0
 """What a GPU of the last years does in float32 with a batch of 32, about."""
@@ -51,11 +50,11 @@ class Plan:
         work = self.forward * self.gigaflops
         cores = os.cpu_count() or 1
         return [
-            *(f"{place}: about {size(megabytes * 1e6)}" for place, megabytes in self.downloads),
-            f"to download: about {size(total * 1e6)}, less what is in the Hub's cache already",
-            f"to compute: about {self.forward:,} forward passes; {duration(work / GPU_TERAFLOPS / 1e3)} on a GPU that "
-            f"does {GPU_TERAFLOPS:g} teraflops, {duration(work / cores / CORE_GIGAFLOPS)} on this machine's {cores} "
-            "cores (rough: a factor of three either way)",
+            *(f"{place}: about {megabytes:,.0f} MB" for place, megabytes in self.downloads),
+            f"to download: about {total / 1000:.2f} GB, less what is in the Hub's cache already",
+            f"to compute: about {self.forward:,} forward passes; {_time(work / GPU_TERAFLOPS / 1000)} on a GPU that "
+            f"does {GPU_TERAFLOPS:g} teraflops, {_time(work / cores / CORE_GIGAFLOPS)} on this machine's {cores} cores "
+            "(rough: a factor of three either way)",
         ]
 
 
@@ -87,3 +86,8 @@ def plan(study: Study, tasks: dict[str, StudyTask], recipe: PaperRecipe) -> Plan
 
 def _passes(rows: Sequence[str]) -> int:
     return sum(PASSES.get(row, VOTING) for row in rows) + len(SETTINGS.alphas)
+
+
+def _time(seconds: float) -> str:
+    """Minutes or hours; written here, since the room of reports takes seconds to import."""
+    return f"{seconds / 60:,.0f} minutes" if seconds < 7200 else f"{seconds / 3600:,.0f} hours"
