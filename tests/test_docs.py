@@ -3,13 +3,14 @@
 import ast
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from gradfix.tasks.base import TASKS
-from gradfix.vectors.mask_strategies import STRATEGIES
+from gradfix import plugins
 from gradfix.votes.fast.rules.registry import RULES
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -20,7 +21,11 @@ def run_page(name: str) -> None:
     space: dict[str, Any] = {"__name__": "page"}
     page = (DOCS / name).read_text(encoding="utf-8")
     for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
-        exec(compile(block, name, "exec"), space)
+        module = re.match(r"# (\w+\.py)\n", block)
+        if module:  # a file of the reader's, to be imported from where it lies
+            Path(module[1]).write_text(block, encoding="utf-8")
+        else:
+            exec(compile(block, name, "exec"), space)
 
 
 @pytest.mark.slow
@@ -51,15 +56,27 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert [html.count("<table>") for html in shown] == [1, 1, 2]
 
 
-def test_the_examples_of_extending_run() -> None:
-    before = [set(registry) for registry in (TASKS, STRATEGIES, RULES)]
+@pytest.mark.slow
+def test_the_examples_of_extending_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.setattr(plugins, "_registered", {})
+    before = set(RULES)
     try:
         run_page("extending.md")
-        added = [
-            set(registry) - old for registry, old in zip((TASKS, STRATEGIES, RULES), before, strict=True)
-        ]
-        assert added == [{"smoothed-text-classification"}, {"largest"}, {"prelu"}]
+        assert set(RULES) - before == {"prelu"}
+        assert plugins.registered("mask") == ["unanimous"]
+        own = sys.modules["my_plugins"]
+        assert torch.equal(
+            own.trimmed([torch.tensor([1.0, 9.0]), torch.tensor([3.0, 5.0]), torch.tensor([2.0, 7.0])]),
+            torch.tensor([2.0, 7.0]),
+        )
+        # What the commands of the page name is what they take.
+        page = (DOCS / "extending.md").read_text(encoding="utf-8")
+        named = re.findall(r"--(mask|align|methods|method) (my_plugins:\S+)", page)
+        kinds = {"mask": "mask", "methods": "mask", "align": "alignment", "method": "merge"}
+        assert len([plugins.find(kinds[option], text) for option, text in named]) == 4
     finally:  # what the page registers stays in the page
-        for registry, old in zip((TASKS, STRATEGIES, RULES), before, strict=True):
-            for name in set(registry) - old:
-                del registry[name]
+        sys.modules.pop("my_plugins", None)
+        for name in set(RULES) - before:
+            del RULES[name]

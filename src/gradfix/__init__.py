@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from gradfix.checkpoints import Checkpoint as Checkpoint
     from gradfix.checkpoints import CheckpointWriter as CheckpointWriter
     from gradfix.errors import GradfixError as GradfixError
+    from gradfix.plugins import register as register
     from gradfix.ranks.launch import distributed as distributed
     from gradfix.tasks import CustomTask as CustomTask
     from gradfix.transport.comparison import Comparison as Comparison
+    from gradfix.transport.comparison.tasks import table as table
     from gradfix.transport.functions.check import check as check
     from gradfix.transport.functions.compare import compare as compare
     from gradfix.transport.functions.evaluate import evaluate as evaluate
@@ -48,6 +50,8 @@ _HOMES = {
     "mask": "vectors.masks",
     "merge": "vectors.merging",
     "place": "vectors.placement",
+    "register": "plugins",
+    "table": "transport.comparison.tasks",
 }
 _ROOMS = ("data", "tasks", "transport", "votes")
 """Rooms that are public by their own name; transport and votes can be called."""

@@ -231,6 +231,18 @@ def named(kind: Kind, value: str | Callable[..., Any]) -> str:
     return value.__name__.replace("_", "-")
 
 
+def lasting(text: str) -> bool:
+    """Tell whether a text names a plug-in that another process finds, too.
+
+    Args:
+        text: An option's value.
+
+    Returns:
+        Whether it is a path into a module that is not the program being run.
+    """
+    return is_path(text) and not text.startswith("__main__:") and "<locals>" not in text
+
+
 def identity(kind: Kind, text: str) -> str:
     """Tell one version of a plug-in from another.
 

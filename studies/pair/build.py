@@ -24,7 +24,8 @@ from transformers import CLIPModel
 
 from gradfix.demo.datasets import FASHION_MNIST, TASKS, available_tasks, load_task
 from gradfix.demo.models import ModelSize, new_model
-from gradfix.demo.pair import PROVENANCE, write_checkpoint
+from gradfix.demo.packing import pack
+from gradfix.demo.pair import PACKED, PROVENANCE, write_checkpoint
 from gradfix.demo.render import FONTS_A, FONTS_B
 from gradfix.progress import Progress, silent
 from studies.pair.finetune import TUNING, finetune, zero_shot_accuracy
@@ -138,6 +139,9 @@ def build(output: Path, plan: Plan, *, progress: Progress = silent) -> dict[str,
         },
         "checkpoints": entries,
     }
+    for name, entry in entries.items():
+        base = None if entry["base"] is None else (output / entries[entry["base"]]["file"]).read_bytes()
+        (output / f"{name}{PACKED}").write_bytes(pack((output / entry["file"]).read_bytes(), base))
     text = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
     (output / PROVENANCE).write_text(text, encoding="utf-8")
     return facts

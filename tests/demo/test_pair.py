@@ -1,13 +1,16 @@
 import hashlib
-from pathlib import Path
+import re
+from pathlib import Path, PurePosixPath
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load, save
 
 from gradfix.demo import pair as store
 from gradfix.demo.datasets import TASKS, load_task
 from gradfix.demo.models import is_image_tower
+from gradfix.demo.packing import pack, unpack
+from gradfix.demo.run import CLOSE_MODELS, MODELS
 from gradfix.errors import GradfixError
 from studies.pair.finetune import zero_shot_accuracy
 
@@ -20,21 +23,44 @@ def test_the_pair_its_next_release_and_its_tunes_are_stored() -> None:
 @pytest.mark.parametrize("name", store.names())
 def test_every_file_is_the_one_that_was_measured(name: str) -> None:
     entry = store.provenance()["checkpoints"][name]
-    content = (store.CHECKPOINTS / entry["file"]).read_bytes()
+    content = store.stored(name)
     assert hashlib.sha256(content).hexdigest() == entry["sha256"]
     assert len(content) == entry["bytes"]
-    tensors = load_file(store.CHECKPOINTS / entry["file"])
+    tensors = load(content)
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
     assert all(tensor.isfinite().all() for tensor in tensors.values())
     if entry["task"]:
         assert all(is_image_tower(key) for key in tensors)
 
 
-def test_no_other_file_is_stored_and_all_fit_in_twenty_megabytes() -> None:
+def test_no_other_file_is_stored_and_those_of_the_wheel_are_small() -> None:
     files = {path.name for path in store.CHECKPOINTS.iterdir()}
-    stored = {entry["file"] for entry in store.provenance()["checkpoints"].values()}
-    assert files == stored | {store.PROVENANCE, "README.md"}
-    assert sum(path.stat().st_size for path in store.CHECKPOINTS.iterdir()) < 20e6
+    assert files == {f"{name}{store.PACKED}" for name in store.names()} | {store.PROVENANCE, "README.md"}
+    project = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    left_out = re.findall(r'"(src/gradfix/demo/checkpoints/[^"]+)"', project)
+    assert left_out
+    folder = PurePosixPath("src/gradfix/demo/checkpoints")
+    kept = {name for name in files if not any((folder / name).match(pattern) for pattern in left_out)}
+    assert {"A.packed", "B.packed", "B-next.packed"} < kept
+    assert {f"{model}{store.PACKED}" for model in (*MODELS.values(), *CLOSE_MODELS.values())} <= kept
+    assert sum((store.CHECKPOINTS / name).stat().st_size for name in kept) < 4.6e6
+
+
+@pytest.mark.parametrize("with_base", [False, True])
+def test_packing_keeps_every_bit(with_base: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    bits = torch.randint(-(2**15), 2**15, (4, 5), generator=generator, dtype=torch.int16)
+    tensors = {"b": bits.view(torch.float16), "a": torch.full((3,), float("nan"), dtype=torch.float16)}
+    content = save(tensors)
+    base = save({**{name: value.flip(0) for name, value in tensors.items()}, "c": bits.view(torch.float16)})
+    other = base if with_base else None
+    assert unpack(pack(content, other), other) == content
+
+
+def test_what_the_wheel_leaves_out_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "CHECKPOINTS", tmp_path)
+    with pytest.raises(GradfixError, match=r"B-mnist\.packed: is not in the installed package"):
+        store.stored("B-mnist")
 
 
 @pytest.mark.parametrize("name", ["A", "B", "A-digits", "B-digits"])
@@ -60,8 +86,7 @@ def test_a_directory_holds_exactly_the_stored_values(tmp_path: Path) -> None:
 
     directory = store.load("A-digits", tmp_path / "tuned")
     loaded = CLIPModel.from_pretrained(directory).state_dict()
-    tower = load_file(store.CHECKPOINTS / "A-digits.safetensors")
-    base = load_file(store.CHECKPOINTS / "A.safetensors")
+    tower, base = load(store.stored("A-digits")), load(store.stored("A"))
     assert set(loaded) == set(base)
     for name, value in loaded.items():
         assert value.dtype == torch.float32
@@ -91,9 +116,9 @@ def test_an_unknown_name_is_refused() -> None:
 
 
 def test_a_damaged_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = bytearray((store.CHECKPOINTS / "A.safetensors").read_bytes())
-    content[-1] ^= 1
-    (tmp_path / "A.safetensors").write_bytes(content)
+    content = bytearray((store.CHECKPOINTS / "A.packed").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "A.packed").write_bytes(content)
     monkeypatch.setattr(store, "CHECKPOINTS", tmp_path)
-    with pytest.raises(GradfixError, match=r"A\.safetensors: expected SHA-256 .* the file is damaged"):
+    with pytest.raises(GradfixError, match=r"A\.packed: expected SHA-256 .* the file is damaged"):
         store.load_model("A")

@@ -1,5 +1,6 @@
 """The card's head is the Hub's own metadata; its prose says what was added, and never a machine's folders."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from huggingface_hub import ModelCard
 from gradfix.checkpoints import Checkpoint
 from gradfix.report.card import model_card
 from gradfix.report.record import TransportRecord
-from gradfix.transport.record import _license
+from gradfix.transport.record import _hub_id, _license
 from tests import tiny
 from tests.report.records import transport_record
 
@@ -51,6 +52,26 @@ def test_models_of_the_hub_are_named_and_those_on_a_disk_are_not() -> None:
     assert data["base_model"] == ["org/new", "org/old"]
     assert data["base_model_relation"] == "merge"
     assert "base_model" not in head(record())
+    inputs["target_base"] = {"location": "/models/new", "sha256": "2", "hub": "org/released"}
+    assert head(record(inputs=inputs))["base_model"] == ["org/old", "org/released"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "told", "hub"),
+    [
+        ("models--org--new/snapshots/0a1b", None, "org/new"),
+        ("plain", "org/new", "org/new"),
+        ("plain", "/home/me/new", None),
+        ("plain", None, None),
+    ],
+)
+def test_a_directory_says_which_model_of_the_hub_it_is(
+    tmp_path: Path, folder: str, told: str | None, hub: str | None
+) -> None:
+    place = tiny.save_tiny_gpt2(tmp_path / folder)
+    config = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps({**config, "_name_or_path": told}))
+    assert _hub_id(Checkpoint.open(place)) == hub
 
 
 def test_the_new_bases_license_and_the_data_sets_are_in_the_head() -> None:

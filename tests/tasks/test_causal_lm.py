@@ -155,7 +155,7 @@ def test_a_conversation_is_shown_as_it_is_read_and_judged(chatting):
     row = {"messages": TURNS}
     task.check([row])
     inputs, answer = task.shown(row)
-    assert inputs == {"messages": "user: good book\nassistant: yes\nuser: bad film\nassistant: no really"}
+    assert inputs == {"messages": TURNS}
     assert answer == "yes\nno really"
     read = task.rendered(row)
     assert re.findall("⟦(.*?)⟧", read) == ["yes </s>", "no really </s>"]
@@ -243,7 +243,9 @@ def test_a_conversation_of_sharegpt_is_the_same(chatting):
     found = task.encode([{"conversations": shared}])
     assert found["input_ids"].tolist() == plain["input_ids"].tolist()
     assert found["labels"].tolist() == plain["labels"].tolist()
-    assert task.shown({"conversations": shared})[0]["messages"].startswith("system: yes\nuser: what is good")
+    turns = task.shown({"conversations": shared})[0]["messages"]
+    assert [turn["role"] for turn in turns][:2] == ["system", "user"]
+    assert turns[1]["content"].startswith("what is good")
     assert task.size({"conversations": shared}) > 0
     for wrong, message in (
         ({**shared[1], "from": "narrator"}, "a turn is from 'narrator'"),

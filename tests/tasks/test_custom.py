@@ -270,9 +270,7 @@ def test_the_output_tells_all_and_promises_no_rerun(files: Files) -> None:
 
 
 def test_a_recipe_cannot_name_functions() -> None:
-    with pytest.raises(
-        GradfixError, match=r"unknown task 'custom'.* made of functions, which no recipe holds"
-    ):
+    with pytest.raises(GradfixError, match=r"unknown task .custom..*an object in Python"):
         get_task("custom")
     with pytest.raises(GradfixError, match="'image-classification' is a task that gradfix brings"):
         net_task(name="image-classification")

@@ -1,17 +1,25 @@
 """Runs of a comparison: which rows, how far it is, and going on after an end."""
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+import yaml
 
 import gradfix as gf
 from gradfix.errors import GradfixError
+from gradfix.evaluation.finetuning import finetune
+from gradfix.recipes import CompareRecipe, validate
 from gradfix.recipes.fields import COMPARED
+from gradfix.transport import methods
 from gradfix.transport.comparison import AUTO, BASELINES, FEW_SHOT, FULL, ORACLE, ZERO_SHOT, compare
-from tests.builders import Job, job
+from gradfix.transport.comparison.sharing import FEWEST, processes_for
+from tests.builders import Job, gradfix, job
 
 pytestmark = pytest.mark.slow
 ROWS = ("naive", "gradfix", "control")
@@ -46,7 +54,7 @@ def test_the_rows_are_those_that_were_asked_for(work: Job, tmp_path: Path) -> No
     assert max(steps) <= 3
     assert ("draw 2 of 2, 2 a class: few-shot fine-tuning", 3, 4) in told
     assert (tmp_path / "t" / "report.html").exists()
-    with pytest.raises(GradfixError, match="methods: there is no row 'nave'; choose from naive, random"):
+    with pytest.raises(GradfixError, match=r"methods: expected one of naive, random.* found 'nave'"):
         gf.compare(**asked(work, methods=("nave",)))
     with pytest.raises(GradfixError, match="methods oracle needs target_tuned"):
         gf.compare(**asked(work, methods=("oracle",)))
@@ -94,3 +102,95 @@ def test_what_is_done_is_not_done_again(work: Job, tmp_path: Path, monkeypatch: 
     assert seeds == [0, 1, 1]
     assert scores(again) == scores(whole)
     assert not (tmp_path / ".table.draws.jsonl").exists()
+
+
+def test_tasks_stand_side_by_side_and_what_is_done_is_not_done_again(
+    work: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, rows in (("pool", work.held_out), ("test", work.rows)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(dict(row)) + "\n" for row in rows))
+    for name, seed in (("one", 2), ("two", 3)):
+        places = {key: str(value) for key, value in work.models.items()}
+        recipe = {
+            "command": "compare", **places, "task": work.task, "data": str(tmp_path / "pool.jsonl"),
+            "test": str(tmp_path / "test.jsonl"), "samples_per_class": [seed], "seeds": 2,
+            "methods": ["naive"], "output": str(tmp_path / name),
+        }  # fmt: skip
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
+    tables = [tmp_path / f"{name}.yaml" for name in ("one", "two")]
+    refused = gradfix("table", *tables, "--output", tmp_path / "table")
+    assert (refused.exit_code, "no number of samples a class is common" in refused.stderr) == (1, True)
+    assert not (tmp_path / "one").exists()
+    (tmp_path / "two.yaml").write_text((tmp_path / "one.yaml").read_text().replace("/one", "/three"))
+    run = gradfix(
+        "table", f"first={tables[0]}", f"second={tables[1]}", "--output", tmp_path / "table", "--json"
+    )
+    assert run.exit_code == 0, run.stderr
+    made = [path.stat().st_mtime_ns for path in (tmp_path / "one").iterdir()]
+    told = json.loads(run.stdout)
+    assert told["columns"] == ["method", "first", "second", "mean"]
+    again = gradfix("table", f"first={tables[0]}", f"second={tables[1]}", "--output", tmp_path / "more")
+    assert again.exit_code == 0, again.stderr
+    assert made == [path.stat().st_mtime_ns for path in (tmp_path / "one").iterdir()]
+    # The same from Python, of folders and of results; the mean is that of the columns.
+    table = gf.table({"first": tmp_path / "one", "second": tmp_path / "three"})
+    found = {name: score.value for name, score in table.scores(2, "naive").items()}
+    assert found["mean"] == pytest.approx((found["first"] + found["second"]) / 2)
+    assert table.markdown() == (tmp_path / "table" / "table.md").read_text()
+    with pytest.raises(GradfixError, match="expected one of demo"):
+        gf.table({"first": tmp_path})
+    # Data that changed are another comparison than the one that is there.
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(dict(row)) + "\n" for row in work.rows[:-1]))
+    changed = gradfix("table", *tables, "--output", tmp_path / "again")
+    assert (changed.exit_code, "is there already, of other options or files" in changed.stderr) == (1, True)
+
+
+def test_processes_side_by_side_find_the_same(work: Job, tmp_path: Path) -> None:
+    options = asked(work, methods=("naive", "few-shot"), finetune_steps=2)
+    alone = gf.compare(**options, processes=1)
+    beside = gf.compare(**options, processes=2, output=tmp_path / "table")
+    assert scores(alone) == scores(beside)
+    assert not (tmp_path / ".table.draws.jsonl").exists()
+
+
+def test_what_exists_in_this_process_alone_is_computed_here(work: Job, tmp_path: Path) -> None:
+    def claimed(**options: Any) -> int:
+        recipe = validate(CompareRecipe, {**places, **options}, "compare")
+        return processes_for(recipe, model, {}, 6)
+
+    places = {key: str(value) for key, value in work.models.items()}
+    places |= {"task": work.task, "data": "d", "test": "t", "output": "o"}
+    model = SimpleNamespace(model=torch.nn.Linear(2, 2), streams=False)
+    gf.register("mask", name="here-alone")(lambda tau, signal, block: tau)
+    assert claimed(processes=2) == 2
+    assert claimed(processes=9) == 6
+    assert claimed(processes=2, methods=["here-alone"]) == 1
+    assert claimed(device="cuda") == 1
+    assert processes_for(validate(CompareRecipe, places, "compare"), model, {}, FEWEST - 1) == 1
+
+
+def test_training_from_the_base_is_walked_once_for_all_who_ask(
+    work: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    monkeypatch.setattr(
+        methods, "finetune", lambda *given, **options: counted(steps, finetune(*given, **options))
+    )
+    both = gf.compare(**asked(work, methods=("auto", "few-shot"), seeds=1, finetune_steps=6))
+    shared = len(steps)
+    steps.clear()
+    alone = gf.compare(**asked(work, methods=("few-shot",), seeds=1, finetune_steps=6))
+    rows = {line.method: line.outcomes[0] for line in both.lines}
+    assert dataclasses.replace(rows["few-shot"], seconds=0.0) == dataclasses.replace(
+        alone.lines[-1].outcomes[0], seconds=0.0
+    )
+    few_shot_alone = len(steps)
+    steps.clear()
+    gf.compare(**asked(work, methods=("auto",), seeds=1, finetune_steps=6))
+    assert shared < len(steps) + few_shot_alone
+
+
+def counted(steps: list[int], walk: Any) -> Any:
+    for step in walk:
+        steps.append(step)
+        yield step

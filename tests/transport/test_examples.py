@@ -36,11 +36,20 @@ def test_a_conversation_is_shown_with_its_answers(tmp_path: Path, name: str) -> 
     row = {name: [{"role": role, "content": content} for role, content in turns]}
     task.check([row])
     assert shown(task, row) == {
-        "input": {"messages": "user: good film\nassistant: yes\nuser: bad dog\nassistant: no maybe"},
+        "input": {"messages": [{"role": role, "content": content} for role, content in turns]},
         "label": "yes\nno maybe",
         "before": "a",
         "after": "b",
     }
+
+
+def test_of_a_long_conversation_the_ends_are_shown(tmp_path: Path) -> None:
+    task = get_task("causal-lm")
+    task.bind(tiny.save_tiny_gpt2(tmp_path, chat_template=CHAT))
+    row = {"messages": [{"role": ("user", "assistant")[n % 2], "content": f"good {n}"} for n in range(20)]}
+    task.check([row])
+    turns = shown(task, row)["input"]["messages"]
+    assert [turn["content"] for turn in turns] == ["good 0", "12 more", *(f"good {n}" for n in range(13, 20))]
 
 
 def test_an_instruction_is_shown_with_what_it_is_about(tmp_path: Path) -> None:

@@ -200,7 +200,7 @@ def test_names_with_a_known_prefix_are_the_same_parameter() -> None:
 
 def test_refusals_say_what_to_do() -> None:
     tau = vector(w=torch.ones(2))
-    with pytest.raises(GradfixError, match="unknown strategy; choose from agreement"):
+    with pytest.raises(GradfixError, match="unknown; choose from agreement"):
         mask(tau, strategy="agree")
     with pytest.raises(GradfixError, match="expected votes"):
         mask(tau)

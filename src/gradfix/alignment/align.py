@@ -17,6 +17,7 @@ from gradfix.alignment.source import Observed, SourceRun, runner
 from gradfix.checkpoints.expressions import Given
 from gradfix.errors import AlignmentError, listed
 from gradfix.evaluation.target_model import TargetModel
+from gradfix.plugins import Plugin
 from gradfix.tasks import Classification, HeadedClassification
 from gradfix.vectors.control import shuffled
 from gradfix.vectors.task_vector import TaskVector
@@ -74,7 +75,7 @@ def align(source: SourceRun, model: TargetModel, *, control_seed: int | None) ->
     with suppress(AlignmentError):  # a second way, which nobody asked for
         answers = align_by_answers(model, source.inputs, source.observed)
     try:
-        found = align_by_regression(*seen, control=control_seed is not None)
+        found = align_by_regression(*seen, control=control_seed is not None, carry=source.carry)
     except AlignmentError:
         if source.asked or (needed and answers is None):
             raise
@@ -105,7 +106,13 @@ def require_something(aligned: Aligned) -> None:
 
 
 def align_by_regression(
-    model: TargetModel, inputs: Sequence[Any], observed: Observed, activations: Activations, *, control: bool
+    model: TargetModel,
+    inputs: Sequence[Any],
+    observed: Observed,
+    activations: Activations,
+    *,
+    control: bool,
+    carry: Plugin | None = None,
 ) -> Aligned:
     """Fit the target's blocks to the change that the fine-tune made in the source (see :mod:`.regression`).
 
@@ -115,6 +122,7 @@ def align_by_regression(
         observed: What :func:`gradfix.alignment.source.observe` found.
         activations: Where it recorded.
         control: Also fit to the change that a shuffled τ made.
+        carry: What gives each change in the target's coordinates, in place of a rotation.
 
     Returns:
         τ', dense in the last linear map of each block and zero elsewhere.
@@ -132,16 +140,20 @@ def align_by_regression(
     order = [index for places in encoded.positions for index in places]
     whole = task.encode([inputs[index] for index in order])
 
+    method = "regression" if carry is None else carry.name
+
     def fitted(tuned: str) -> tuple[TaskVector, Mapping[str, Mapping[str, Any]]]:
-        found = fit_blocks(model.model, run, whole, writers, activations, depths=depths, tuned=tuned)
+        found = fit_blocks(
+            model.model, run, whole, writers, activations, depths=depths, tuned=tuned, carry=carry
+        )
         changes = {model.names[name]: value for name, value in found.changes.items()}
         vector = model.vector.derive(
-            Given(changes), operation="align", method="regression", recording=tuned, inputs=len(inputs)
+            Given(changes), operation="align", method=method, recording=tuned, inputs=len(inputs)
         )
         return vector, {model.names[name]: facts for name, facts in found.facts().items()}
 
     vector, tensors = fitted(TUNED)
-    return Aligned(vector, fitted(SHUFFLED)[0] if control else None, "regression", tensors, len(inputs))
+    return Aligned(vector, fitted(SHUFFLED)[0] if control else None, method, tensors, len(inputs))
 
 
 def align_by_answers(model: TargetModel, inputs: Sequence[Any], observed: Observed) -> Aligned:

@@ -37,7 +37,8 @@ from gradfix.alignment.affine import as_tokens, input_rows, is_linear, output_of
 from gradfix.alignment.blocks import Writer
 from gradfix.alignment.depths import Depth
 from gradfix.alignment.rotation.maps import procrustes, unexplained
-from gradfix.errors import AlignmentError
+from gradfix.errors import AlignmentError, GradfixError
+from gradfix.plugins import Plugin
 from gradfix.tasks.forward import evaluating
 
 RIDGES = (0.03, 0.1, 0.3)
@@ -103,6 +104,7 @@ def fit_blocks(
     *,
     depths: Mapping[Point, Depth] | None = None,
     tuned: str = TUNED,
+    carry: Plugin | None = None,
 ) -> Fitted:
     """Fit every writer's change in one forward pass, each with the changes before it in effect.
 
@@ -116,11 +118,12 @@ def fit_blocks(
         depths: Which depth of the source belongs to each writer's stream; the same place by default, for models of one
             architecture.
         tuned: The recording whose change is carried over: :data:`TUNED`, or :data:`SHUFFLED` for the control.
+        carry: What gives a stream's change in B's coordinates, in place of R: a function of h_A, h_A^ft and h_B.
 
     Returns:
         The changes.
     """
-    fit = _Fit(model, batch, activations, depths or {}, tuned)
+    fit = _Fit(model, batch, activations, depths or {}, tuned, carry)
     with ExitStack() as stack:
         for writer in writers:
             stack.callback(fit.watch(writer).remove)
@@ -140,10 +143,12 @@ class _Fit:
         activations: Activations,
         depths: Mapping[Point, Depth],
         tuned: str,
+        carry: Plugin | None,
     ) -> None:
         self.fitted = Fitted()
         self._modules = dict(model.named_modules())
         self._batch, self._activations, self._depths, self._tuned = batch, activations, depths, tuned
+        self._carry = carry
         self._read: dict[str, tuple[Tensor, Tensor]] = {}
 
     def watch(self, writer: Writer) -> RemovableHandle:
@@ -200,7 +205,7 @@ class _Fit:
         """Fit one writer; its ΔW ``[out, columns]`` and Δb, or nothing where the change cannot be explained."""
         module, point = self._modules[writer.module], writer.stream
         depth = self._depths.get(point) or Depth(point, point, 0.0, None)
-        wanted, residual = _wanted(depth, point, self._activations, self._tuned)
+        wanted, residual = _wanted(depth, point, self._activations, self._tuned, self._carry)
 
         def rows(at: Point, values: Tensor) -> Tensor:
             return rows_at(values, self._batch, at, self._activations.choose.target)
@@ -251,7 +256,9 @@ def _norm_at(norm: nn.Module, rows: Tensor) -> tuple[Tensor, Tensor]:
     return scale, 1 / size.clamp(min=1e-30)[:, None]
 
 
-def _wanted(depth: Depth, point: Point, activations: Activations, tuned: str) -> tuple[Tensor, float]:
+def _wanted(
+    depth: Depth, point: Point, activations: Activations, tuned: str, carry: Plugin | None
+) -> tuple[Tensor, float]:
     """The change of A's stream in B's coordinates ``[rows, width]``, and how little of B's stream A's explains."""
     source, target = depth.read(activations, SOURCE), activations.read(TARGET, point)
     if len(source) != len(target):
@@ -261,6 +268,8 @@ def _wanted(depth: Depth, point: Point, activations: Activations, tuned: str) ->
         )
     held = _held_out(len(source))
     residual = unexplained(source[held] @ procrustes(source[~held], target[~held]), target[held])
+    if carry is not None:
+        return _carried(carry, source, depth.read(activations, tuned), target), residual
     change = depth.read(activations, tuned) - source
     if source.shape[1] != target.shape[1]:
         return change @ procrustes(source, target) * (_spread(target) / _spread(source)), residual
@@ -268,6 +277,17 @@ def _wanted(depth: Depth, point: Point, activations: Activations, tuned: str) ->
     if as_is <= residual:  # the same coordinates: of one lineage, or the task's own, such as class scores
         return change, as_is
     return change @ procrustes(source, target), residual
+
+
+def _carried(carry: Plugin, source: Tensor, tuned: Tensor, target: Tensor) -> Tensor:
+    change = carry(source, tuned, target)
+    found = f"a tensor {list(change.shape)}" if isinstance(change, Tensor) else f"a {type(change).__name__}"
+    if not isinstance(change, Tensor) or change.shape != target.shape or not bool(change.isfinite().all()):
+        raise GradfixError(
+            f"{carry.name}: returned {found}; expected finite numbers {list(target.shape)}: the change of each row of "
+            "the target's stream"
+        )
+    return change.to(target)
 
 
 def _spread(rows: Tensor) -> float:

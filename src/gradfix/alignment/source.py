@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -23,7 +23,9 @@ from gradfix.evaluation.binding import Rows, bind, without_labels
 from gradfix.evaluation.evaluate import Evaluation, encode_rows
 from gradfix.evaluation.streaming.choice import load_target
 from gradfix.evaluation.target_model import TargetModel
+from gradfix.plugins import Plugin, find
 from gradfix.progress import Progress, silent
+from gradfix.recipes.fields import Align
 from gradfix.recipes.settings import SETTINGS, SelectionSettings
 from gradfix.tasks import Classification, ModelTask
 from gradfix.tasks.data import Row, origin
@@ -158,6 +160,7 @@ class SourceRun:
         classes: How many classes the inputs are of; None where they have no labels.
         sure: Confidence from which the source's label counts.
         asked: Whether the alignment was asked for by name: what is tried unasked may fail quietly.
+        carry: What carries changes over in a regression, in place of a rotation; None for that.
     """
 
     inputs: Rows
@@ -169,6 +172,7 @@ class SourceRun:
     classes: int | None = None
     sure: float = SETTINGS.sure
     asked: bool = True
+    carry: Plugin | None = None
 
     def pseudo_labels(self, task: ModelTask) -> list[Row]:
         """Label the unlabelled inputs with what the tuned source is sure of.
@@ -230,7 +234,8 @@ def run_source(
         task: Bound to the target.
         pool: The labelled rows: inputs to align on where no others were given, and a test of the source.
         stack: What is recorded goes with it.
-        align: How; ``none``, or ``auto``: by regression where the two bases are not alike.
+        align: How; ``none``, or ``auto``: by regression where the two bases are not alike; or a plug-in, which says
+            what the regression fits.
         alike: Cosine of the two bases' weights, by :func:`gradfix.vectors.similarity.similarity`; None if unknown.
         apart: The target has other shapes than the source: it is aligned by regression, or not at all.
         align_data: Inputs to align on; their labels are not used.
@@ -251,6 +256,9 @@ def run_source(
         GradfixError: if the source has no directory to be run from, or inputs can't be labelled.
     """
     asked, why = align != "auto", ""
+    carry = None
+    if align not in get_args(Align):
+        carry, align = find("alignment", align), "regression"
     needed = asked or apart  # without an alignment there is nothing to do
     if apart:
         align = align if asked else "regression"
@@ -326,5 +334,5 @@ def run_source(
                 return None
             align, observed = "none", look("none")
     return SourceRun(
-        inputs, observed, activations, align, alike, len(unlabelled), classes, settings.sure, asked
+        inputs, observed, activations, align, alike, len(unlabelled), classes, settings.sure, asked, carry
     )

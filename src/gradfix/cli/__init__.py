@@ -10,6 +10,7 @@ for _name in (
     "check",
     "evaluate",
     "compare",
+    "table",
     "merge",
     "votes",
     "merge_votes",

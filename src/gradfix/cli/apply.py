@@ -12,7 +12,7 @@ def apply(recipe: ApplyRecipe, console: Console) -> None:
     from gradfix.checkpoints import Checkpoint, match_names
     from gradfix.report.facts import Applied, Check
     from gradfix.transport.checks import Findings, check_weights, note_placement, open_models
-    from gradfix.vectors.mask_strategies import STRATEGIES
+    from gradfix.vectors.mask_strategies import find_strategy
     from gradfix.vectors.masks import mask
     from gradfix.vectors.output import write_output
     from gradfix.vectors.placement import place
@@ -38,7 +38,7 @@ def apply(recipe: ApplyRecipe, console: Console) -> None:
     if votes is not None:
         votes.check_target(target, match_names(votes.specs, target.specs).names)
     strategy = recipe.mask or ("agreement" if votes is not None else "none")
-    options = STRATEGIES[strategy].taking(level=recipe.confidence)
+    options = find_strategy(strategy).taking(level=recipe.confidence)
     masked = tau if strategy == "none" else mask(tau, votes, strategy=strategy, seed=recipe.seed, **options)
     applied = write_output(recipe, masked, target, alpha=recipe.alpha, progress=console.progress)
     found.release()  # only now: a refusal while writing says one thing alone

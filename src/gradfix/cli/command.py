@@ -1,7 +1,7 @@
 """A command's options are its recipe's fields; what it raises becomes one line and an exit code."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, get_args, get_origin
 
@@ -209,22 +209,46 @@ def _summary(kind: type[Recipe]) -> str:
 
 def _parameter(kind: type[Recipe], name: str, field: FieldInfo) -> inspect.Parameter:
     spelled = name.replace("_", "-")
+    extra: Any = field.json_schema_extra
+    known = extra.get("known") if isinstance(extra, dict) else None
     option: Any = typer.Option(
         f"--{spelled}/--no-{spelled}" if field.default is True else f"--{spelled}",
         help=field.description,
         show_default=field.default is not None,
         rich_help_panel=group_of(kind, name),
     )
-    if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("argument"):
+    if isinstance(extra, dict) and extra.get("argument"):
         option = typer.Argument(help=field.description)
     required = field.default is PydanticUndefined and field.default_factory is None
     default = inspect.Parameter.empty if required else field.get_default(call_default_factory=True)
-    annotation = field.annotation
-    if get_origin(annotation) is Annotated:
-        annotation = get_args(annotation)[0]
+    if isinstance(known, tuple):
+        option.metavar = f"[{'|'.join(known)}|module:function]"
+        option.autocompletion = _completing(known)
     return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, option]
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[_plain(field.annotation), option],
     )
+
+
+def _plain(annotation: Any) -> Any:
+    """A type without what validates it: typer knows only the types themselves."""
+    parts = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        return _plain(parts[0])
+    if get_origin(annotation) is list:
+        return list[_plain(parts[0])]  # type: ignore[misc]
+    if type(None) in parts:
+        return _plain(next(part for part in parts if part is not type(None))) | None
+    return annotation
+
+
+def _completing(known: Sequence[str]) -> Callable[[str], list[str]]:
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in known if name.startswith(incomplete)]
+
+    return complete
 
 
 def _flag(name: str, description: str) -> inspect.Parameter:

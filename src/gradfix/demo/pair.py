@@ -1,7 +1,8 @@
 """The stored checkpoints: what they are, whether they are whole, and how they become model directories.
 
-Each is one safetensors file in half precision beside this module. Of a tuned model only the image tower is
-stored, which is all that fine-tuning changes; the rest comes from its base.
+Each is one safetensors file in half precision, packed (:mod:`.packing`) beside this module. Of a tuned model only the
+image tower is stored, which is all that fine-tuning changes; the rest comes from its base. The wheel has those that the
+demo and the documentation use; the others are for the studies beside the package.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ import os
 import shutil
 import tempfile
 from functools import cache
+from lzma import LZMAError
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,12 @@ from torch import Tensor
 from transformers import CLIPModel
 
 from gradfix.demo.models import ModelSize, is_image_tower, new_model, save_directory
+from gradfix.demo.packing import unpack
 from gradfix.errors import GradfixError
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 PROVENANCE = "provenance.json"
+PACKED = ".packed"
 
 
 @cache
@@ -131,18 +135,38 @@ def write_checkpoint(model: CLIPModel, path: Path, *, tuned: bool) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _verified(name: str) -> dict[str, Tensor]:
-    """One file's tensors, its bytes checked first."""
+def stored(name: str) -> bytes:
+    """Read a stored checkpoint, and check its bytes.
+
+    Args:
+        name: One of :func:`names`.
+
+    Returns:
+        A safetensors file of float16 tensors.
+
+    Raises:
+        GradfixError: if its file is damaged, or not in the installed package.
+    """
     entry = provenance()["checkpoints"][name]
-    path = CHECKPOINTS / entry["file"]
-    content = path.read_bytes()
+    path = CHECKPOINTS / f"{name}{PACKED}"
+    if not path.exists():
+        raise GradfixError(f"{path}: is not in the installed package; it is in gradfix's source repository")
+    base = None if entry["base"] is None else stored(entry["base"])
+    try:
+        content = unpack(path.read_bytes(), base)
+    except (LZMAError, ValueError, EOFError):
+        content = b""
     found = hashlib.sha256(content).hexdigest()
     if found != entry["sha256"]:
         raise GradfixError(
-            f"{path}: expected SHA-256 {entry['sha256'][:12]}…, found {found[:12]}…; the file is damaged, "
+            f"{path}: expected SHA-256 {entry['sha256'][:12]}… unpacked, found {found[:12]}…; the file is damaged, "
             "install gradfix again"
         )
-    tensors: dict[str, Tensor] = parse_safetensors(content)
+    return content
+
+
+def _verified(name: str) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = parse_safetensors(stored(name))
     return tensors
 
 

@@ -24,6 +24,7 @@ from gradfix.recipes.running import (
     SupportRecipe,
     TableRecipe,
     TaskRecipe,
+    TasksRecipe,
     VotesRecipe,
 )
 from gradfix.recipes.showing import DemoRecipe, InspectRecipe, ReportRecipe
@@ -58,6 +59,7 @@ __all__ = [
     "SupportRecipe",
     "TableRecipe",
     "TaskRecipe",
+    "TasksRecipe",
     "TransportRecipe",
     "VotesRecipe",
     "WritingRecipe",

@@ -108,6 +108,8 @@ def load_recipe(path: Path, *, trust_plugins: bool = False, **changes: Any) -> R
             f"{path}: {code[0]}: names a function, and a recipe does not run code by itself: read that function, then "
             "allow it with --trust-plugins"
         )
+    if trust_plugins and "trust_plugins" in kind.model_fields:
+        options["trust_plugins"] = True  # of the recipes that it names
     return validate(
         kind, options | {key: value for key, value in changes.items() if value is not None}, str(path)
     )

@@ -1,10 +1,13 @@
 """What several recipes have in common: the types of their options, and what these say in the help."""
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from gradfix.errors import GradfixError
+from gradfix.plugins import Kind, checked, find, is_path
 from gradfix.recipes.base import ASKED_EACH_TIME
 
 Mask = Literal["agreement", "confident", "force", "soft", "random", "random-sign", "none"]
@@ -15,6 +18,76 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Rounding = Literal["nearest", "stochastic"]
 MergeMethod = Literal["mean", "sum", "ties", "dare", "magnitude"]
 MergeOrder = Literal["merge-then-mask", "mask-then-merge"]
+
+
+def plugin_or(kind: Kind, known: tuple[str, ...], text: str) -> str:
+    """Refuse a name that is neither gradfix's own nor that of a function which can be found and called.
+
+    Args:
+        kind: What is wanted.
+        known: What gradfix brings.
+        text: An option's value.
+
+    Returns:
+        The text.
+
+    Raises:
+        ValueError: saying what is wrong.
+    """
+    if checked(kind, text, known) not in known:
+        try:
+            find(kind, text)
+        except GradfixError as error:
+            raise ValueError(str(error)) from error
+    return text
+
+
+def known_names(*names: str) -> dict[str, Any]:
+    """Mark a field whose value is one of a few names, or a function of the user's own.
+
+    Args:
+        *names: What gradfix brings.
+
+    Returns:
+        What help and completion are made of.
+    """
+    return {"known": names}
+
+
+def mask_needs(mask: str) -> str:
+    """Tell what a mask reads beside τ.
+
+    Args:
+        mask: One of gradfix's own, or a plug-in.
+
+    Returns:
+        ``"nothing"``, or something that votes give.
+    """
+    if mask in get_args(Mask):
+        return "nothing" if mask in VOTELESS_MASKS else "signs"
+    return str(find("mask", mask).facts.get("needs", "signs"))
+
+
+def mask_of_votes(text: str, known: tuple[str, ...]) -> str:
+    """Refuse a name that is no mask's, or a mask's that votes can't serve.
+
+    Args:
+        text: An option's value.
+        known: What may be named beside plug-ins.
+
+    Returns:
+        The text.
+
+    Raises:
+        ValueError: saying what is wrong.
+    """
+    if plugin_or("mask", known, text) not in known and mask_needs(text) == "magnitudes":
+        raise ValueError(f"{text} compares sizes with another task vector, which gf.mask takes in Python")
+    return text
+
+
+MaskName = Annotated[str, AfterValidator(partial(mask_of_votes, known=get_args(Mask)))]
+MergeName = Annotated[str, AfterValidator(partial(plugin_or, "merge", get_args(MergeMethod)))]
 
 SourceBase = Annotated[
     str, Field(description="the old base model, θ_A: directory, file or Hub id (id@revision)")
@@ -142,6 +215,14 @@ TASKS = (
 CORRELATIONS = ("pearson", "spearman")
 """Metrics in [−1, 1], written × 100 as the benchmarks of the field write them; all others are shares."""
 
+
+def _found_task(text: str) -> str:
+    """Import a task of the user's own; other names are refused where tasks are made, which knows more of them."""
+    return plugin_or("task", (), text) if is_path(text) else text
+
+
+TaskName = Annotated[str, AfterValidator(_found_task)]
+
 COLUMNS = {
     "text-classification": "text, label; text_pair for two texts",
     "text-to-text": "input, target",
@@ -172,6 +253,7 @@ AUTO_STEPS = 4
 """Re-votes that ``--method auto`` tries at most."""
 
 Align = Literal["auto", "none", "regression", "answers", "procrustes", "permutation"]
+AlignName = Annotated[str, AfterValidator(partial(plugin_or, "alignment", get_args(Align)))]
 AlignData = Annotated[
     str | None, Field(description="inputs to align on, labels not needed; else the labelled data's own")
 ]

@@ -18,7 +18,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "output_format", "rank", "energy", "whole", "dtype", "rounding", "shard_size", "examples", "overwrite",
         "resume", "restart",
     ),
-    "The run": ("batch_size", "device", "memory", "compute_dtype", "trust_remote_code", "json", "debug"),
+    "The run": (
+        "processes", "batch_size", "device", "memory", "compute_dtype", "trust_remote_code", "trust_plugins", "json",
+        "debug",
+    ),
 }  # fmt: skip
 """Headings, in their order, with the options below each, of whichever command."""
 

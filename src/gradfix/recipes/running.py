@@ -1,7 +1,7 @@
 """Recipes of the commands that run a model on labelled data: votes, evaluate, compare."""
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -13,6 +13,7 @@ from gradfix.recipes.fields import (
     TASKS,
     Align,
     AlignData,
+    AlignName,
     BatchSize,
     Columns,
     ComputeDtype,
@@ -29,7 +30,10 @@ from gradfix.recipes.fields import (
     SourceTuned,
     Space,
     TargetBase,
+    TaskName,
     Vote,
+    known_names,
+    mask_of_votes,
     parse_size,
 )
 
@@ -37,7 +41,13 @@ from gradfix.recipes.fields import (
 class TaskRecipe(Recipe):
     """What every command that runs a task on labelled data may be told of it."""
 
-    task: Annotated[str, Field(description=f"{', '.join(TASKS[:-1])} or {TASKS[-1]}")]
+    task: Annotated[
+        TaskName,
+        Field(
+            description=f"{', '.join(TASKS)}; or a function of yours that makes one",
+            json_schema_extra=known_names(*TASKS),
+        ),
+    ]
     column: Columns = []
     label: Annotated[
         Names, Field(description="class names in order, where neither model nor data has them")
@@ -218,6 +228,10 @@ class EvaluateRecipe(TaskRecipe):
     overwrite: Overwrite = False
 
 
+ALL = "all"
+"""In place of naming each row that gradfix brings, beside rows of one's own."""
+
+
 class CompareRecipe(TaskRecipe):
     """Measure a transport beside all baselines, over several draws of the samples."""
 
@@ -233,7 +247,11 @@ class CompareRecipe(TaskRecipe):
     test: Annotated[str, Field(description="labelled data to judge on; nothing is chosen there")]
     test_split: Annotated[str | None, Field(description="of the test data, where it has several")] = None
     align: Annotated[
-        Align, Field(description="for auto: carry τ over by activations first, where the bases are not alike")
+        AlignName,
+        Field(
+            description="for auto: carry τ over by activations first, where the bases are not alike",
+            json_schema_extra=known_names(*get_args(Align)),
+        ),
     ] = "auto"
     align_data: AlignData = None
     space: Space = None
@@ -245,7 +263,10 @@ class CompareRecipe(TaskRecipe):
     ] = None
     methods: Annotated[
         list[str],
-        Field(description=f"rows of the table, repeatable; all of {', '.join(COMPARED)} if not given"),
+        Field(
+            description=f"rows of the table, repeatable; all of {', '.join(COMPARED)} if not given; a mask of "
+            "yours, module:function, stands alone or beside all"
+        ),
     ] = []
     finetune_steps: Annotated[
         int | None, Field(ge=1, le=MOST, description="steps of training at most, in every row that trains")
@@ -256,6 +277,12 @@ class CompareRecipe(TaskRecipe):
         5,
         10,
     ]
+    processes: Annotated[
+        int | None,
+        Field(
+            ge=1, le=MOST, description="draws side by side; if not given, one a core where the model is small"
+        ),
+    ] = None
     sampling: Annotated[Sampling, Field(description="how to choose samples")] = "random"
     seeds: Annotated[
         int, Field(ge=1, le=MOST, description="draws a budget; 5 is the fewest with intervals")
@@ -266,9 +293,8 @@ class CompareRecipe(TaskRecipe):
     @field_validator("methods")
     @classmethod
     def _rows(cls, methods: list[str]) -> list[str]:
-        unknown = [name for name in methods if name not in COMPARED]
-        if unknown:
-            raise ValueError(f"there is no row {unknown[0]!r}; choose from {', '.join(COMPARED)}")
+        for name in methods:
+            mask_of_votes(name, (*COMPARED, ALL))
         return list(dict.fromkeys(methods))
 
     @model_validator(mode="after")
@@ -291,7 +317,43 @@ class CompareRecipe(TaskRecipe):
         Returns:
             Whether it is named, or none is.
         """
-        return not self.methods or method in self.methods
+        return not self.methods or ALL in self.methods or method in self.methods
+
+    def own_masks(self) -> list[str]:
+        """List the rows that are masks of the user's own.
+
+        Returns:
+            Their names.
+        """
+        return [name for name in self.methods if name not in (*COMPARED, ALL)]
+
+
+class TasksRecipe(Recipe):
+    """Put comparisons of several tasks into one table: methods down, tasks across, and their mean."""
+
+    command: ClassVar[str] = "table"
+    comparisons: Annotated[
+        list[str],
+        Field(
+            min_length=1,
+            description="NAME=PLACE for each task: a folder that compare wrote, or a recipe of compare, which is run "
+            "unless its output is there",
+            json_schema_extra={"argument": True},
+        ),
+    ]
+    output: Annotated[Path, Field(description="folder for the table as Markdown and CSV")]
+    overwrite: Overwrite = False
+    trust_remote_code: Annotated[
+        bool,
+        Field(description="run code that a model repository brings", json_schema_extra=ASKED_EACH_TIME),
+    ] = False
+    trust_plugins: Annotated[
+        bool,
+        Field(
+            description="run the functions that recipes name as module:function",
+            json_schema_extra=ASKED_EACH_TIME,
+        ),
+    ] = False
 
 
 class TableRecipe(CompareRecipe):

@@ -3,30 +3,35 @@
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from gradfix.errors import option
+from gradfix.plugins import lasting
 from gradfix.recipes.fields import (
     AUTO_STEPS,
     IN_PYTHON,
     MOST,
     ROWS,
     TASKS,
-    VOTELESS_MASKS,
     Align,
     AlignData,
+    AlignName,
     Alpha,
     Confidence,
     Granularity,
     Head,
     Mask,
+    MaskName,
     Output,
     SourceBase,
     SourceTuned,
     Space,
     TargetBase,
+    TaskName,
+    known_names,
+    mask_needs,
 )
 from gradfix.recipes.running import SupportRecipe
 from gradfix.recipes.writing import WritingRecipe
@@ -60,8 +65,11 @@ class TransportRecipe(SupportRecipe, WritingRecipe):
         ),
     ] = None
     align: Annotated[
-        Align | None,
-        Field(description="carry τ over by activations first; auto: where the two bases are not alike"),
+        AlignName | None,
+        Field(
+            description="carry τ over by activations first; auto: where the two bases are not alike",
+            json_schema_extra=known_names(*get_args(Align)),
+        ),
     ] = None
     align_data: AlignData = None
     steps: Annotated[
@@ -83,7 +91,9 @@ class TransportRecipe(SupportRecipe, WritingRecipe):
     unlabelled: Annotated[
         str | None, Field(description="inputs without labels that vote too, as the tuned source labels them")
     ] = None
-    mask: Annotated[Mask, Field(description="mask strategy")] = "agreement"
+    mask: Annotated[
+        MaskName, Field(description="mask strategy", json_schema_extra=known_names(*get_args(Mask)))
+    ] = "agreement"
     confidence: Confidence = 0.1
     head: Head = "copy"
     space: Space = None
@@ -145,7 +155,7 @@ class TransportRecipe(SupportRecipe, WritingRecipe):
     def _without_effect(self) -> Iterator[str | None]:
         """Say which of the given options another one makes idle: what was asked for is done, or refused."""
         told = self.method == "gradfix"
-        asks = self.mask not in VOTELESS_MASKS
+        asks = mask_needs(self.mask) != "nothing"
         adapter = self.space == "adapter"
         for name, idle, reason in (
             ("granularity", self.space == "weights", f"{option('space')} weights votes on each coordinate"),
@@ -244,7 +254,13 @@ class CheckRecipe(TransportRecipe):
 
     command: ClassVar[str] = "check"
     shared: ClassVar[bool] = False
-    task: Annotated[str, Field(description="as for transport; without it the models alone are checked")] = ""
+    task: Annotated[
+        TaskName,
+        Field(
+            description="as for transport; without it the models alone are checked",
+            json_schema_extra=known_names(*TASKS),
+        ),
+    ] = ""
     # Wider than a transport's: nothing is written, so it may be missing.
     output: Annotated[
         Path | None, Field(description="where the result would go: its disk is checked too")
@@ -258,7 +274,13 @@ def only_in_python(recipe: Mapping[str, Any]) -> list[str]:
         recipe: Its options as JSON.
 
     Returns:
-        ``task`` where that was made of functions, and options whose rows came from memory.
+        What was made of functions that no module holds, such as ``task``, and options whose rows came from memory.
     """
     rows = [name for name in ROWS if recipe.get(name) == IN_PYTHON]
-    return [*([] if recipe.get("task") in TASKS else ["task"]), *rows]
+    own = {"task": TASKS, "mask": get_args(Mask), "align": get_args(Align)}
+    functions = [
+        name
+        for name, known in own.items()
+        if recipe.get(name, known[0]) not in known and not lasting(recipe[name])
+    ]
+    return [*functions, *rows]

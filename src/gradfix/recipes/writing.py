@@ -1,21 +1,22 @@
 """Recipes of the commands that do arithmetic on weights: diff, apply, merge."""
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from gradfix.errors import option
 from gradfix.recipes.base import ASKED_EACH_TIME, Recipe
 from gradfix.recipes.fields import (
-    VOTELESS_MASKS,
     BatchSize,
     Columns,
     Confidence,
     Dtype,
     Energy,
     Mask,
+    MaskName,
     MergeMethod,
+    MergeName,
     MergeOrder,
     Output,
     Overwrite,
@@ -27,7 +28,10 @@ from gradfix.recipes.fields import (
     SourceBase,
     SourceTuned,
     TargetBase,
+    TaskName,
     Whole,
+    known_names,
+    mask_needs,
     parse_size,
 )
 
@@ -144,9 +148,13 @@ class ApplyRecipe(WritingRecipe):
     votes: Annotated[
         Path | None, Field(description="a file of `gradfix votes`; without it the addition is naive")
     ] = None
-    mask: Annotated[Mask | None, Field(description="mask strategy; agreement with votes, none without")] = (
-        None
-    )
+    mask: Annotated[
+        MaskName | None,
+        Field(
+            description="mask strategy; agreement with votes, none without",
+            json_schema_extra=known_names(*get_args(Mask)),
+        ),
+    ] = None
     confidence: Confidence = 0.1
     alpha: Annotated[float, Field(description="scaling coefficient α")] = 1.0
 
@@ -158,7 +166,7 @@ class ApplyRecipe(WritingRecipe):
             raise ValueError(
                 f"give either {option('source_base')} and {option('source_tuned')}, or {option('task_vector')}"
             )
-        if self.mask not in {None, *VOTELESS_MASKS} and self.votes is None:
+        if self.mask is not None and mask_needs(self.mask) != "nothing" and self.votes is None:
             raise ValueError(f"{option('mask')} {self.mask} needs {option('votes')}")
         return self
 
@@ -176,10 +184,11 @@ class MergeRecipe(WritingRecipe):
         Field(description="a file of `gradfix votes` for each task vector, in the same order; masks by them"),
     ] = None
     method: Annotated[
-        MergeMethod,
+        MergeName,
         Field(
             description="mean or sum; ties trims, elects a sign and averages; dare drops at random, magnitude the "
-            "smallest, and both add"
+            "smallest, and both add",
+            json_schema_extra=known_names(*get_args(MergeMethod)),
         ),
     ] = "mean"
     density: Annotated[
@@ -191,7 +200,7 @@ class MergeRecipe(WritingRecipe):
         ),
     ] = 0.2
     task: Annotated[
-        list[str], Field(description="the task of each task vector, in the same order; or one for all")
+        list[TaskName], Field(description="the task of each task vector, in the same order; or one for all")
     ] = []
     samples: Annotated[
         list[str],
@@ -216,9 +225,13 @@ class MergeRecipe(WritingRecipe):
     order: Annotated[
         MergeOrder, Field(description="the first is best for several tasks, the second for several sources")
     ] = "merge-then-mask"
-    mask: Annotated[Mask | None, Field(description="mask strategy; agreement with votes, none without")] = (
-        None
-    )
+    mask: Annotated[
+        MaskName | None,
+        Field(
+            description="mask strategy; agreement with votes, none without",
+            json_schema_extra=known_names(*get_args(Mask)),
+        ),
+    ] = None
     confidence: Confidence = 0.1
     target_base: Annotated[
         str | None, Field(description="the new base model, θ_B; without it a task vector file is written")
@@ -239,7 +252,7 @@ class MergeRecipe(WritingRecipe):
             raise ValueError(
                 f"give {option('votes')} for each of the {len(self.task_vector)} task vectors, or none"
             )
-        if self.mask not in {None, *VOTELESS_MASKS} and self.votes is None:
+        if self.mask is not None and mask_needs(self.mask) != "nothing" and self.votes is None:
             raise ValueError(f"{option('mask')} {self.mask} needs {option('votes')}")
         of_models = ("alpha", "rounding", "shard_size", "resume", "restart", "output_format", "samples")
         fields = type(self).model_fields

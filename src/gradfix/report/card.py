@@ -33,7 +33,8 @@ def model_card(record: TransportRecord, figures: Collection[str] = ()) -> str:
         figures: Names of the pictures beside it, as :func:`gradfix.report.static.card_figures` makes them.
 
     Returns:
-        Markdown with the Hub's metadata on top. ``base_model`` is left out for a model that is only on a disk.
+        Markdown with the Hub's metadata on top. ``base_model`` is left out for a model that is only on a disk, unless
+        its directory says which model of the Hub it is or was trained from.
     """
     title = f"{_name(record, 'source_tuned')} on {_name(record, 'target_base')}"
     missing = ", ".join(only_in_python(record.recipe))
@@ -72,9 +73,10 @@ def _metadata(record: TransportRecord, title: str) -> ModelCardData:
     task, judgement = _PIPELINES.get(record.options.task or ""), record.judgement
     adapter = record.space == "adapter" or record.options.output_format == "lora"
     hub = {
-        entry.location.partition("@")[0]
+        place
         for role, entry in record.inputs.items()
-        if _is_hub_id(entry.location) and (role == "target_base" or not adapter)
+        if (place := entry.location.partition("@")[0] if _is_hub_id(entry.location) else entry.hub)
+        and (role == "target_base" or not adapter)
     }
     data = {
         place.partition("@")[0]

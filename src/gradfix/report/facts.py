@@ -80,11 +80,13 @@ class Input(Part):
         location: Hub id or path.
         sha256: Over its weights.
         license: As its own card says it.
+        hub: The Hub id that a directory is a copy of, or was trained from, as far as it says so.
     """
 
     location: str
     sha256: str
     license: str | None = None
+    hub: str | None = None
 
 
 class Sample(Part):
@@ -303,12 +305,19 @@ class Picture(Part):
     image: str
 
 
+class Turn(Part):
+    """What one side of a conversation says."""
+
+    role: str
+    content: str
+
+
 class Example(Part):
     """An input whose prediction changed.
 
     Attributes:
         row: Where it is from.
-        input: Text or picture by role.
+        input: Text, picture or conversation by role.
         label: The right answer.
         before: The new base's answer.
         after: The transported model's.
@@ -318,7 +327,7 @@ class Example(Part):
     """
 
     row: str
-    input: dict[str, str | Picture]
+    input: dict[str, str | Picture | list[Turn]]
     label: str
     before: str
     after: str

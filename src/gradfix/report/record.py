@@ -184,6 +184,7 @@ class ComparisonRecord(RecipeRecord):
         metric: What the scores are, in words.
         caption: What they rest on.
         rows: A line a method and budget.
+        identity: Of options and files, to tell whether it would be made again; empty where nothing tells.
     """
 
     format: Literal["gradfix-comparison"] = "gradfix-comparison"
@@ -191,6 +192,7 @@ class ComparisonRecord(RecipeRecord):
     metric: str = "score"
     caption: str
     rows: list[Line]
+    identity: str = ""
 
 
 class CloseRelease(Part):

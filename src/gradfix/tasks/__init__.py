@@ -16,9 +16,11 @@ object with ``name``, ``metric``, ``encode``, ``loss``, ``measure`` and ``size``
 """
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from gradfix.errors import GradfixError, option
+from gradfix.plugins import find, is_plugin
 from gradfix.tasks.base import TASKS, Batch, Measured, ModelTask, Task
 from gradfix.tasks.causal_lm import CausalLM
 from gradfix.tasks.classification import Classification
@@ -36,6 +38,7 @@ from gradfix.tasks.sentence_embeddings import SentenceEmbeddings
 from gradfix.tasks.text_classification import TextClassification
 from gradfix.tasks.text_to_text import TextToText
 from gradfix.tasks.token_classification import TokenClassification
+from gradfix.tasks.vision_libraries import OpenClip, Timm
 from gradfix.tasks.zero_shot import ZeroShotImageClassification
 
 __all__ = [
@@ -52,6 +55,7 @@ __all__ = [
     "Measured",
     "ModelTask",
     "MultiLabelClassification",
+    "OpenClip",
     "Probe",
     "QuestionAnswering",
     "Regression",
@@ -59,6 +63,7 @@ __all__ = [
     "Task",
     "TextClassification",
     "TextToText",
+    "Timm",
     "TokenClassification",
     "ZeroShotImageClassification",
     "evaluating",
@@ -72,7 +77,8 @@ def get_task(name: str, **options: Any) -> ModelTask:
     """Make a task by name.
 
     Args:
-        name: One of `TASKS`.
+        name: One of `TASKS`, or a function or class of the user's own that makes a task, as
+            :func:`gradfix.plugins.find` takes it.
         **options: The task's own: columns by role, ``labels``, ``max_length`` …
 
     Returns:
@@ -81,21 +87,33 @@ def get_task(name: str, **options: Any) -> ModelTask:
     Raises:
         GradfixError: If there is no such task, or it has no such option.
     """
-    if name not in TASKS:
+    kind: Callable[..., Any]
+    if name in TASKS:
+        kind = TASKS[name]
+        known = inspect.signature(kind).parameters
+    elif is_plugin("task", name):
+        kind = find("task", name)
+        known = inspect.signature(kind.function).parameters
+    else:
         raise GradfixError(
-            f"unknown task {name!r}; expected one of {', '.join(TASKS)}. A task of your own is made of functions, "
-            "which no recipe holds: give it in Python, as gf.transport(task=…)"
+            f"unknown task {name!r}; expected one of {', '.join(TASKS)}; or a function of yours that makes a task, as "
+            "module:function; or an object in Python, as gf.transport(task=…)"
         )
-    kind = TASKS[name]
-    known = inspect.signature(kind).parameters
-    for given in options.keys() - known.keys():
+    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+    for given in sorted(options.keys() - known.keys()) if not anything else ():
         if given in _OPTIONS:
             raise GradfixError(f"task {name}: takes no {option(_OPTIONS[given], python=given)}; leave it out")
         roles = [role for role, parameter in known.items() if parameter.kind is not parameter.KEYWORD_ONLY]
         raise GradfixError(
-            f"task {name}: has no column of the role {given!r}; the roles are {', '.join(roles)}"
+            f"task {name}: has no column of the role {given!r}; the roles are {', '.join(roles) or 'none'}"
         )
-    return kind(**options)
+    task = kind(**options)
+    if not isinstance(task, ModelTask):
+        raise GradfixError(
+            f"task {name}: made a {type(task).__name__}; expected a task, such as gf.CustomTask or a subclass of "
+            "gradfix.tasks.TextClassification"
+        )
+    return task
 
 
 _OPTIONS = {

@@ -472,9 +472,22 @@ def register(kind: Kind) -> Kind:
         The task, unchanged.
     """
     TASKS[kind.name] = kind
-    # What transformers makes of a wrong configuration shows only when samples meet it.
+    return told_in_one_line(kind)
+
+
+def told_in_one_line(kind: Kind) -> Kind:
+    """Let the decorated task say in one line what another library raises where samples meet it.
+
+    What transformers makes of a wrong configuration shows only there.
+
+    Args:
+        kind: The task.
+
+    Returns:
+        The task, whose methods are wrapped.
+    """
     for name, what in _MEETINGS.items():
-        setattr(kind, name, _told_in_one_line(getattr(kind, name), what))
+        setattr(kind, name, _explaining(getattr(kind, name), what))
     return kind
 
 
@@ -487,7 +500,7 @@ _MEETINGS = {
 """The methods of a task in which samples and another library meet, and what is being done there."""
 
 
-def _told_in_one_line(method: Callable[..., Any], what: str) -> Callable[..., Any]:
+def _explaining(method: Callable[..., Any], what: str) -> Callable[..., Any]:
     @wraps(method)
     def told(self: ModelTask, *arguments: Any, **options: Any) -> Any:
         with explained(self.location, what):

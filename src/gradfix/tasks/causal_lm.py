@@ -262,9 +262,9 @@ class CausalLM(ModelTask):
         if "messages" not in self.columns:
             return super().shown(row)
         (messages,) = self._conversations([row])
-        turns = [f"{message['role']}: {spoken(message['content'])}" for message in messages]
+        turns = [{"role": message["role"], "content": spoken(message["content"])} for message in messages]
         labels = self.encode([row])["labels"][0, 1:].tolist()
-        return {"messages": "\n".join(turns)}, self._runs(labels, [label != -100 for label in labels])
+        return {"messages": turns}, self._runs(labels, [label != -100 for label in labels])
 
     @override
     def rendered(self, row: RowLike) -> str:

@@ -98,18 +98,7 @@ class CustomTask(ModelTask):
             raise GradfixError(
                 f"{self.name}: a transport needs build=, a function that makes a module of the models' architecture"
             )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # what no file holds (a table drawn at random) is then the same in every run
-            built = self.build()
-        if not isinstance(built, nn.Module):
-            raise GradfixError(f"{self.name}: build returned {type(built).__name__}; expected a module")
-        try:
-            module = deepcopy(built)
-        except (RuntimeError, TypeError) as error:
-            raise GradfixError(
-                f"{self.name}: the module that build returned can't be copied ({' '.join(str(error).split())})"
-            ) from error
-        return module.to(device=device, dtype=dtype if isinstance(dtype, torch.dtype) else None).eval()
+        return built_module(self.name, self.build, dtype=dtype, device=device)
 
     @override
     def check(self, rows: Sequence[RowLike], *, support: bool = False) -> None:
@@ -247,6 +236,37 @@ class CustomTask(ModelTask):
     @override
     def size(self, row: Any) -> int:
         return self.size_of(row)
+
+
+def built_module(
+    name: str, build: Callable[[], nn.Module], *, dtype: torch.dtype | str, device: torch.device | str
+) -> nn.Module:
+    """Build a module of which every tensor is to be filled from files.
+
+    Args:
+        name: The task's, for messages.
+        build: Makes the module; a copy of it is used.
+        dtype: Of the parameters; those of the module if it is no dtype.
+        device: Where to put it.
+
+    Returns:
+        The module in eval mode.
+
+    Raises:
+        GradfixError: if it is no module, or can't be copied.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # what no file holds (a table drawn at random) is then the same in every run
+        built = build()
+    if not isinstance(built, nn.Module):
+        raise GradfixError(f"{name}: build returned {type(built).__name__}; expected a module")
+    try:
+        module = deepcopy(built)
+    except (RuntimeError, TypeError) as error:
+        raise GradfixError(
+            f"{name}: the module that build returned can't be copied ({' '.join(str(error).split())})"
+        ) from error
+    return module.to(device=device, dtype=dtype if isinstance(dtype, torch.dtype) else None).eval()
 
 
 def _beside(model: nn.Module, batch: Any) -> Any:

@@ -81,16 +81,7 @@ class ZeroShotImageClassification(ImageInputs):
     @override
     def prepare(self, model: nn.Module) -> None:
         """Compute the class weights, and read the scale and bias, of the target base."""
-        kind = getattr(getattr(model, "config", None), "model_type", None)
-        if kind == "siglip2":
-            raise GradfixError(
-                "siglip2: images of variable size are not supported; use a model of fixed size"
-            )
-        for part in ("vision_model", "get_text_features", "get_image_features", "logit_scale"):
-            if not hasattr(model, part):
-                raise GradfixError(
-                    f"{type(model).__name__}: has no {part}, so it cannot classify zero-shot as CLIP does"
-                )
+        self._require_towers(model)
         prompts = [
             template.replace("{}", name.replace("_", " "))
             for name in self.labels.names
@@ -105,10 +96,24 @@ class ZeroShotImageClassification(ImageInputs):
             )
             unit = normalize(features, dim=1).reshape(len(self.labels), len(self.templates), -1)
             self._scale = float(model.get_parameter("logit_scale").float().exp())
-            self._bias = float(model.get_parameter("logit_bias")) if hasattr(model, "logit_bias") else 0.0
+            bias = getattr(model, "logit_bias", None)
+            self._bias = 0.0 if bias is None else float(bias)
             weights = normalize(unit.mean(dim=1), dim=1)
         # Cloned out of inference mode: the loss is differentiated through a product with them.
         self._weights = weights.clone()
+
+    def _require_towers(self, model: nn.Module) -> None:
+        """Refuse a model that does not classify as CLIP does."""
+        kind = getattr(getattr(model, "config", None), "model_type", None)
+        if kind == "siglip2":
+            raise GradfixError(
+                "siglip2: images of variable size are not supported; use a model of fixed size"
+            )
+        for part in ("vision_model", "get_text_features", "get_image_features", "logit_scale"):
+            if not hasattr(model, part):
+                raise GradfixError(
+                    f"{type(model).__name__}: has no {part}, so it cannot classify zero-shot as CLIP does"
+                )
 
     def _text_features(self, model: nn.Module, prompts: list[str]) -> Tensor:
         """Features of some prompts, ``[prompts, d]`` float32, not normalised."""
@@ -141,9 +146,12 @@ class ZeroShotImageClassification(ImageInputs):
     def features(self, model: nn.Module, batch: Batch) -> Tensor:
         """The projected image features, normalised."""
         reference = next(model.parameters())
-        images = batch["pixel_values"].to(reference)
+        return normalize(self._image_features(model, batch["pixel_values"].to(reference)), dim=1)
+
+    def _image_features(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Features of some images, ``[B, d]`` float32, not normalised."""
         towers: Any = model
-        return normalize(_pooled(towers.get_image_features(pixel_values=images)), dim=1)
+        return _pooled(towers.get_image_features(pixel_values=images))
 
     @override
     def voters(self, model: nn.Module) -> list[str]:

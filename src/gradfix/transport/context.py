@@ -10,7 +10,7 @@ import numpy as np
 from gradfix.alignment import Aligned
 from gradfix.checkpoints.expressions import Padded, Sum
 from gradfix.evaluation.calibration import cross_entropies
-from gradfix.evaluation.evaluate import EncodedRows
+from gradfix.evaluation.evaluate import EncodedRows, Evaluation
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.progress import Progress, silent
 from gradfix.recipes.settings import SETTINGS, SelectionSettings
@@ -61,6 +61,10 @@ class SelectionContext:
         self.scratch = self._stack.enter_context(Scratch())
         self._ballots: dict[tuple[StartingPoint, str], VotesByFold] = {}
         self._encoded: dict[Held, EncodedRows] = {}
+        self.trained: dict[tuple[float, Held, int], dict[int, tuple[Evaluation, float]]] = {}
+        """What training from θ_B gave, and how long it took: by rate, held-out folds and samples, then by steps."""
+        self.spared = 0.0
+        """Seconds that what was known already would have taken: a method's cost is what it takes alone."""
         self._classes: tuple[int | None] | None = None
         return self
 

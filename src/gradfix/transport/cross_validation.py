@@ -1,7 +1,8 @@
 """A method walked over its settings, each judged on labelled samples that had no part in it."""
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -180,9 +181,9 @@ def _walk_parts(
         losses: list[float] = []
         measured: list[Evaluation] = []
         try:
-            for setting in way.candidates(context, part.held):
-                measured.append(context.model.evaluate(part.rows, logits=True))
-                table.add(setting, part, measured[-1])
+            for setting, seen in _measured(context, way, part):
+                measured.append(seen)
+                table.add(setting, part, seen)
                 losses.append(len(part.places) * measured[-1].loss)
                 if number and len(losses) == len(sums):
                     break
@@ -195,6 +196,38 @@ def _walk_parts(
         progress(f"trying {way.label}", number + 1, len(parts), "parts")
     count = sum(len(part.places) for part in parts)
     return [loss / count for loss in sums]
+
+
+def _measured(context: SelectionContext, way: Method, part: _Part) -> Iterator[tuple[Setting, Evaluation]]:
+    """Walk through the candidates, each measured on a part's samples.
+
+    Training from θ_B is walked by several methods, and by a search that goes further again and again: what is known of
+    its steps serves again, and the walk begins only where something is not known.
+
+    Yields:
+        Each candidate with its measurement.
+    """
+    model = context.model
+    if not isinstance(way, FineTune) or way.start.way is not None:
+        for setting in way.candidates(context, part.held):
+            yield setting, model.evaluate(part.rows, logits=True)
+        return
+    (rate,) = way.rates
+    known = context.trained.setdefault((rate, part.held, id(part.rows)), {})
+    walk: Iterator[Setting] | None = None
+    for number, stop in enumerate(way.stops):
+        if stop in known:
+            found, seconds = known[stop]
+            context.spared += seconds
+            if walk is not None:
+                next(walk)
+        else:
+            started = time.perf_counter()
+            walk = walk or replace(way, stops=way.stops[number:]).candidates(context, part.held)
+            next(walk)
+            found = model.evaluate(part.rows, logits=True)
+            known[stop] = found, time.perf_counter() - started
+        yield {"learning_rate": rate, "finetune_steps": float(stop)}, found
 
 
 def _measure_at_once(

@@ -21,7 +21,7 @@ from gradfix.transport.cross_validation import cross_validate
 from gradfix.transport.folds import AlphaChoice, split_folds
 from gradfix.transport.methods import AddVector, MaskVector, Method, Revote
 from gradfix.transport.selection import select, training_from
-from gradfix.vectors.mask_strategies import STRATEGIES
+from gradfix.vectors.mask_strategies import find_strategy
 from gradfix.vectors.task_vector import TaskVector
 from gradfix.votes import Votes
 
@@ -203,7 +203,7 @@ def _as_told(
     vector = aligned.vector if aligned else context.model.vector
     grid = recipe.alphas() or context.settings.alphas
     way: Method
-    if STRATEGIES[recipe.mask].needs == "nothing":
+    if find_strategy(recipe.mask).needs == "nothing":
         # Drawn or kept without asking anybody, so no vote is counted.
         way = AddVector(recipe.mask, _label(recipe), vector=vector, grid=grid, strategy=recipe.mask)
     else:

@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gradfix.evaluation.evaluate import Evaluation
-from gradfix.report.facts import Example, Examples, Picture
+from gradfix.report.facts import Example, Examples, Picture, Turn
 from gradfix.tasks import ModelTask
 from gradfix.tasks.data import origin
 
 SHOWN = 12
 SIDE = 112
 LENGTH = 400
+TURNS = 8
+"""Of a conversation that are shown: its first, and its last ones."""
 
 
 def changed_examples(
@@ -76,7 +78,13 @@ def _short(text: str) -> str:
     return text if len(text) <= LENGTH else text[: LENGTH - 1] + "…"
 
 
-def _small(value: Any, role: str) -> str | Picture:
+def _small(value: Any, role: str) -> str | Picture | list[Turn]:
+    if role == "messages":
+        turns = [Turn(role=str(turn["role"]), content=_short(turn["content"])) for turn in value]
+        if len(turns) > TURNS:
+            left = Turn(role="…", content=f"{len(turns) - TURNS} more")
+            turns = [turns[0], left, *turns[len(turns) - TURNS + 1 :]]
+        return turns
     if role != "image":
         return _short(str(value))
     from gradfix.tasks.images import read_image

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from gradfix.evaluation.binding import Rows
+from gradfix.plugins import Kind, named
 from gradfix.recipes import IN_PYTHON, TaskRecipe, validate
 from gradfix.tasks import CustomTask, ModelTask
 from gradfix.tasks.data_memory import rows_in_memory
@@ -14,6 +15,9 @@ R = TypeVar("R", bound=TaskRecipe)
 
 HELD_ROWS = ("support", "data", "validation", "test", "unlabelled", "align_data", "retain")
 """The options of whichever function that may hold rows in place of a location."""
+
+PLUGINS: Mapping[str, Kind] = {"mask": "mask", "align": "alignment"}
+"""The options that may be functions."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,13 @@ def given(kind: type[R], keywords: Mapping[str, Any]) -> Given[R]:
         optional = name == "test" and not kind.model_fields[name].is_required()
         options[name] = None if optional else IN_PYTHON
     options |= {name: str(value) for name, value in options.items() if isinstance(value, Path)}
+    options |= {
+        name: named(PLUGINS[name], value) for name, value in options.items() if name in PLUGINS and value
+    }
+    if "methods" in options:
+        options["methods"] = [named("mask", value) for value in options["methods"]]
     options |= {name: list(value) for name, value in options.items() if isinstance(value, tuple)}
     options |= {name: str(value) for name, value in options.items() if name == "memory"}
-    own = isinstance(task, ModelTask)
-    options["task"] = task.name if own else task
-    return Given(validate(kind, options, kind.command), task if own else None, rows)
+    own = task if isinstance(task, ModelTask) else None
+    options["task"] = task.name if own is not None else named("task", task)
+    return Given(validate(kind, options, kind.command), own, rows)

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from gradfix.evaluation.finetuning import finetune
 from gradfix.transport.context import Held, SelectionContext, Setting, StartingPoint, Swap
-from gradfix.vectors.mask_strategies import STRATEGIES
+from gradfix.vectors.mask_strategies import find_strategy
 from gradfix.vectors.masks import mask
 from gradfix.vectors.task_vector import TaskVector
 from gradfix.votes import Votes
@@ -197,7 +197,7 @@ class MaskVector(Method):
 
     def _mask(self, context: SelectionContext, setting: Setting, held: Held) -> TaskVector:
         votes = context.votes_without(self.at, held, self.vote)
-        options = STRATEGIES[self.strategy].taking(level=self._level(setting))
+        options = find_strategy(self.strategy).taking(level=self._level(setting))
         return mask(self.vector, votes, strategy=self.strategy, seed=context.seed, **options)
 
     def _level(self, setting: Setting) -> float:
@@ -243,7 +243,7 @@ class Revote(Method):
         self.start.go(context, held)
         for _ in range(count):
             votes = context.count(rows)
-            options = STRATEGIES[self.strategy].taking(level=self.level)
+            options = find_strategy(self.strategy).taking(level=self.level)
             masked = mask(self.vector, votes, strategy=self.strategy, seed=context.seed, **options)
             steps.append(context.scratch.keep(masked))
             context.model.move(*self.start.plus(context, self.step, steps, held))

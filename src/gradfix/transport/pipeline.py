@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from gradfix.alignment import align, run_source
 from gradfix.alignment.source import SourceRun
@@ -26,6 +27,7 @@ from gradfix.evaluation.target_model import TargetModel
 from gradfix.progress import Progress, silent
 from gradfix.ranks import ranks
 from gradfix.recipes import EvaluateRecipe, TaskRecipe, TransportRecipe, VotesRecipe
+from gradfix.recipes.fields import Align, Mask
 from gradfix.recipes.settings import SETTINGS, SelectionSettings
 from gradfix.report import REPORT_FILE
 from gradfix.report.facts import EvaluatedSamples
@@ -47,6 +49,7 @@ from gradfix.transport.sameness import note_idle, require_one_file_system, see_t
 from gradfix.transport.space import note_apart, with_granularity
 from gradfix.vectors.adapter_output import write_adapter
 from gradfix.vectors.applied import Applied
+from gradfix.vectors.mask_strategies import MaskFunction
 from gradfix.vectors.output import write_output
 from gradfix.vectors.placement import own_weights, place, with_movable_head
 from gradfix.vectors.task_vector import TaskVector
@@ -139,7 +142,7 @@ def transport(
     test: str | Path | RowSource | None = None,
     method: Literal["auto", "gradfix"] | None = None,
     alpha: str | float | Sequence[float] = "auto",
-    mask: Literal["agreement", "confident", "force", "soft", "random", "random-sign", "none"] = "agreement",
+    mask: Mask | str | MaskFunction = "agreement",
     confidence: float = 0.1,
     vote: Literal["majority", "mean"] = "majority",
     steps: int = 1,
@@ -147,7 +150,7 @@ def transport(
     head: Literal["copy", "probe"] = "copy",
     space: Literal["adapter", "weights"] | None = None,
     granularity: Literal["coordinate", "row", "component"] = "coordinate",
-    align: Literal["auto", "none", "regression", "answers", "procrustes", "permutation"] | None = None,
+    align: Align | str | Callable[..., Tensor] | None = None,
     align_data: str | Path | RowSource | None = None,
     unlabelled: str | Path | RowSource | None = None,
     training: bool = True,
@@ -204,7 +207,7 @@ def transport(
         method: Auto chooses among nothing, naive addition, GradFix, confident, aligned and re-voted;
             gradfix does what alpha, mask, steps … say (if one of them is given, it is the default).
         alpha: ``"auto"``, a number, or candidates to choose from.
-        mask: Mask strategy.
+        mask: Mask strategy; or a function of your own, itself or as ``"module:function,parameter=value"``.
         confidence: For mask confident: a coordinate is dropped where so many votes against it would be by
             luck with at most this probability.
         vote: One vote a sample, or the sign of the mean gradient.
@@ -214,7 +217,8 @@ def transport(
         space: Adapter moves a LoRA adapter as one and writes an adapter, weights writes a whole model; if not given,
             adapter where the source is a plain LoRA.
         granularity: In adapter space: a vote on each coordinate of B, each row, or each singular direction.
-        align: Carry τ over by activations first; auto: where the two bases are not alike.
+        align: Carry τ over by activations first; auto: where the two bases are not alike; or a
+            function of your own.
         align_data: Inputs to align on, likewise; else the labelled data's own.
         unlabelled: Inputs without labels that vote too, as the tuned source labels them, likewise.
         training: For auto: may train on the samples where that does better than the fine-tune.

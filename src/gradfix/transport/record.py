@@ -1,11 +1,13 @@
 """What a transport leaves beside its weights: the record of all that was found, the page, the card, the recipe."""
 
 import platform
+import re
 import resource
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from yaml import YAMLError
 
@@ -31,6 +33,8 @@ from gradfix.vectors.applied import Applied
 from gradfix.vectors.task_vector import TaskVector
 from gradfix.votes import Votes
 
+HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+
 
 def transport_record(run: TransportRun) -> TransportRecord:
     """Gather what is known of a transport before its weights are written.
@@ -49,7 +53,12 @@ def transport_record(run: TransportRun) -> TransportRecord:
         recipe=run.recipe.model_dump(mode="json"),
         settings=run.settings.to_json(),
         inputs={
-            role: facts.Input(location=checkpoint.location, sha256=digest, license=_license(checkpoint))
+            role: facts.Input(
+                location=checkpoint.location,
+                sha256=digest,
+                license=_license(checkpoint),
+                hub=_hub_id(checkpoint),
+            )
             for (role, checkpoint), digest in zip(checkpoints.items(), digests, strict=True)
         },
         check=facts.Check.model_validate(run.found),
@@ -159,6 +168,19 @@ def output_files(
         "recipe.yaml": (warning + recipe.dump()).encode(),
         "README.md": model_card(record, figures).encode(),
     }
+
+
+def _hub_id(checkpoint: Checkpoint) -> str | None:
+    """Tell which model of the Hub a directory is: by the Hub's own cache, or by what its configuration came from."""
+    if checkpoint.directory is None:
+        return None
+    folder = checkpoint.directory.absolute()
+    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+        return folder.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
+    told = checkpoint.config.get("_name_or_path")
+    if not isinstance(told, str) or HUB_ID.fullmatch(told) is None or Path(told).exists():
+        return None
+    return told
 
 
 def _license(checkpoint: Checkpoint) -> str | None:

@@ -4,9 +4,11 @@ from dataclasses import replace
 
 from gradfix.checkpoints import Checkpoint
 from gradfix.errors import GradfixError, option
+from gradfix.plugins import is_plugin
 from gradfix.recipes import CompareRecipe, TransportRecipe
 from gradfix.recipes.fields import TASKS
 from gradfix.recipes.settings import SETTINGS
+from gradfix.tasks import get_task
 from gradfix.transport.checks import Findings
 from gradfix.vectors.task_vector import Placement
 
@@ -63,13 +65,19 @@ def with_granularity(placement: Placement, recipe: TransportRecipe | CompareReci
     return replace(placement, adapter=replace(adapter, granularity=recipe.granularity))
 
 
+def _builds_model(recipe: TransportRecipe | CompareRecipe) -> bool:
+    """Whether a task of the user's own builds its model; nobody knows of an object, whose name the recipe has."""
+    own = is_plugin("task", recipe.task)
+    return get_task(recipe.task, **recipe.task_options()).builds_model if own else True
+
+
 def _obstacle(recipe: TransportRecipe | CompareRecipe, placement: Placement) -> str | None:
     """Why the adapter can't be moved as one; None if it can."""
     if placement.adapter is None:
         return "is no LoRA adapter"
     if placement.adapter.obstacle is not None:
         return placement.adapter.obstacle
-    if recipe.task and recipe.task not in TASKS:
+    if recipe.task and recipe.task not in TASKS and _builds_model(recipe):
         return "the task builds its own model, on which peft puts no adapter"
     if recipe.align not in (None, "none", "auto") or recipe.align_data is not None:
         return "alignment makes changes that are not of low rank"

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, wraps
 from inspect import signature
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gradfix.checkpoints.expressions import Expression
 from gradfix.errors import GradfixError
+from gradfix.plugins import Plugin, find
 from gradfix.vectors.task_vector import TaskVector
 from gradfix.votes import Votes
 
@@ -85,21 +86,30 @@ class Strategy:
         needs: ``"votes"`` (counted ones), ``"signs"`` (votes, or the sign of a reference), ``"magnitudes"`` (a
             reference), or ``"nothing"``.
         keeps_uncovered: A tensor that nobody voted on is kept.
+        given: A plug-in's options, in place of its signature's defaults; None for what gradfix brings.
     """
 
     function: MaskFunction
     needs: str
     keeps_uncovered: bool = False
 
+    given: Mapping[str, Any] | None = None
+
     @cached_property
     def options(self) -> Mapping[str, Any]:
-        """The strategy's own options with their defaults, as its signature has them."""
+        """The strategy's own options, as they were given or by default, as its signature has them."""
         parameters = signature(self.function).parameters.values()
-        return {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
+        return {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY} | dict(
+            self.given or {}
+        )
 
     def taking(self, **options: Any) -> dict[str, Any]:
-        """Keep the options that the strategy has, of those that a command offers for all."""
-        return {name: value for name, value in options.items() if name in self.options}
+        """Keep the options that the strategy has, of those that a command offers for gradfix's own."""
+        return (
+            {}
+            if self.given is not None
+            else {name: value for name, value in options.items() if name in self.options}
+        )
 
 
 STRATEGIES: dict[str, Strategy] = {}
@@ -107,6 +117,52 @@ STRATEGIES: dict[str, Strategy] = {}
 
 FITTING = {"votes": (Votes,), "signs": (Votes, Expression), "magnitudes": (TaskVector,)}
 """What can be the signal of a strategy, by what it needs."""
+
+
+def find_strategy(name: str) -> Strategy:
+    """Find a mask strategy: one of :data:`STRATEGIES`, or a plug-in.
+
+    Args:
+        name: Its name, or a function of the user's own as :func:`gradfix.plugins.find` takes it.
+
+    Returns:
+        The strategy. What a plug-in returns is checked, and it gets blocks of its own, which it may change.
+
+    Raises:
+        GradfixError: if there is none, or a plug-in says that it needs what no mask can have.
+    """
+    if name in STRATEGIES:
+        return STRATEGIES[name]
+    plugin = find("mask", name, known=sorted(STRATEGIES))
+    unknown = sorted(plugin.facts.keys() - {"needs", "keeps_uncovered"})
+    needs = plugin.facts.get("needs", "signs")
+    if unknown or needs not in (*FITTING, "nothing"):
+        raise GradfixError(
+            f"mask {name!r}: registered with {unknown[0] if unknown else f'needs={needs!r}'}; expected needs, one of "
+            f"{', '.join([*FITTING, 'nothing'])}, and keeps_uncovered"
+        )
+    return Strategy(_checked(plugin), needs, bool(plugin.facts.get("keeps_uncovered")), plugin.options)
+
+
+def _checked(plugin: Plugin) -> MaskFunction:
+    """Refuse what is no masked block: a mask of 0 and 1 in its place would be written as the change itself."""
+
+    @wraps(plugin.function)
+    def function(tau: Tensor, signal: Tensor, block: Block, **options: Any) -> Tensor:
+        kept = plugin(tau.clone(), signal.clone(), block, **options)
+        expected = f"a tensor {list(tau.shape)} of {str(tau.dtype).removeprefix('torch.')}"
+        if not isinstance(kept, Tensor):
+            raise GradfixError(
+                f"{plugin.name}: returned a {type(kept).__name__}; expected {expected}, the masked τ"
+            )
+        if kept.shape != tau.shape or kept.dtype != tau.dtype:
+            found = f"{list(kept.shape)} of {str(kept.dtype).removeprefix('torch.')}"
+            raise GradfixError(
+                f"{plugin.name}: returned a tensor {found}; expected {expected}, the masked τ: tau * mask"
+            )
+        return kept
+
+    return function
 
 
 def strategy(needs: str, *, keeps_uncovered: bool = False) -> Callable[[Function], Function]:

@@ -40,7 +40,8 @@ from gradfix.checkpoints import TensorSource, TensorSpec, match_names
 from gradfix.checkpoints.expressions import Expression, Tally
 from gradfix.checkpoints.fingerprint import combined_fingerprint
 from gradfix.errors import GradfixError, listed
-from gradfix.vectors.mask_strategies import FITTING, STRATEGIES, Block
+from gradfix.plugins import named
+from gradfix.vectors.mask_strategies import FITTING, Block, MaskFunction, Strategy, find_strategy
 from gradfix.vectors.task_vector import TaskVector
 from gradfix.votes import Votes
 
@@ -49,7 +50,7 @@ def mask(
     tau: TaskVector,
     votes: TensorSource | None = None,
     *,
-    strategy: str = "agreement",
+    strategy: str | MaskFunction = "agreement",
     seed: int = 0,
     voters: int | None = None,
     **options: Any,
@@ -61,7 +62,7 @@ def mask(
         votes: The target's votes; or a task vector of the target's own fine-tune (``τ_B``: the oracle mask) or
             minus its mean gradient; or any other expression whose signs count. None only for strategies that ask
             nobody, such as ``none`` and ``random``.
-        strategy: A key of ``STRATEGIES``.
+        strategy: A key of ``STRATEGIES``, or a function of your own: itself, or by its name (:mod:`gradfix.plugins`).
         seed: For strategies that draw, such as ``random``.
         voters: N, the largest |v| that the signal may have; as :class:`~gradfix.Votes` say it, else 1.
         **options: The strategy's own, by the names of its signature: ``level`` of ``confident``, in [0, ½] (drop a
@@ -76,11 +77,8 @@ def mask(
         GradfixError: if the strategy is unknown, has no such option or not with such a value, or needs another signal;
             if no tensor was voted on, or shapes differ.
     """
-    if strategy not in STRATEGIES:
-        raise GradfixError(
-            f"mask {strategy!r}: unknown strategy; choose from {', '.join(sorted(STRATEGIES))}"
-        )
-    entry = STRATEGIES[strategy]
+    strategy = named("mask", strategy)
+    entry = find_strategy(strategy)
     votes = _fitting(votes, strategy)
     signal = {} if votes is None else _counterparts(tau, votes)
     if voters is None:
@@ -109,7 +107,7 @@ def mask(
 
 def _fitting(votes: TensorSource | None, strategy: str) -> TensorSource | None:
     """Give the signal as a strategy reads it, and refuse one that it can't."""
-    needs = STRATEGIES[strategy].needs
+    needs = find_strategy(strategy).needs
     if needs == "nothing":
         return None
     if not isinstance(votes, FITTING[needs]):
@@ -186,6 +184,10 @@ class Masked(Expression):
         return {}
 
     @cached_property
+    def _entry(self) -> Strategy:
+        return find_strategy(self.strategy)
+
+    @cached_property
     def _tallies(self) -> dict[str, Tally]:
         return {}
 
@@ -201,7 +203,7 @@ class Masked(Expression):
         return kept
 
     def _masked(self, tau: Tensor, name: str, rows: slice | None) -> Tensor:
-        entry = STRATEGIES[self.strategy]
+        entry = self._entry
         signal = tau
         if entry.needs != "nothing":
             if self.signal is None or name not in self.counterparts:

@@ -19,6 +19,8 @@ from typing_extensions import override
 
 from gradfix.checkpoints import TensorSource, TensorSpec
 from gradfix.checkpoints.expressions import Expression, Tally, tally_of
+from gradfix.errors import GradfixError
+from gradfix.plugins import find
 from gradfix.progress import Progress, silent
 from gradfix.votes.metadata import counts_dtype
 
@@ -90,6 +92,41 @@ MERGE_METHODS: dict[str, Method] = {
     "magnitude": Method(total, thins="smallest"),
 }
 """The merge methods; see :mod:`gradfix.vectors.merging` for what each is."""
+
+
+def find_method(name: str) -> Method:
+    """Find a merge method: one of :data:`MERGE_METHODS`, or a plug-in.
+
+    Args:
+        name: Its name, or a function of the user's own as :func:`gradfix.plugins.find` takes it.
+
+    Returns:
+        The method. What a plug-in returns is checked, and it gets blocks of its own, which it may change.
+
+    Raises:
+        GradfixError: if there is none, or a plug-in says that something unknown thins.
+    """
+    if name in MERGE_METHODS:
+        return MERGE_METHODS[name]
+    plugin = find("merge", name, known=MERGE_METHODS)
+    thins = plugin.facts.get("thins")
+    if plugin.facts.keys() - {"thins"} or thins not in (None, "smallest", "random"):
+        raise GradfixError(
+            f"merge {name!r}: registered with {dict(plugin.facts)}; expected thins, smallest or random, or nothing"
+        )
+
+    def function(blocks: Sequence[Tensor]) -> Tensor:
+        merged = plugin([block.clone() for block in blocks])
+        if not isinstance(merged, Tensor) or merged.shape != blocks[0].shape:
+            found = (
+                f"shape {list(merged.shape)}" if isinstance(merged, Tensor) else f"a {type(merged).__name__}"
+            )
+            raise GradfixError(
+                f"{plugin.name}: returned {found}; expected a tensor {list(blocks[0].shape)}, the merged block"
+            )
+        return merged.to(torch.float32)
+
+    return Method(function, thins)
 
 
 def _sum(blocks: Sequence[Tensor]) -> Tensor:

@@ -43,11 +43,20 @@ from gradfix.checkpoints import TensorSource, match_names
 from gradfix.checkpoints.expressions import Checked
 from gradfix.checkpoints.vocabulary import vocabulary_rows
 from gradfix.errors import GradfixError, listed
+from gradfix.plugins import Kind, is_plugin, named
 from gradfix.progress import Progress, silent
 from gradfix.recipes import MergeOrder
-from gradfix.vectors.mask_strategies import STRATEGIES
+from gradfix.vectors.mask_strategies import STRATEGIES, MaskFunction, find_strategy
 from gradfix.vectors.masks import mask
-from gradfix.vectors.merge_methods import MERGE_METHODS, Dropped, Merged, SignSum, Trimmed
+from gradfix.vectors.merge_methods import (
+    MERGE_METHODS,
+    Dropped,
+    Merged,
+    MergeFunction,
+    SignSum,
+    Trimmed,
+    find_method,
+)
 from gradfix.vectors.task_vector import Placement, TaskVector, combine
 from gradfix.votes import Votes
 
@@ -56,11 +65,11 @@ def merge(
     task_vectors: Sequence[TaskVector],
     votes: Sequence[Votes | TaskVector] | None = None,
     *,
-    method: str = "mean",
+    method: str | MergeFunction = "mean",
     weights: Sequence[float] | None = None,
     density: float = 0.2,
     order: MergeOrder = "merge-then-mask",
-    strategy: str | None = None,
+    strategy: str | MaskFunction | None = None,
     seed: int = 0,
     progress: Progress = silent,
     **options: Any,
@@ -75,7 +84,8 @@ def merge(
             first laid onto the target: ``place(tau, target).vector``.
         votes: One a task vector, in the same order: the target's votes for its task, or a task vector whose signs
             count (an oracle). None merges without masking, except for a ``random`` strategy.
-        method: ``"mean"``, ``"sum"``, ``"ties"``, ``"dare"`` or ``"magnitude"``.
+        method: ``"mean"``, ``"sum"``, ``"ties"``, ``"dare"`` or ``"magnitude"``; or a function of your own: itself, or
+            by its name (:mod:`gradfix.plugins`).
         weights: A coefficient a task vector, by which it is multiplied first; 1 by default.
         density: For ``ties``, ``dare`` and ``magnitude``: the share of its coordinates that each τ_t keeps, in (0, 1].
         order: ``"merge-then-mask"`` or ``"mask-then-merge"``.
@@ -96,11 +106,12 @@ def merge(
     """
     # Checked below any mask: one that drops what is not a number would hide it.
     vectors = [_finite(vector, f"task vector {t}") for t, vector in enumerate(task_vectors, start=1)]
-    strategy = strategy or ("agreement" if votes is not None else "none")
+    strategy = named("mask", strategy or ("agreement" if votes is not None else "none"))
+    method = named("merge", method)
     _check_options(len(vectors), method, density, order, strategy)
     if weights is not None:
         vectors = _weighted(vectors, weights)
-    if STRATEGIES[strategy].needs == "nothing":
+    if find_strategy(strategy).needs == "nothing":
         votes = None
     elif votes is None or len(votes) != len(vectors):
         raise GradfixError(
@@ -160,7 +171,7 @@ def _thinned(
     vector: TaskVector, t: int, count: int, method: str, density: float, seed: int, progress: Progress
 ) -> TensorSource:
     """Leave out of a vector what its method does not merge."""
-    thins = MERGE_METHODS[method].thins
+    thins = find_method(method).thins
     if thins == "smallest":
         return Trimmed(vector, density, f"ranking the magnitudes of task vector {t}", progress)
     # One stream of random numbers for each pair of seed and vector.
@@ -171,7 +182,7 @@ def _merged(
     vectors: Sequence[TaskVector], method: str, density: float, seed: int, progress: Progress
 ) -> TaskVector:
     """Merge vectors that are masked already or not at all."""
-    chosen = MERGE_METHODS[method]
+    chosen = find_method(method)
     terms = [
         _thinned(vector, t, len(vectors), method, density, seed, progress)
         for t, vector in enumerate(vectors, start=1)
@@ -228,17 +239,20 @@ def _joint_placement(vectors: Sequence[TaskVector], merged: TaskVector) -> Place
 
 
 def _check_options(count: int, method: str, density: float, order: str, strategy: str) -> None:
+    kinds: dict[str, Kind] = {"method": "merge", "strategy": "mask"}
     for what, given, known in (
         ("method", method, tuple(MERGE_METHODS)),
         ("order", order, get_args(MergeOrder)),
         ("strategy", strategy, tuple(name for name, s in STRATEGIES.items() if s.needs != "magnitudes")),
     ):
-        if given not in known:
+        if given not in known and not (what in kinds and is_plugin(kinds[what], given)):
             raise GradfixError(
                 f"merge: unknown {what} {given!r}; choose from {', '.join(sorted(known))}"
                 + ("; mask each vector by sizes before merging" if given == "magnitude" else "")
             )
-    if STRATEGIES[strategy].needs == "votes" and order == "merge-then-mask":
+    if find_strategy(strategy).needs == "magnitudes":
+        raise GradfixError(f"merge: mask {strategy!r} compares sizes: mask each vector before merging")
+    if find_strategy(strategy).needs == "votes" and order == "merge-then-mask":
         raise GradfixError(
             f"merge: mask {strategy!r} counts samples, and merge-then-mask keeps one ballot a task; "
             "merge with the order mask-then-merge"

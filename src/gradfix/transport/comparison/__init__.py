@@ -26,6 +26,7 @@ from gradfix.transport.comparison.table import (
     table_lines,
     table_markdown,
 )
+from gradfix.transport.comparison.tasks import TaskTable, compare_tasks
 
 __all__ = [
     "AUTO",
@@ -41,11 +42,13 @@ __all__ = [
     "Judge",
     "Line",
     "Outcome",
+    "TaskTable",
     "arrived",
     "baseline",
     "chosen_along",
     "chosen_ways",
     "compare",
+    "compare_tasks",
     "draw",
     "summarise",
     "table_csv",

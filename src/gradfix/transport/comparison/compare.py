@@ -1,10 +1,12 @@
 """``gradfix compare``: all baselines at several budgets and draws, on the users' own models and data."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 from gradfix.alignment import align, run_source
 from gradfix.checkpoints import Checkpoint
@@ -25,7 +27,8 @@ from gradfix.report.summary import Summarised, Summary
 from gradfix.tasks import ModelTask, get_task
 from gradfix.transport.checks import Finding, Findings, check_weights, ignore, open_models
 from gradfix.transport.comparison.draws import AUTO, BASELINES, FEW_SHOT, FULL, LABELS, ORACLE, Judge, draw
-from gradfix.transport.comparison.kept import KeptDraws
+from gradfix.transport.comparison.kept import KeptDraws, identity_of
+from gradfix.transport.comparison.sharing import Claims, Draw, helpers, processes_for
 from gradfix.transport.comparison.table import (
     Line,
     chosen_ways,
@@ -50,12 +53,14 @@ class Comparison(Summarised):
         metric: What the scores are, in words.
         caption: What was drawn and judged on, and how the intervals were made.
         recipe: What was asked for.
+        identity: Of options and files, to tell whether it would be made again; empty where nothing tells.
     """
 
     lines: tuple[Line, ...]
     metric: str
     caption: str
     recipe: CompareRecipe
+    identity: str = ""
 
     def summary(self) -> Summary:
         """Show the table: methods down, budgets across.
@@ -77,6 +82,7 @@ class Comparison(Summarised):
             caption=self.caption,
             recipe=self.recipe.model_dump(mode="json"),
             rows=table_lines(self.lines),
+            identity=self.identity,
         )
 
     def files(self) -> dict[str, str]:
@@ -95,32 +101,84 @@ class Comparison(Summarised):
         }
 
 
-def compare(
+@dataclass
+class Prepared:
+    """Everything that the draws of a comparison share.
+
+    Attributes:
+        recipe: What was asked for.
+        rows: Rows in memory, by option.
+        judge: The model, at θ_B, and the data to judge on.
+        data: The rows.
+        kept: The draws that are done.
+        options: What :func:`gradfix.transport.comparison.draws.draw` takes by these names, of every draw.
+        names: The table's rows.
+        adapter: Whether every row moves an adapter as one.
+    """
+
+    recipe: CompareRecipe
+    rows: Mapping[str, Rows]
+    judge: Judge
+    data: Data
+    kept: KeptDraws
+    options: Mapping[str, Any]
+    names: Sequence[str]
+    adapter: bool = False
+
+    @property
+    def draws(self) -> list[Draw]:
+        """All of them, in the order of the table."""
+        return [
+            (budget, seed) for budget in self.recipe.samples_per_class for seed in range(self.recipe.seeds)
+        ]
+
+    def compute(self, claims: Claims, progress: Progress = silent) -> None:
+        """Compute and keep the draws that are neither done nor somebody else's.
+
+        Args:
+            claims: Who has which.
+            progress: Told the methods done.
+        """
+        for number, (budget, seed) in enumerate(self.draws):
+            if self.kept.get(budget, seed) is not None or not claims.take((budget, seed)):
+                continue
+            model = self.judge.model
+            support = choose_support(
+                model, self.data.pool, samples_per_class=budget, sampling=self.recipe.sampling, seed=seed
+            )
+            use_head(model, self.recipe.head, support)
+            model.require_weights()
+            stage = f"draw {number + 1} of {len(self.draws)}, {budget} a class"
+            tell = partial(_tell, progress, stage, self.names)
+            self.kept.add(budget, seed, dict(draw(self.judge, support, seed=seed, tell=tell, **self.options)))
+
+
+@contextmanager
+def prepared(
     recipe: CompareRecipe,
+    rows: Mapping[str, Rows],
     *,
     task: ModelTask | None = None,
-    rows: Mapping[str, Rows] | None = None,
+    kept: Path | None = None,
     tell: Callable[[Finding], None] = ignore,
     progress: Progress = silent,
-) -> Comparison:
-    """Measure all baselines over several budgets and draws, and write the table where the recipe says so.
+) -> Iterator[Prepared]:
+    """Check the inputs, run the source, and load the target.
 
     Args:
         recipe: The validated options.
-        task: A task of the caller's own; else the recipe's is made.
         rows: Rows in memory by option, in place of the recipe's locations.
+        task: A task of the caller's own; else the recipe's is made.
+        kept: A file of draws that are done, in place of the one beside the output.
         tell: Told what is found of the inputs, at once.
-        progress: Told the methods done, of all draws.
+        progress: Told the passes done.
 
-    Returns:
-        The comparison. A run that was ended goes on after the draws that are done, where it writes an output.
+    Yields:
+        What the draws share.
 
     Raises:
         ArchitectureError: if the target has other shapes than the source.
-        GradfixError: if the inputs don't allow it.
     """
-    if recipe.output is not None:
-        refuse_taken(recipe.output, overwrite=recipe.overwrite)
     found = Findings(tell=tell, hold=True)
     models = open_models(
         recipe.source_base,
@@ -130,7 +188,7 @@ def compare(
         as_adapter=partial(moved_as_adapter, recipe, found),
     )
     target = models.target
-    data = Data.compared(recipe, rows or {})
+    data = Data.compared(recipe, rows)
     own = task
     if models.apart is not None:
         raise ArchitectureError(f"{models.apart}; compare needs bases of equal shapes, transport does not")
@@ -168,57 +226,77 @@ def compare(
         judge = Judge(
             model,
             model.encode(data.held["test"]),
-            _retention(recipe, own, (rows or {}).get("retain"), model, target),
+            _retention(recipe, own, rows.get("retain"), model, target),
         )
-        settings = _settings(recipe.finetune_steps)
-        more = source.pseudo_labels(task) if source is not None else ()
-        names = _rows(recipe, oracle is not None)
-        kept = KeptDraws(recipe, rows or {}, own_task=own is not None)
-        total = len(recipe.samples_per_class) * recipe.seeds
-        if len(kept):
-            found.add("note", f"going on with an earlier run of the same: {len(kept)} draws are done")
-        lines: list[Line] = []
-        for number, budget in enumerate(recipe.samples_per_class):
-            draws = []
-            for seed in range(recipe.seeds):
-                outcomes = kept.get(budget, seed)
-                if outcomes is None:
-                    support = choose_support(
-                        model, data.pool, samples_per_class=budget, sampling=recipe.sampling, seed=seed
-                    )
-                    use_head(model, recipe.head, support)
-                    model.require_weights()
-                    at = number * recipe.seeds + seed
-                    stage = f"draw {at + 1} of {total}, {budget} a class"
-                    outcomes = dict(
-                        draw(
-                            judge,
-                            support,
-                            seed=seed,
-                            methods=[name for name in BASELINES if recipe.asks_for(name)],
-                            oracle=oracle,
-                            few_shot=recipe.asks_for(FEW_SHOT),
-                            settings=settings,
-                            aligned=aligned,
-                            alike=found.cosine_target,
-                            auto=recipe.asks_for(AUTO),
-                            bounds=[name for name in (ORACLE, FULL) if recipe.asks_for(name)],
-                            more=more,
-                            tell=partial(_tell, progress, stage, names),
-                        )
-                    )
-                    kept.add(budget, seed, outcomes)
-                draws.append(outcomes)
-            lines += summarise(draws, budget)
-    metric = metric_name(task.metric)
+        options = {
+            "methods": [*filter(recipe.asks_for, BASELINES), *recipe.own_masks()],
+            "oracle": oracle,
+            "few_shot": recipe.asks_for(FEW_SHOT),
+            "settings": _settings(recipe.finetune_steps),
+            "aligned": aligned,
+            "alike": found.cosine_target,
+            "auto": recipe.asks_for(AUTO),
+            "bounds": [name for name in (ORACLE, FULL) if recipe.asks_for(name)],
+            "more": source.pseudo_labels(task) if source is not None else (),
+        }
+        done = KeptDraws(recipe, rows, own_task=own is not None, path=kept)
+        if len(done):
+            found.add("note", f"going on with an earlier run of the same: {len(done)} draws are done")
+        yield Prepared(
+            recipe, rows, judge, data, done, options, _rows(recipe, oracle is not None), bool(models.adapter)
+        )
+
+
+def compare(
+    recipe: CompareRecipe,
+    *,
+    task: ModelTask | None = None,
+    rows: Mapping[str, Rows] | None = None,
+    tell: Callable[[Finding], None] = ignore,
+    progress: Progress = silent,
+) -> Comparison:
+    """Measure all baselines over several budgets and draws, and write the table where the recipe says so.
+
+    Args:
+        recipe: The validated options.
+        task: A task of the caller's own; else the recipe's is made.
+        rows: Rows in memory by option, in place of the recipe's locations.
+        tell: Told what is found of the inputs, at once.
+        progress: Told the methods done, of all draws.
+
+    Returns:
+        The comparison. A run that was ended goes on after the draws that are done, where it writes an output.
+
+    Raises:
+        ArchitectureError: if the target has other shapes than the source.
+        GradfixError: if the inputs don't allow it.
+    """
+    if recipe.output is not None:
+        refuse_taken(recipe.output, overwrite=recipe.overwrite)
+    with prepared(recipe, rows or {}, task=task, tell=tell, progress=progress) as ready:
+        kept = ready.kept
+        left = [one for one in ready.draws if kept.get(*one) is None]
+        count = 1 if task is not None else processes_for(recipe, ready.judge.model, ready.rows, len(left))
+        with helpers(count, recipe, ready.rows, kept) as shared:
+            ready.compute(shared.claims, progress)
+            shared.wait(kept, len(left), progress)
+        ready.compute(Claims(None), progress)  # what a process that ended early had claimed
+        lines = [
+            line
+            for budget in recipe.samples_per_class
+            for line in summarise([kept.found(budget, seed) for seed in range(recipe.seeds)], budget)
+        ]
+        metric = metric_name(ready.judge.model.task.metric)
+        judged, adapter = len(ready.data.held["test"]), ready.adapter
     caption = (
-        f"{metric} on {len(data.held['test'])} test samples; mean over {recipe.seeds} draws "
+        f"{metric} on {judged} test samples; mean over {recipe.seeds} draws "
         f"of the support set ({recipe.sampling}) {interval_words(recipe.seeds)}; every setting chosen by "
         f"cross-fitting on the support set"
     )
-    space = "every row in the coordinates of the adapter" if models.adapter else ""
+    space = "every row in the coordinates of the adapter" if adapter else ""
     caption = "; ".join(filter(None, (caption, space, chosen_ways(lines))))
-    comparison = Comparison(tuple(lines), metric, caption, recipe)
+    identity = "" if task is not None else identity_of(recipe, rows or {})
+    comparison = Comparison(tuple(lines), metric, caption, recipe, identity)
     if recipe.output is not None:
         write_folder(recipe.output, comparison.files(), overwrite=recipe.overwrite)
         kept.discard()
@@ -235,11 +313,12 @@ def _settings(finetune_steps: int | None) -> SelectionSettings:
 
 def _rows(recipe: CompareRecipe, oracle: bool) -> list[str]:
     bounds = (ORACLE, FULL) if oracle else ()
-    return [name for name in (*BASELINES, AUTO, FEW_SHOT, *bounds) if recipe.asks_for(name)]
+    last = [name for name in (AUTO, FEW_SHOT, *bounds) if recipe.asks_for(name)]
+    return [*filter(recipe.asks_for, BASELINES), *recipe.own_masks(), *last]
 
 
 def _tell(progress: Progress, stage: str, names: Sequence[str], method: str) -> None:
-    progress(f"{stage}: {LABELS[method]}", names.index(method), len(names), "methods")
+    progress(f"{stage}: {LABELS.get(method, method)}", names.index(method), len(names), "methods")
 
 
 def _retention(

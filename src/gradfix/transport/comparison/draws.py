@@ -17,6 +17,7 @@ from gradfix.transport.folds import split_folds
 from gradfix.transport.methods import AddVector, FineTune, MaskVector, Method
 from gradfix.transport.selection import nothing, select, training_from
 from gradfix.vectors.control import shuffled
+from gradfix.vectors.mask_strategies import find_strategy
 from gradfix.vectors.masks import mask
 from gradfix.vectors.task_vector import TaskVector
 
@@ -49,7 +50,7 @@ def baseline(name: str, tau: TaskVector, settings: SelectionSettings, seed: int)
     """Make a baseline: a way like any other, so that its setting is chosen as those of a transport are.
 
     Args:
-        name: One of :data:`BASELINES`, or ``few-shot``.
+        name: One of :data:`BASELINES`, or ``few-shot``; or a mask of the user's own.
         tau: The target's task vector.
         settings: The numbers of the selection.
         seed: Of the control's shuffle.
@@ -57,7 +58,11 @@ def baseline(name: str, tau: TaskVector, settings: SelectionSettings, seed: int)
     Returns:
         The way.
     """
-    label, grid = LABELS[name], settings.alphas
+    label, grid = LABELS.get(name, name), settings.alphas
+    if name not in LABELS:
+        if find_strategy(name).needs == "nothing":
+            return AddVector(name, label, vector=tau, grid=grid, strategy=name)
+        return MaskVector(name, label, vector=tau, grid=grid, strategy=name)
     if name == FEW_SHOT:
         return training_from(StartingPoint(), None, settings)
     if name == "naive":
@@ -146,7 +151,7 @@ def draw(
         judge: The target and the data to judge on. The model is at θ_B afterwards.
         support: The drawn samples.
         seed: Of folds, random masks and shuffles.
-        methods: Which of :data:`BASELINES`.
+        methods: Which of :data:`BASELINES`, and masks of the user's own.
         others: Further ways, each known by its name.
         oracle: τ_B, restricted like the target's vector, for the oracle mask and full fine-tuning.
         few_shot: Also fine-tune on the samples alone.
@@ -201,8 +206,9 @@ def chosen_along(judge: Judge, context: SelectionContext, way: Method) -> Outcom
     Returns:
         The outcome.
     """
-    started = time.perf_counter()
+    started, spared = time.perf_counter(), context.spared
     found = cross_validate(context, way)
+    started -= context.spared - spared
     if isinstance(way, FineTune):
         still = cross_validate(context, nothing(judge.model.vector))
         if still.calibrated_loss <= found.calibrated_loss:
@@ -235,8 +241,9 @@ def arrived(
 def _auto(
     judge: Judge, context: SelectionContext, aligned: Aligned | None, alike: float | None
 ) -> Iterator[tuple[str, Outcome]]:
-    started = time.perf_counter()
+    started, spared = time.perf_counter(), context.spared
     found = select(context, aligned, alike=alike)
+    started -= context.spared - spared
     swap = controls(judge.model.vector, aligned, context.seed)
     for name, way in ((AUTO, found.way), (AUTO_CONTROL, found.way.control(swap))):
         outcome = arrived(judge, context, way, found.candidate.setting, started)

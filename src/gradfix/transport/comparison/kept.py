@@ -16,12 +16,13 @@ from pydantic import ValidationError
 
 from gradfix._version import __version__
 from gradfix.evaluation.binding import Rows
+from gradfix.plugins import Kind, identity, is_plugin
 from gradfix.recipes import CompareRecipe
 from gradfix.report.record import Outcome as RecordedOutcome
 from gradfix.tasks.data import row_hash
 from gradfix.transport.comparison.draws import Outcome
 
-IDLE = ("output", "overwrite", "samples_per_class", "seeds", "device", "memory")
+IDLE = ("output", "overwrite", "samples_per_class", "seeds", "device", "memory", "processes")
 """Options that change no draw, or say which draws there are."""
 
 
@@ -31,17 +32,21 @@ class KeptDraws:
     Args:
         recipe: The options.
         rows: Rows in memory, by option.
-        own_task: The task is the caller's own: its functions have no identity, so nothing is kept.
+        own_task: The task is the caller's own: its functions have no identity, so nothing is kept in a file.
+        path: The file, in place of the one beside the output.
     """
 
-    def __init__(self, recipe: CompareRecipe, rows: Mapping[str, Rows], *, own_task: bool) -> None:
-        self.path: Path | None = None
+    def __init__(
+        self, recipe: CompareRecipe, rows: Mapping[str, Rows], *, own_task: bool, path: Path | None = None
+    ) -> None:
+        self.path: Path | None = path
         self._found: dict[tuple[int, int], dict[str, Outcome]] = {}
-        if recipe.output is None or own_task:
+        if own_task:
             return
-        self.path = recipe.output.absolute().parent / f".{recipe.output.name}.draws.jsonl"
+        if recipe.output is not None and path is None:
+            self.path = recipe.output.absolute().parent / f".{recipe.output.name}.draws.jsonl"
         self._identity = _identity(recipe, rows)
-        self._found = dict(self._read())
+        self.read()
 
     def __len__(self) -> int:
         return len(self._found)
@@ -58,6 +63,26 @@ class KeptDraws:
         """
         return self._found.get((budget, seed))
 
+    def found(self, budget: int, seed: int) -> dict[str, Outcome]:
+        """Give a draw that is known to be done.
+
+        Args:
+            budget: Samples a class.
+            seed: Of the draw.
+
+        Returns:
+            Its outcomes by method.
+        """
+        return self._found[budget, seed]
+
+    def read(self, path: Path | None = None) -> None:
+        """Read what a file holds now: other processes may have added draws.
+
+        Args:
+            path: The file; its own if None.
+        """
+        self._found.update(self._read(path or self.path))
+
     def add(self, budget: int, seed: int, outcomes: Mapping[str, Outcome]) -> None:
         """Keep a draw.
 
@@ -66,13 +91,14 @@ class KeptDraws:
             seed: Of the draw.
             outcomes: By method.
         """
+        self._found[budget, seed] = dict(outcomes)
         if self.path is None:
             return
         content = {name: asdict(outcome) for name, outcome in outcomes.items()}
         line = json.dumps({"of": self._identity, "budget": budget, "seed": seed, "outcomes": content})
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-            file.flush()
+        # One write to the end of the file: lines of several processes don't mix.
+        with self.path.open("ab", buffering=0) as file:
+            file.write(f"{line}\n".encode())
             os.fsync(file.fileno())
 
     def discard(self) -> None:
@@ -80,11 +106,10 @@ class KeptDraws:
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 
-    def _read(self) -> Iterator[tuple[tuple[int, int], dict[str, Outcome]]]:
-        assert self.path is not None
-        if not self.path.is_file():
+    def _read(self, path: Path | None) -> Iterator[tuple[tuple[int, int], dict[str, Outcome]]]:
+        if path is None or not path.is_file():
             return
-        for line in self.path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
                 content = json.loads(line)
                 if content["of"] != self._identity:
@@ -98,11 +123,34 @@ class KeptDraws:
                 continue  # the line that was being written when the run ended
 
 
+def identity_of(recipe: CompareRecipe, rows: Mapping[str, Rows]) -> str:
+    """Tell one comparison from another, whatever its output is called.
+
+    Args:
+        recipe: The options.
+        rows: Rows in memory, by option.
+
+    Returns:
+        A digest of options, budgets, draws, version, functions of the user's own, and files by size and time of change.
+    """
+    draws = f"{_identity(recipe, rows)} {recipe.samples_per_class} {recipe.seeds}"
+    return hashlib.sha256(draws.encode()).hexdigest()
+
+
 def _identity(recipe: CompareRecipe, rows: Mapping[str, Rows]) -> str:
     options = {key: value for key, value in recipe.model_dump(mode="json").items() if key not in IDLE}
     files = {place: list(_files(Path(place))) for place in recipe.inputs()}
     given = {name: [row_hash(row) for row in held] for name, held in sorted(rows.items())}
-    facts: dict[str, Any] = {"gradfix": __version__, "options": options, "files": files, "rows": given}
+    own: list[tuple[Kind, str]] = [("mask", name) for name in recipe.own_masks()]
+    own += [("alignment", recipe.align)] if is_plugin("alignment", recipe.align) else []
+    own += [("task", recipe.task)] if is_plugin("task", recipe.task) else []
+    facts: dict[str, Any] = {
+        "gradfix": __version__,
+        "options": options,
+        "files": files,
+        "rows": given,
+        "functions": [identity(kind, name) for kind, name in own],
+    }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,15 +1,19 @@
 """``gf.check``: would this transport work?"""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+from torch import Tensor
+
 from gradfix.recipes import CheckRecipe
+from gradfix.recipes.fields import Align, Mask
 from gradfix.tasks import ModelTask
 from gradfix.tasks.data_memory import RowSource
 from gradfix.transport.checks import Findings
 from gradfix.transport.given import given
 from gradfix.transport.inputs import check_inputs
+from gradfix.vectors.mask_strategies import MaskFunction
 
 
 def check(
@@ -55,14 +59,14 @@ def check(
     validation_split: str | None = None,
     test_split: str | None = None,
     alpha: str | float | Sequence[float] = "auto",
-    align: Literal["auto", "none", "regression", "answers", "procrustes", "permutation"] | None = None,
+    align: Align | str | Callable[..., Tensor] | None = None,
     align_data: str | Path | RowSource | None = None,
     steps: int = 1,
     vote_at: Literal["base", "naive"] = "base",
     finetune_steps: int | None = None,
     training: bool = True,
     unlabelled: str | Path | RowSource | None = None,
-    mask: Literal["agreement", "confident", "force", "soft", "random", "random-sign", "none"] = "agreement",
+    mask: Mask | str | MaskFunction = "agreement",
     confidence: float = 0.1,
     head: Literal["copy", "probe"] = "copy",
     space: Literal["adapter", "weights"] | None = None,
@@ -121,14 +125,15 @@ def check(
         validation_split: Of the validation data, where it has several.
         test_split: Of the test data, where it has several.
         alpha: ``"auto"``, a number, or candidates to choose from.
-        align: Carry τ over by activations first; auto: where the two bases are not alike.
+        align: Carry τ over by activations first; auto: where the two bases are not alike; or a
+            function of your own.
         align_data: Inputs to align on, likewise; else the labelled data's own.
         steps: Re-votes at most; 1 is the paper's method, auto tries up to 4.
         vote_at: Count votes at θ_B, or at θ_B + τ.
         finetune_steps: Then train so many steps on the samples; with auto: at most so many.
         training: For auto: may train on the samples where that does better than the fine-tune.
         unlabelled: Inputs without labels that vote too, as the tuned source labels them, likewise.
-        mask: Mask strategy.
+        mask: Mask strategy; or a function of your own, itself or as ``"module:function,parameter=value"``.
         confidence: For mask confident: a coordinate is dropped where so many votes against it would be by
             luck with at most this probability.
         head: Copy the tuned head, or refit it on the samples.

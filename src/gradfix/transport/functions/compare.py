@@ -1,11 +1,14 @@
 """``gf.compare``: a transport beside all baselines."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+from torch import Tensor
+
 from gradfix.progress import Progress, silent
 from gradfix.recipes import TableRecipe
+from gradfix.recipes.fields import Align
 from gradfix.tasks import ModelTask
 from gradfix.tasks.data_memory import RowSource
 from gradfix.transport.comparison import Comparison
@@ -42,7 +45,7 @@ def compare(
     trust_remote_code: bool = False,
     split: str | None = None,
     test_split: str | None = None,
-    align: Literal["auto", "none", "regression", "answers", "procrustes", "permutation"] | None = "auto",
+    align: Align | str | Callable[..., Tensor] | None = "auto",
     align_data: str | Path | RowSource | None = None,
     space: Literal["adapter", "weights"] | None = None,
     granularity: Literal["coordinate", "row", "component"] = "coordinate",
@@ -53,6 +56,7 @@ def compare(
     retain: str | Path | RowSource | None = None,
     sampling: Literal["random", "herding", "k-medoids", "coreset"] = "random",
     seeds: int = 5,
+    processes: int | None = None,
     overwrite: bool = False,
     columns: Sequence[str] = (),
     progress: Progress = silent,
@@ -89,7 +93,8 @@ def compare(
         trust_remote_code: Run code that a model repository brings.
         split: Of the data, where it has several.
         test_split: Of the test data, where it has several.
-        align: Carry τ over by activations first; auto: where the two bases are not alike.
+        align: Carry τ over by activations first; auto: where the two bases are not alike; or a
+            function of your own.
         align_data: Inputs to align on, likewise; else the labelled data's own.
         space: Adapter compares in the coordinates of a LoRA adapter, weights in those of the whole model; if not given,
             adapter where the source is a plain LoRA.
@@ -101,6 +106,7 @@ def compare(
         retain: Labelled data of what the model could do before.
         sampling: How to choose them.
         seeds: Draws a budget; 5 is the fewest with intervals.
+        processes: Draws side by side; if not given, one a core where the model is small.
         overwrite: Replace an existing output once the new one is whole.
         columns: What the parts of a row are where rows are tuples, such as ``("image", "label")``.
         progress: Told what is being done.
