@@ -83,6 +83,8 @@ class Watch:
         Returns:
             Whether it is the first to say so, and should tell the user.
         """
+        if threading.current_thread() is threading.main_thread():
+            self._raised = True  # the work has ended already
         if self.failure is not None:
             return False
         self.failure = text
@@ -94,6 +96,7 @@ class Watch:
 
     def missing(self) -> None:
         """Find out who is not there any more, after a connection to somebody broke; waits until that is known."""
+        self._raised = True  # the work has ended already
         for _ in range(MISSED + 5):
             if self.failure is not None:
                 return
