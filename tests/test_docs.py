@@ -73,9 +73,11 @@ def test_the_examples_of_extending_run(tmp_path: Path, monkeypatch: pytest.Monke
         )
         # What the commands of the page name is what they take.
         page = (DOCS / "extending.md").read_text(encoding="utf-8")
-        named = re.findall(r"--(mask|align|methods|method) (my_plugins:\S+)", page)
-        kinds = {"mask": "mask", "methods": "mask", "align": "alignment", "method": "merge"}
-        assert len([plugins.find(kinds[option], text) for option, text in named]) == 4
+        named = re.findall(r"--(mask|align|methods|method|metric) (my_plugins:\S+)", page)
+        kinds = {"mask": "mask", "methods": "mask", "align": "alignment", "method": "merge", "metric": "metric"}
+        found = [plugins.find(kinds[option], text) for option, text in named]
+        assert len(found) == 5
+        assert found[-1]("The cat", "the dog") == 0.0
     finally:  # what the page registers stays in the page
         sys.modules.pop("my_plugins", None)
         for name in set(RULES) - before:
