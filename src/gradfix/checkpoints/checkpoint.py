@@ -128,10 +128,11 @@ class Checkpoint(Mapping[str, Tensor]):
         if stack is not None:
             return cls._stacked(os.fspath(location), stack, base)
         source = resolve(os.fspath(location), revision)
-        adapter = cls._adapter(source, base, needed=not allow_quantised)
+        opened = source.open()
+        adapter = cls._adapter(source, opened, base, needed=not allow_quantised)
         if adapter is not None:
             return adapter
-        return cls._whole(source, source.open(), allow_quantised=allow_quantised, dequantise=dequantise)
+        return cls._whole(source, opened, allow_quantised=allow_quantised, dequantise=dequantise)
 
     @classmethod
     def _stacked(
@@ -143,7 +144,8 @@ class Checkpoint(Mapping[str, Tensor]):
         """Open several adapters, each on the base with those before it."""
         model = base
         for weight, place in stack:
-            found = cls._adapter(resolve(place, None), model, weight=weight)
+            source = resolve(place, None)
+            found = cls._adapter(source, source.open(), model, weight=weight)
             if found is None:
                 raise GradfixError(
                     f"{location}: {place} is no adapter: only adapters are added to one another"
@@ -160,6 +162,7 @@ class Checkpoint(Mapping[str, Tensor]):
     def _adapter(
         cls,
         source: Located,
+        opened: WeightFile,
         base: "Checkpoint | str | os.PathLike[str] | None",
         *,
         weight: float = 1.0,
@@ -167,8 +170,7 @@ class Checkpoint(Mapping[str, Tensor]):
     ) -> "Checkpoint | None":
         """Open a location that holds an adapter; None for whole models, and for factors alone if not needed."""
         if source.found.adapter:
-            return cls._adapted(source.found, source.open(), source.location, base, weight)
-        opened = source.open()
+            return cls._adapted(source.found, opened, source.location, base, weight)
         if has_factors(opened.specs) and (base is not None or needed):
             return cls._styled(source, opened, base, weight)
         return None
