@@ -38,7 +38,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("votes", {"samples_per_class": 2}, "data and samples_per_class go together"),
     ("votes", {"support": None}, "give support, or data with samples_per_class"),
     ("votes", {"source_base": "a"}, "source_base and source_tuned go together"),
-    ("compare", {"methods": ["best"]}, "there is no row 'best'"),
+    ("compare", {"methods": ["best"]}, "or module:function, found 'best'"),
     ("compare", {"methods": ["oracle"]}, "methods oracle needs target_tuned"),
     ("transport", {"method": "auto", "mask": "force"}, "method auto chooses mask itself"),
     ("transport", {"mask": "none", "vote": "mean"}, "vote: mask none asks for no votes; leave it out"),

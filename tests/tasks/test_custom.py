@@ -241,16 +241,13 @@ def test_the_output_tells_all_and_promises_no_rerun(files: Files) -> None:
     record = json.loads((out / "gradfix.json").read_text())
     assert record["verdict"] == result.verdict
     assert result.alpha.chosen_on == "cross-fit"
-    assert {"nothing", "naive", "gradfix", "re-voted"} <= {
+    # The bases are apart, so what the fine-tune does is carried over as well.
+    assert {"nothing", "naive", "gradfix", "re-voted", "aligned", "answers"} <= {
         candidate["name"] for candidate in record["method"]["candidates"]
     }
     assert record["judgement"]["control"]["n"] == 30
     assert record["certificate"]["slope"] != 0
     assert len({sample["sha256"] for sample in record["support"]}) == 12
-    notes = [finding["text"] for finding in record["check"]["findings"]]
-    assert any(
-        "the fine-tune is not aligned" in text for text in notes
-    )  # the bases are apart, and nobody asked
     text = (out / "recipe.yaml").read_text()
     assert text.startswith("# Not the whole recipe: task, support came from Python.")
     recipe = yaml.safe_load(text)

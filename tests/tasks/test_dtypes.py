@@ -3,6 +3,7 @@ import torch
 
 from gradfix.tasks import TASKS, get_task
 from tests import tiny
+from tests.builders import more_tasks
 
 CASES = {
     "text-classification": (tiny.save_tiny_bert_classifier, tiny.texts(4), {}),
@@ -22,6 +23,7 @@ CASES = {
         {"labels": ["red", "green", "blue"]},
     ),
     "image-classification": (tiny.save_tiny_vit, tiny.images(3), {}),
+    **{name: (save, rows(3), {}) for name, (save, _, rows) in more_tasks().items()},
 }
 
 
