@@ -74,7 +74,13 @@ def test_the_examples_of_extending_run(tmp_path: Path, monkeypatch: pytest.Monke
         # What the commands of the page name is what they take.
         page = (DOCS / "extending.md").read_text(encoding="utf-8")
         named = re.findall(r"--(mask|align|methods|method|metric) (my_plugins:\S+)", page)
-        kinds = {"mask": "mask", "methods": "mask", "align": "alignment", "method": "merge", "metric": "metric"}
+        kinds = {
+            "mask": "mask",
+            "methods": "mask",
+            "align": "alignment",
+            "method": "merge",
+            "metric": "metric",
+        }
         found = [plugins.find(kinds[option], text) for option, text in named]
         assert len(found) == 5
         assert found[-1]("The cat", "the dog") == 0.0

@@ -62,6 +62,10 @@ def values_of(name: str, field: FieldInfo, places: dict[str, str]) -> list[dict[
     }
     if name in rows:
         return [rows[name]]
+    if (
+        isinstance(field.json_schema_extra, dict) and "known" in field.json_schema_extra
+    ):  # or a function of one's own
+        return [{name: value} for value in field.json_schema_extra["known"] if value != field.default]
     kinds = [field.annotation, *get_args(field.annotation)]
     for kind in kinds:
         if get_origin(kind) is Literal:
