@@ -17,6 +17,7 @@ from torch import Tensor
 from gradfix.alignment import Aligned
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.recipes.settings import SETTINGS, SelectionSettings
+from gradfix.tasks import get_task
 from gradfix.transport import candidates
 from gradfix.transport import selection as methods
 from gradfix.transport.candidates import Candidate, Choice, Seen
@@ -242,7 +243,7 @@ def test_luck_is_asked_for_only_where_there_is_something_to_lose(
 def test_luck_in_choosing_a_setting_has_no_part_in_what_is_compared(seed: int, parts: int) -> None:
     losses = np.random.default_rng(seed).normal(1.0, 0.3, size=(40, 24))  # 40 settings that are all the same
     dealt = [_Part((), list(range(first, 24, parts)), None) for first in range(parts)]  # type: ignore[arg-type]
-    table = _Table(dealt)
+    table = _Table(dealt, get_task("text-classification"))
     for number, row in enumerate(losses):
         table.losses[("level", float(number)),] = row
         table.scores[("level", float(number)),] = np.ones(24)

@@ -103,17 +103,18 @@ class Watch:
             threading.Event().wait(PERIOD)
 
     def stop(self, patience: float) -> None:
-        """End, once all others have, or have had time to.
+        """End; the first rank, which may keep the store, once all others have, or have had time to.
 
         Args:
-            patience: Seconds to wait for others: who keeps the store must not go before they have heard.
+            patience: Seconds to wait for others: the store must not go before they have heard. They don't ask it again,
+                for torch would report a store that has gone.
         """
         self._stop.set()
         self._thread.join()
         with suppress(Exception):
             self._store.set(self._keys[self._rank], ENDED)
             left = [key for key in self._keys if key not in self._gone]
-            while patience > 0 and set(self._store.multi_get(left)) != {ENDED}:
+            while self._rank == 0 and patience > 0 and set(self._store.multi_get(left)) != {ENDED}:
                 threading.Event().wait(0.05)
                 patience -= 0.05
         if self._before is not None:
