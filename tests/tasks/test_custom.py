@@ -262,7 +262,8 @@ def test_the_output_tells_all_and_promises_no_rerun(files: Files) -> None:
     again.write_text(yaml.safe_dump({**recipe, "support": str(data), "output": str(files.folder / "again")}))
     rerun = gradfix("run", again)
     assert rerun.exit_code == 1
-    assert "A task of your own is made of functions" in rerun.stderr
+    assert "unknown task 'custom'" in rerun.stderr
+    assert "or an object in Python, as gf.transport(task=…)" in rerun.stderr
     assert not (files.folder / "again").exists()
 
 
