@@ -1,4 +1,4 @@
-"""The demo: a whole transport on real handwritten digits, with its table and picture, offline and in a minute."""
+"""The demo: a whole transport on real handwritten digits, with its table and picture, offline and in a few minutes."""
 
 import os
 import shutil
