@@ -61,7 +61,7 @@ def test_models_of_the_hub_are_named_and_those_on_a_disk_are_not() -> None:
     [
         ("models--org--new/snapshots/0a1b", None, "org/new"),
         ("plain", "org/new", "org/new"),
-        ("plain", "/home/me/new", None),
+        ("plain", "/models/new", None),
         ("plain", None, None),
     ],
 )

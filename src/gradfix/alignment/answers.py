@@ -117,9 +117,7 @@ def last_map(model: TargetModel, batch: Any) -> str | None:
         name = _last_affine(model, lambda: model.task.loss(model.model, batch))
     except AlignmentError:
         return None
-    given = _passing(model, name, batch)[1]
-    with evaluating(model.model):
-        samples = len(model.task.loss(model.model, batch))
+    _, given, samples = _passing(model, name, batch)
     return name if given.dim() == 2 and len(given) == samples else None
 
 
@@ -147,12 +145,13 @@ def _last_output(model: TargetModel, inputs: Sequence[Any]) -> tuple[str, Tensor
         )
     parts = [_passing(model, name, batch) for batch in encoded.batches]
     order = torch.tensor([index for places in encoded.positions for index in places]).argsort()
-    read, given = (torch.cat([part[at] for part in parts])[order] for at in range(2))
+    read = torch.cat([part[0] for part in parts])[order]
+    given = torch.cat([part[1] for part in parts])[order]
     return name, read, given
 
 
-def _passing(model: TargetModel, name: str, batch: Any) -> tuple[Tensor, Tensor]:
-    """What a module reads and gives while a batch's loss is computed, float32 on the CPU."""
+def _passing(model: TargetModel, name: str, batch: Any) -> tuple[Tensor, Tensor, int]:
+    """What a module reads and gives while a batch's losses are computed, float32 on the CPU, and how many they are."""
     seen: list[tuple[Tensor, Tensor]] = []
 
     def keep(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
@@ -161,10 +160,10 @@ def _passing(model: TargetModel, name: str, batch: Any) -> tuple[Tensor, Tensor]
     handle = model.model.get_submodule(name).register_forward_hook(keep)
     try:
         with evaluating(model.model):
-            model.task.loss(model.model, batch)
+            samples = len(model.task.loss(model.model, batch))
     finally:
         handle.remove()
-    return seen[0]
+    return *seen[0], samples
 
 
 def _step(layer: _Layer, wanted: Tensor) -> Tensor:

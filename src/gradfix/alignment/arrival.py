@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gradfix.alignment.activations import Point, first_input, first_output
 from gradfix.alignment.affine import as_tokens
+from gradfix.tasks.forward import evaluating
 
 TOLERANCE = 1e-3
 """How much a channel's gain may differ from row to row, of the largest gain."""
@@ -71,10 +72,8 @@ def arrivals(
     def end_after(name: str) -> Any:
         return lambda module, args, output: end(name, first_output(output))
 
-    training = [module for module in modules.values() if module.training]
-    model.eval()
     try:
-        with torch.inference_mode(False), torch.no_grad():
+        with evaluating(model), torch.inference_mode(False), torch.no_grad():
             for name, point in ways.items():
                 place = modules[point.module]
                 if point.side == "in":
@@ -87,8 +86,6 @@ def arrivals(
     finally:
         for handle in handles:
             handle.remove()
-        for module in training:
-            module.training = True
     return found
 
 

@@ -35,6 +35,14 @@ from gradfix.recipes.fields import (
     parse_size,
 )
 
+MaskAtVotes = Annotated[
+    MaskName | None,
+    Field(
+        description="mask strategy; agreement with votes, none without",
+        json_schema_extra=known_names(*get_args(Mask)),
+    ),
+]
+
 
 class DiffRecipe(Recipe):
     """Write the task vector between a base and its fine-tune."""
@@ -148,13 +156,7 @@ class ApplyRecipe(WritingRecipe):
     votes: Annotated[
         Path | None, Field(description="a file of `gradfix votes`; without it the addition is naive")
     ] = None
-    mask: Annotated[
-        MaskName | None,
-        Field(
-            description="mask strategy; agreement with votes, none without",
-            json_schema_extra=known_names(*get_args(Mask)),
-        ),
-    ] = None
+    mask: MaskAtVotes = None
     confidence: Confidence = 0.1
     alpha: Annotated[float, Field(description="scaling coefficient α")] = 1.0
 
@@ -225,13 +227,7 @@ class MergeRecipe(WritingRecipe):
     order: Annotated[
         MergeOrder, Field(description="the first is best for several tasks, the second for several sources")
     ] = "merge-then-mask"
-    mask: Annotated[
-        MaskName | None,
-        Field(
-            description="mask strategy; agreement with votes, none without",
-            json_schema_extra=known_names(*get_args(Mask)),
-        ),
-    ] = None
+    mask: MaskAtVotes = None
     confidence: Confidence = 0.1
     target_base: Annotated[
         str | None, Field(description="the new base model, θ_B; without it a task vector file is written")

@@ -5,6 +5,7 @@ both save them (``open_clip_model.safetensors``, ``model.safetensors``): a rando
 first, and all of it is filled from them.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -40,13 +41,13 @@ class BuiltImages(ImageInputs):
     builds_model: ClassVar[bool] = True
     architecture: str
 
+    @abstractmethod
     def build(self) -> nn.Module:
         """Build the architecture, with random weights.
 
         Returns:
             The module.
         """
-        raise NotImplementedError
 
     @override
     def bind(self, location: str | Path, *, trust_remote_code: bool = False) -> None:
