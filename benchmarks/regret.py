@@ -47,6 +47,9 @@ METHODS = {
     "confident": "confident mask", "aligned": "aligned addition", "answers": "a fit to the tuned model's answers",
     "re-voted": "re-voting",
     "few-shot": "few-shot fine-tuning from θ_B", "fine-tuned": "training from the best addition",
+    **{f"{name}-fine-tuned": f"training from {label}" for name, label in {
+        "naive": "naive addition", "aligned": "aligned addition", "answers": "a fit to the tuned model's answers",
+    }.items()},
 }  # fmt: skip
 START, END = "<!-- table -->", "<!-- end of table -->"
 

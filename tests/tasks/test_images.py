@@ -7,7 +7,8 @@ from PIL import Image
 from torch.nn.functional import cross_entropy
 
 from gradfix.errors import GradfixError
-from gradfix.tasks import get_task
+from gradfix.evaluation.evaluate import encode_rows, row_encoder
+from gradfix.tasks import get_task, images
 from gradfix.tasks.data import Row
 from gradfix.tasks.zero_shot import read_templates
 from tests import tiny
@@ -185,3 +186,21 @@ def test_a_target_without_image_processor_is_refused(tmp_path):
     (directory / "preprocessor_config.json").unlink()
     with pytest.raises(GradfixError, match=r"cannot load an image processor \(preprocessor_config.json\)"):
         get_task("image-classification").bind(directory)
+
+
+def test_an_image_is_encoded_once_for_batches_of_every_make(vit, monkeypatch):
+    task, _ = vit
+    rows = tiny.images(7)
+    expected = [
+        encode_rows(task, [rows[place] for place in places], batch_size=3)
+        for places in ([6, 0, 2, 4, 1], [3])
+    ]
+    read: list[str] = []
+    monkeypatch.setattr(images, "read_image", lambda value, where: read.append(where) or value)
+    encode = row_encoder(task, rows, batch_size=3)
+    for found, fresh in zip((encode([6, 0, 2, 4, 1]), encode([3])), expected, strict=True):
+        assert found.positions == fresh.positions
+        for batch, other in zip(found.batches, fresh.batches, strict=True):
+            assert batch.keys() == other.keys()
+            assert all(torch.equal(batch[key], other[key]) for key in other)
+    assert len(read) == 7

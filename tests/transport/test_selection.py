@@ -159,6 +159,8 @@ SURE = [0.9, 0.92, 0.91, 0.95]
         ({"gradfix": SURE, "re-voted": [0.5, 1.3, 0.9, 0.9]}, False, "nothing", "gradfix"),
         ({"gradfix": SURE, "re-voted": [0.5, 0.51, 0.52, 0.53]}, False, "nothing", "re-voted"),
         ({"naive": SURE, "fine-tuned": [0.5, 0.51, 0.52, 0.53]}, True, "naive", "fine-tuned"),
+        # What is behind before training can be ahead after it.
+        ({"aligned": SURE, "naive-fine-tuned": [0.5, 0.51, 0.52, 0.53]}, True, "aligned", "naive-fine-tuned"),
         ({"few-shot": [0.5, 0.51, 0.52, 0.53]}, False, "nothing", "few-shot"),
         ({"few-shot": LUCKY}, False, "nothing", "nothing"),
     ],
@@ -172,7 +174,10 @@ def test_what_labels_shaped_must_gain_more_than_luck(
     work: Job,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    names = ("nothing", "naive", "aligned", "gradfix", "confident", "re-voted", "fine-tuned", "few-shot")
+    names = (
+        "nothing", "naive", "aligned", "gradfix", "confident", "re-voted", "fine-tuned", "naive-fine-tuned",
+        "aligned-fine-tuned", "few-shot",
+    )  # fmt: skip
     told = Told({**dict.fromkeys(names, FLAT), **losses})
     monkeypatch.setattr(methods, "cross_validate", told)
     aligned = Aligned(model.vector * 0.5, None, "regression", {}, 0) if strangers else None

@@ -25,6 +25,7 @@ from gradfix.ranks import ranks
 from gradfix.report.numbers import metric_name, score_words, shown_score
 from gradfix.report.summary import Summarised, Summary
 from gradfix.tasks.base import Measured, ModelTask, Task
+from gradfix.tasks.batches import select
 from gradfix.tasks.forward import evaluating
 from gradfix.votes.isolation import refuse_spread
 
@@ -135,6 +136,36 @@ def encode_rows(
     return EncodedRows(
         [task.encode([rows[index] for index in places], strict=strict) for places in positions], positions
     )
+
+
+def row_encoder(
+    task: Task, rows: Sequence[Any], *, batch_size: int = 32, strict: bool = False
+) -> Callable[[Sequence[int]], EncodedRows]:
+    """Make what encodes some of the rows, again and again in other batches.
+
+    Args:
+        task: The task.
+        rows: The samples.
+        batch_size: Samples a batch.
+        strict: Refuse samples longer than the model's context.
+
+    Returns:
+        Gives the batches of the rows at some places. Where all samples are of one shape, each was encoded once.
+    """
+    if not getattr(task, "one_shape", False):
+        return lambda places: encode_rows(
+            task, [rows[place] for place in places], batch_size=batch_size, strict=strict
+        )
+    whole = task.encode(rows, strict=strict)
+
+    def take(places: Sequence[int]) -> EncodedRows:
+        starts = range(0, len(places), batch_size)
+        positions = [list(range(len(places)))[start : start + batch_size] for start in starts]
+        return EncodedRows(
+            [select(whole, [places[index] for index in part]) for part in positions], positions
+        )
+
+    return take
 
 
 def evaluate(

@@ -67,9 +67,10 @@ def finetune(
 def _batches(target: TargetModel, rows: Sequence[Any], seed: int) -> Iterator[EncodedRows]:
     """Deal rows into batches of even sizes without end, in a new order each time round."""
     count = math.ceil(len(rows) / TRAINING_BATCH)
+    encode = target.encoder(rows)
     if count == 1:
-        yield from repeat(target.encode(rows))
+        yield from repeat(encode(range(len(rows))))
     generator = torch.Generator().manual_seed(seed)
     while True:
         for places in torch.randperm(len(rows), generator=generator).tensor_split(count):
-            yield target.encode([rows[place] for place in places.tolist()])
+            yield encode(places.tolist())

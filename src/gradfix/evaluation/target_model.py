@@ -21,7 +21,7 @@ from gradfix.checkpoints.architecture import untied_config
 from gradfix.checkpoints.expressions import Difference, Given, Selection, require_finite
 from gradfix.checkpoints.fingerprint import stored_fingerprint
 from gradfix.errors import GradfixError, listed
-from gradfix.evaluation.evaluate import EncodedRows, Evaluation, encode_rows, evaluate
+from gradfix.evaluation.evaluate import EncodedRows, Evaluation, encode_rows, evaluate, row_encoder
 from gradfix.evaluation.stored_weights import (
     NOT_STORED,
     StoredAs,
@@ -233,6 +233,17 @@ class TargetModel:
             Batches of like lengths.
         """
         return encode_rows(task or self.task, rows, batch_size=self._batch_size, strict=self._strict)
+
+    def encoder(self, rows: Sequence[Any]) -> Callable[[Sequence[int]], EncodedRows]:
+        """Make what encodes some of the rows, again and again in other batches.
+
+        Args:
+            rows: Samples.
+
+        Returns:
+            Gives the batches of the rows at some places.
+        """
+        return row_encoder(self.task, rows, batch_size=self._batch_size, strict=self._strict)
 
     def evaluate(
         self,

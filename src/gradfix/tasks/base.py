@@ -106,6 +106,8 @@ class ModelTask(ABC):
     """The role of the column with the right answer."""
     reads_text: ClassVar[bool] = False
     """Whether its inputs are texts."""
+    one_shape: ClassVar[bool] = False
+    """Whether `encode` makes the same of a sample whatever its batch: then each is encoded once for training."""
     builds_model: ClassVar[bool] = False
     """Whether `load_model` makes an empty module without looking at a place, so that weights need no directory around
     them; all its parameters and buffers are then filled from the weights."""

@@ -98,15 +98,15 @@ def batch_size(batch: Batch) -> int:
     return first[1]
 
 
-def select(batch: Batch, samples: slice) -> Batch:
-    """Take a range of samples out of a batch.
+def select(batch: Batch, samples: slice | list[int]) -> Batch:
+    """Take samples out of a batch.
 
     Args:
         batch: The nesting.
         samples: Which ones.
 
     Returns:
-        The same nesting of views.
+        The same nesting: of views for a range, of copies for places.
     """
     return map_tensors(batch, lambda tensor: tensor[samples])
 

@@ -36,6 +36,8 @@ class ImageInputs(Classification):
         labels: The classes, see `Classification`.
     """
 
+    one_shape = True
+
     def __init__(self, image: str, label: str, labels: Sequence[str] | Mapping[Any, str] | None) -> None:
         super().__init__({"image": image, "label": label}, labels)
 

@@ -88,17 +88,18 @@ def select(
     strangers = alike is not None and alike < settings.apart
     if not context.model.apart:  # else τ has no place in the target
         best = _simpler(best, attempt(naive), settings, beyond_luck=strangers)
-    start = StartingPoint() if best[1].name == NOTHING else StartingPoint(best[0], best[1].setting)
-    here = best
+    unshaped, start, here = tuple(found), _start(*best), best
     direction = aligned.vector if aligned is not None and context.model.apart else tau
     for way in _shaped(context, direction, best, start, settings.revotes if steps is None else steps):
         here = better(here, attempt(way, best[1] if isinstance(way, Revote) else None))
     if training:
-        trained = attempt(training_from(start, best[1], settings, most_training), best[1])
-        if start.way is not None and alike is not None and alike < settings.close:
-            # Little may carry over from a base that is not alike: then the samples alone can do better.
-            alone = training_from(StartingPoint(), None, settings, most_training)
-            trained = _simpler(trained, attempt(alone, found[0][1]), settings)
+        first, *more = _training_starts(best, unshaped, alike, settings)
+        trained = attempt(training_from(start, first[1], settings, most_training), first[1])
+        for way, candidate in more:
+            again = training_from(_start(way, candidate), candidate, settings, most_training)
+            if again.start.way is not None:
+                again = replace(again, name=f"{candidate.name}-fine-tuned")
+            trained = _simpler(trained, attempt(again, candidate), settings)
         here = better(here, trained)
     candidates = tuple(one for _, one in found)
     chosen_on = "cross-fit" if validation is None else "validation"
@@ -116,6 +117,41 @@ def nothing(tau: TaskVector) -> AddVector:
         The way.
     """
     return AddVector(NOTHING, "the new base as it is", vector=tau, grid=(0.0,))
+
+
+def _start(way: Method, candidate: Candidate) -> StartingPoint:
+    """Where a way that no label shaped arrives; one that is best not gone at all is gone whole, else it is no start."""
+    if candidate.name == NOTHING:
+        return StartingPoint()
+    return StartingPoint(way, candidate.setting if candidate.alpha else {"alpha": 1.0})
+
+
+def _training_starts(
+    best: tuple[Method, Candidate],
+    unshaped: Sequence[tuple[Method, Candidate]],
+    alike: float | None,
+    settings: SelectionSettings,
+) -> list[tuple[Method, Candidate]]:
+    """Where training sets out: from the best way that no label shaped; where the bases are not alike, from two more.
+
+    Little may carry over from such a base, so that the samples alone do better, from θ_B. And what is ahead before
+    training can be behind after it: a fit to answers ends where the last layers have nothing left to learn, while
+    τ as it is, worse at first, brings what other layers learnt.
+
+    Args:
+        best: The best of those that no label shaped.
+        unshaped: All of these.
+        alike: How alike the bases are; None if unknown.
+        settings: The numbers of the selection.
+
+    Returns:
+        The best first.
+    """
+    if alike is None or alike >= settings.close:
+        return [best]
+    others = sorted((one for one in unshaped if one[1] is not best[1]), key=lambda one: one[1].loss)
+    moved = [one for one in others if one[1].name != NOTHING]
+    return [best, *moved[:1], *(one for one in others if one[1].name == NOTHING)]
 
 
 def _shaped(
