@@ -133,6 +133,10 @@ def test_evaluate_and_report_replace_nothing_unasked(triple: Triple, tmp_path: P
     assert (end.exit_code, "exists already" in end.stderr) == (1, True)
     end = gradfix("evaluate", *options, "--output", tmp_path / "missing" / "o.json")
     assert (end.exit_code, "create it first" in end.stderr) == (1, True)
+    other = ["--source-base", triple.base, "--source-tuned", triple.tuned, "--target-base", triple.target]
+    long = [*other, "--task", "text-classification", "--data", "rows.jsonl", "--test", "rows.jsonl"]
+    end = gradfix("compare", *long, "--output", tmp_path / "missing" / "table")
+    assert (end.exit_code, "create it first" in end.stderr) == (1, True)
     end = gradfix("evaluate", *options, "--output", tmp_path)
     assert end.exit_code == 1
     assert (tmp_path / "notes.json").read_text() == "mine"

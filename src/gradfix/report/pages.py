@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from markupsafe import Markup
 
 from gradfix.report.elements import Section
-from gradfix.report.numbers import between, duration, metric_name, percent, points, shown_score
+from gradfix.report.numbers import THIN, between, duration, metric_name, percent, points, shown_score
 from gradfix.report.page import Page, Tile
 from gradfix.report.record import ComparisonRecord, DemoRecord, Line, TransportRecord
 from gradfix.report.sections.advice import advice_section
@@ -143,7 +143,7 @@ def comparison_verdict(rows: Sequence[Line], metric: str) -> Verdict:
         return Verdict("", "How the methods compare.")
     gain, sure = ours.gain, ours.gain.excludes_zero
     state = UNSURE if not sure else BETTER if gain.value > 0 else WORSE
-    bounds = f" (95 % interval {between(gain)} points)" if between(gain) else ""
+    bounds = f" (95{THIN}% interval {between(gain)} points)" if between(gain) else ""
     chance = "" if sure else ", which can be chance"
     scores = f"{shown_score(ours.score.value, metric)} {metric} against "
     scores += f"{shown_score(base.score.value, metric)} of the new base"

@@ -136,15 +136,16 @@ def _renameat2(source: Path, target: Path, flags: int) -> bool:
 
 
 def refuse_taken(output: Path, *, overwrite: bool) -> None:
-    """Refuse an output that is there already, whatever it is, before anything long starts.
+    """Refuse an output that can't be made, or is there already, whatever it is, before anything long starts.
 
     Args:
         output: Where the result will go.
         overwrite: It may be there.
 
     Raises:
-        GradfixError: if it is there and may not be.
+        GradfixError: if it is there and may not be, or its parent is missing.
     """
+    output = resolve_output(output)
     if output.exists() and not overwrite:
         raise GradfixError(f"{output}: exists already; choose another output or give --overwrite")
 
