@@ -90,3 +90,18 @@ def column_option(role: str, column: str = "NAME") -> str:
         "python": f"{role}={column!r}",
     }
     return spellings[_interface.get()]
+
+
+def network_errors() -> tuple[type[Exception], ...]:
+    """Name what the Hub's library raises when a request fails.
+
+    Returns:
+        Types of exceptions, for an ``except`` clause.
+    """
+    from huggingface_hub import errors
+
+    # the base of every error of the HTTP client, which the Hub's library has changed before
+    http_error: type[Exception] = next(
+        kind for kind in errors.HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError"
+    )
+    return (http_error, OSError, ValueError)

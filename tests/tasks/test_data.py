@@ -3,6 +3,7 @@ import json
 import os
 
 import datasets
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -193,3 +194,19 @@ def test_a_file_that_does_not_fit_the_memory_is_refused(tmp_path, monkeypatch):
     (tmp_path / "rows.csv").write_text("text,label\na,b\n")
     with pytest.raises(GradfixError, match=r"rows\.csv: is too long"):
         load_rows(tmp_path / "rows.csv")
+
+
+def test_a_hub_out_of_reach_is_asked_once(monkeypatch):
+    asked = []
+
+    def nowhere(self, name, **_):
+        asked.append(name)
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", nowhere)
+    with pytest.raises(
+        GradfixError, match=r"some/rows: is no local path .* \(no route to host\): connect, or"
+    ):
+        load_rows("some/rows")
+    assert asked == ["some/rows"]
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE

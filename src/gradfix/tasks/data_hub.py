@@ -1,12 +1,14 @@
 """Data sets of the Hub, and folders that declare themselves in a README as those do."""
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from gradfix.errors import GradfixError
+from gradfix.errors import GradfixError, network_errors
 from gradfix.tasks.data_files import read_files
 from gradfix.tasks.data_library import explained, quiet, readers_of
 from gradfix.tasks.data_table import Readers
@@ -40,7 +42,12 @@ def read_declared(location: str | Path, configuration: str | None, *, encoding: 
             "datasets makes a pattern; rename it, or name a file in it"
         )
     place = str(location.absolute()) if isinstance(location, Path) else location
-    with quiet(), explained(location), tempfile.TemporaryDirectory(prefix="gradfix-data-") as scratch:
+    with (
+        quiet(),
+        explained(location),
+        _reached(location),
+        tempfile.TemporaryDirectory(prefix="gradfix-data-") as scratch,
+    ):
         kept = {"cache_dir": scratch} if isinstance(location, Path) else {}
         builder = datasets.load_dataset_builder(place, configuration, **kept)
         plain = _plain_files(builder)
@@ -59,6 +66,35 @@ def read_declared(location: str | Path, configuration: str | None, *, encoding: 
             )
             for split, kinds in plain.items()
         }
+
+
+@contextmanager
+def _reached(location: str | Path) -> Iterator[None]:
+    """Ask the Hub once whether it is there: ``datasets`` would try for half a minute before it looks into its cache."""
+    if isinstance(location, Path):
+        yield
+        return
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    before, lost = constants.HF_HUB_OFFLINE, None
+    try:
+        huggingface_hub.HfApi().dataset_info(location, timeout=10)
+    except huggingface_hub.errors.HfHubHTTPError:
+        pass  # not there, or not for everybody: what follows says so
+    except network_errors() as error:
+        constants.HF_HUB_OFFLINE, lost = True, error
+    try:
+        yield
+    except ConnectionError as error:
+        if lost is None:
+            raise
+        raise GradfixError(
+            f"{location}: is no local path and not in the cache of data sets, and the Hub can't be reached "
+            f"({' '.join(str(lost).split())[:200]}): connect, or give a file or folder"
+        ) from error
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _plain_files(builder: Any) -> dict[str, dict[str, str]] | None:

@@ -124,6 +124,7 @@ def cross_validate(
     *,
     validation: EncodedRows | None = None,
     rival: Candidate | None = None,
+    ahead: Candidate | None = None,
     progress: Progress = silent,
 ) -> Candidate:
     """Walk a way and judge every setting on samples that had no part in it: each method and each baseline alike.
@@ -133,6 +134,7 @@ def cross_validate(
         way: What to walk.
         validation: Samples to judge on; without them the support set is cross-fitted.
         rival: Where re-votes or training set out: a walk that only leads away from it is given up early.
+        ahead: The best of other trainings: a walk that it leaves far behind is given up early, too.
         progress: Told the parts done.
 
     Returns:
@@ -140,7 +142,7 @@ def cross_validate(
     """
     table = _Table(_parts(context, way, validation), context.model.task)
     if isinstance(way, FineTune):
-        _search_training(context, way, table, rival, progress)
+        _search_training(context, way, table, rival, ahead, progress)
     else:
         _walk_parts(context, way, table, table.parts, rival, progress)
     if not table.logits:
@@ -166,6 +168,7 @@ def _walk_parts(
     rival: Candidate | None,
     progress: Progress,
     *,
+    ahead: Candidate | None = None,
     whole: bool = False,
 ) -> list[float]:
     """Measure settings of a way: all if ``whole``, else of re-votes and training those that the first part goes to.
@@ -188,7 +191,13 @@ def _walk_parts(
                 if number and len(losses) == len(sums):
                     break
                 steps = not whole and not number and isinstance(way, FineTune | Revote)
-                if steps and _hopeless(measured, part, rival, context.settings):
+                if steps and (
+                    _hopeless(measured, part, rival, context.settings)
+                    or (
+                        len(measured) > context.settings.patience
+                        and _behind(measured, part, ahead, context.settings)
+                    )
+                ):
                     break
         finally:
             context.model.restore()
@@ -270,16 +279,31 @@ def _hopeless(
     worse = len(recent) > settings.patience and recent == sorted(set(recent))
     if worse and scores[-1] <= max(scores[:-1]):
         return True
-    if rival is None or len(measured) < 2:
+    return _behind(measured, part, rival, settings)
+
+
+def _behind(
+    measured: Sequence[Evaluation], part: _Part, other: Candidate | None, settings: SelectionSettings
+) -> bool:
+    """Whether another method is out of reach: further ahead than luck, and than what the last steps gained."""
+    if other is None or len(measured) < 2:
         return False
-    behind = np.asarray(measured[-1].losses) - rival.losses[places]
+    places, last = list(part.places), measured[-1]
+    behind = np.asarray(last.losses) - other.losses[places]
     gap, error = float(behind.mean()), float(behind.std()) / math.sqrt(len(behind))
-    reach = 2 * max(measured[-2].loss - measured[-1].loss, 0.0)
-    return gap > max(settings.behind * error, reach) and scores[-1] < scores[0]
+    reach = 2 * max(measured[-2].loss - last.loss, 0.0)
+    # A metric over all samples says little of a part.
+    lower = last.statistics is not None or last.score < float(other.scores[places].mean())
+    return gap > max(settings.behind * error, reach) and lower
 
 
 def _search_training(
-    context: SelectionContext, way: FineTune, table: _Table, rival: Candidate | None, progress: Progress
+    context: SelectionContext,
+    way: FineTune,
+    table: _Table,
+    rival: Candidate | None,
+    ahead: Candidate | None,
+    progress: Progress,
 ) -> None:
     """Search a learning rate and steps on half of the parts; the other half joins for the best rate alone.
 
@@ -289,7 +313,8 @@ def _search_training(
     settings = context.settings
     if len(way.stops) == 1:  # the steps were given
         for rate in way.rates:
-            _walk_parts(context, replace(way, rates=(rate,)), table, table.parts, rival, progress)
+            walk = replace(way, rates=(rate,))
+            _walk_parts(context, walk, table, table.parts, rival, progress, ahead=ahead)
         return
     half = (len(table.parts) + 1) // 2
     searching, joining = table.parts[:half], table.parts[half:]
@@ -297,7 +322,7 @@ def _search_training(
 
     def attempt(rate: float, stops: Sequence[int]) -> float:
         walk = replace(way, rates=(rate,), stops=stops)
-        losses = _walk_parts(context, walk, table, searching, rival, progress)
+        losses = _walk_parts(context, walk, table, searching, rival, progress, ahead=ahead)
         tried.setdefault(rate, {}).update(zip(stops, losses, strict=False))
         return min(losses)
 

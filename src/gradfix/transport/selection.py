@@ -66,8 +66,12 @@ def select(
     tau, settings = context.model.vector, context.settings
     found: list[tuple[Method, Candidate]] = []
 
-    def attempt(way: Method, rival: Candidate | None = None) -> tuple[Method, Candidate]:
-        candidate = cross_validate(context, way, validation=validation, rival=rival, progress=progress)
+    def attempt(
+        way: Method, rival: Candidate | None = None, ahead: Candidate | None = None
+    ) -> tuple[Method, Candidate]:
+        candidate = cross_validate(
+            context, way, validation=validation, rival=rival, ahead=ahead, progress=progress
+        )
         found.append((way, candidate))
         return way, candidate
 
@@ -99,7 +103,7 @@ def select(
             again = training_from(_start(way, candidate), candidate, settings, most_training)
             if again.start.way is not None:
                 again = replace(again, name=f"{candidate.name}-fine-tuned")
-            trained = _simpler(trained, attempt(again, candidate), settings)
+            trained = _simpler(trained, attempt(again, candidate, trained[1]), settings)
         here = better(here, trained)
     candidates = tuple(one for _, one in found)
     chosen_on = "cross-fit" if validation is None else "validation"

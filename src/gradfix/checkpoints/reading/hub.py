@@ -18,8 +18,8 @@ from gradfix.checkpoints.reading.locate import (
     open_weights,
 )
 from gradfix.checkpoints.reading.remote import open_remote
-from gradfix.checkpoints.reading.remote_header import in_short, network_errors
-from gradfix.errors import GradfixError
+from gradfix.checkpoints.reading.remote_header import in_short
+from gradfix.errors import GradfixError, network_errors
 
 DESCRIPTIONS = (
     "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.spm", "*.bpe", "*.vocab", "*.yaml", "*.md", "*.py",

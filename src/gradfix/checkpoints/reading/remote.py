@@ -14,10 +14,10 @@ from gradfix.checkpoints.files import free_bytes
 from gradfix.checkpoints.reading.header import Entry, Header
 from gradfix.checkpoints.reading.index import WeightFile, read_weight_map
 from gradfix.checkpoints.reading.locate import INDEX_SUFFIX, open_weights
-from gradfix.checkpoints.reading.remote_header import glance, in_short, network_errors, read_remote_header
+from gradfix.checkpoints.reading.remote_header import glance, in_short, read_remote_header
 from gradfix.checkpoints.reading.safetensors_file import SafetensorsFile
 from gradfix.checkpoints.tensors import TensorSpec
-from gradfix.errors import GradfixError
+from gradfix.errors import GradfixError, network_errors
 
 _REQUESTS = 8
 """Headers read at a time: a large model has many shards, each a round trip away."""

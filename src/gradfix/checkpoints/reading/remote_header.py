@@ -8,28 +8,13 @@ refused of a local file is refused here by the same checks.
 from pathlib import Path
 
 from gradfix.checkpoints.reading.header import Entry, Header, header_length, parse_header
-from gradfix.errors import GradfixError
+from gradfix.errors import GradfixError, network_errors
 
 GLANCE = 4096
 """Bytes of a tensor that are looked at before it is fetched."""
 
 FIRST_BYTES = 100_000
 """Asked for at first: nearly all headers are shorter, so that one request suffices."""
-
-
-def network_errors() -> tuple[type[Exception], ...]:
-    """Name what the Hub's library raises when a request fails.
-
-    Returns:
-        Types of exceptions, for an ``except`` clause.
-    """
-    from huggingface_hub import errors
-
-    # the base of every error of the HTTP client, which the Hub's library has changed before
-    http_error: type[Exception] = next(
-        kind for kind in errors.HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError"
-    )
-    return (http_error, OSError, ValueError)
 
 
 def in_short(error: Exception) -> str:
