@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 
+import gradfix as gf
 from gradfix.errors import ArchitectureError
 from tests import tiny
 from tests.builders import gradfix, job
@@ -115,3 +116,19 @@ def test_what_needs_equal_shapes_refuses_and_says_what_does_not(tmp_path: Path) 
     assert applied.exit_code == 1
     assert "only transport can carry a fine-tune over" in applied.output
     assert not (tmp_path / "applied").exists()
+
+
+@pytest.mark.slow
+def test_a_comparison_has_the_rows_that_need_no_coordinates(tmp_path: Path) -> None:
+    work = job("zero-shot-image-classification", tmp_path)
+    work.models["target_base"] = deeper_clip(tmp_path, work.models["target_base"])
+    given = {
+        **work.models, "task": work.task, "data": work.rows, "test": work.held_out,
+        "samples_per_class": (2,), "seeds": 1, "finetune_steps": 2,
+    }  # fmt: skip
+    with pytest.raises(ArchitectureError, match="methods naive needs them equal: leave it out"):
+        gf.compare(**given, methods=("naive", "auto"))
+    table = gf.compare(**given)
+    assert [line.method for line in table.lines] == ["zero-shot", "auto", "auto-control", "few-shot"]
+    tried = next(line for line in table.lines if line.method == "auto").outcomes
+    assert all(outcome.way for outcome in tried)

@@ -11,7 +11,7 @@ from typing import Any
 from gradfix.alignment import align, run_source
 from gradfix.checkpoints import Checkpoint
 from gradfix.checkpoints.writing.atomic import refuse_taken, write_folder
-from gradfix.errors import ArchitectureError
+from gradfix.errors import ArchitectureError, option
 from gradfix.evaluation.binding import Rows, bind, choose_support, use_head
 from gradfix.evaluation.evaluate import EncodedRows
 from gradfix.evaluation.intervals import interval_words
@@ -25,7 +25,7 @@ from gradfix.report.numbers import metric_name, score_unit
 from gradfix.report.record import ComparisonRecord
 from gradfix.report.summary import Summarised, Summary
 from gradfix.tasks import ModelTask, get_task
-from gradfix.transport.checks import Finding, Findings, check_weights, ignore, open_models
+from gradfix.transport.checks import Finding, Findings, check_weights, ignore, lay_apart, open_models
 from gradfix.transport.comparison.draws import AUTO, BASELINES, FEW_SHOT, FULL, LABELS, ORACLE, Judge, draw
 from gradfix.transport.comparison.kept import KeptDraws, identity_of
 from gradfix.transport.comparison.sharing import Claims, Draw, helpers, processes_for
@@ -190,9 +190,9 @@ def prepared(
     target = models.target
     data = Data.compared(recipe, rows)
     own = task
-    if models.apart is not None:
-        raise ArchitectureError(f"{models.apart}; compare needs bases of equal shapes, transport does not")
+    names = _rows(recipe, models.apart)
     task, data = ready_task(recipe, models, data, found, task=task)
+    models = lay_apart(models, task, found)
     check_weights(models, found)
     if models.adapter:
         note_apart(models.target, found)
@@ -206,6 +206,7 @@ def prepared(
             stack,
             align="none" if models.adapter else recipe.align,
             alike=found.cosine_target,
+            apart=models.apart is not None,
             align_data=data.align_data,
             unlabelled=data.unlabelled,
             control_seed=0,
@@ -229,22 +230,20 @@ def prepared(
             _retention(recipe, own, rows.get("retain"), model, target),
         )
         options = {
-            "methods": [*filter(recipe.asks_for, BASELINES), *recipe.own_masks()],
+            "methods": [name for name in names if name in (*BASELINES, *recipe.own_masks())],
             "oracle": oracle,
-            "few_shot": recipe.asks_for(FEW_SHOT),
+            "few_shot": FEW_SHOT in names,
             "settings": _settings(recipe.finetune_steps),
             "aligned": aligned,
             "alike": found.cosine_target,
-            "auto": recipe.asks_for(AUTO),
-            "bounds": [name for name in (ORACLE, FULL) if recipe.asks_for(name)],
+            "auto": AUTO in names,
+            "bounds": [name for name in (ORACLE, FULL) if name in names],
             "more": source.pseudo_labels(task) if source is not None else (),
         }
         done = KeptDraws(recipe, rows, own_task=own is not None, path=kept)
         if len(done):
             found.add("note", f"going on with an earlier run of the same: {len(done)} draws are done")
-        yield Prepared(
-            recipe, rows, judge, data, done, options, _rows(recipe, oracle is not None), bool(models.adapter)
-        )
+        yield Prepared(recipe, rows, judge, data, done, options, names, bool(models.adapter))
 
 
 def compare(
@@ -311,10 +310,15 @@ def _settings(finetune_steps: int | None) -> SelectionSettings:
     return replace(SETTINGS, stops=(*stops, finetune_steps), most_steps=finetune_steps)
 
 
-def _rows(recipe: CompareRecipe, oracle: bool) -> list[str]:
-    bounds = (ORACLE, FULL) if oracle else ()
+def _rows(recipe: CompareRecipe, apart: str | None) -> list[str]:
+    """The rows that are wanted; where τ's coordinates have no place in the target, those that need none."""
+    coordinates = [*BASELINES, *recipe.own_masks(), ORACLE]
+    if apart is not None and (named := [name for name in recipe.methods if name in coordinates]):
+        raise ArchitectureError(f"{apart}; {option('methods')} {named[0]} needs them equal: leave it out")
+    bounds = (ORACLE, FULL) if recipe.target_tuned is not None else ()
     last = [name for name in (AUTO, FEW_SHOT, *bounds) if recipe.asks_for(name)]
-    return [*filter(recipe.asks_for, BASELINES), *recipe.own_masks(), *last]
+    rows = [*filter(recipe.asks_for, BASELINES), *recipe.own_masks(), *last]
+    return rows if apart is None else [name for name in rows if name not in coordinates]
 
 
 def _tell(progress: Progress, stage: str, names: Sequence[str], method: str) -> None:
