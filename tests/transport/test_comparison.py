@@ -3,12 +3,14 @@
 import csv
 import io
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from gradfix.evaluation.evaluate import EncodedRows
 from gradfix.evaluation.finetuning import finetune
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.recipes.settings import SelectionSettings
@@ -107,10 +109,13 @@ def test_steps_of_few_shot_fine_tuning_take_few_samples_and_all_in_turn(
 ) -> None:
     model, rows = loaded(work), [{**row, "place": place} for place, row in enumerate(tiny.texts(20, seed=5))]
     seen: list[list[int]] = []
-    encode = model.encode
-    monkeypatch.setattr(
-        model, "encode", lambda part: (seen.append([row["place"] for row in part]), encode(part))[1]
-    )
+    encoder = model.encoder
+
+    def watched(rows: Any) -> Callable[[Sequence[int]], EncodedRows]:
+        encode = encoder(rows)
+        return lambda places: (seen.append([rows[place]["place"] for place in places]), encode(places))[1]
+
+    monkeypatch.setattr(model, "encoder", watched)
 
     def tuned(seed: int) -> dict[str, torch.Tensor]:
         for _ in finetune(model, rows, learning_rate=1e-3, stops=[4], seed=seed):
