@@ -77,12 +77,16 @@ def tuned_from(directory: Path, base: Path, auto_class: str, scale: float = 0.02
 def job(task: str, root: Path) -> Job:
     capitals = [{"input": f"question {word}", "target": f"answer {word}"} for word in tiny.WORDS[:40]]
     chats = [{"prompt": f"user {word}", "completion": f"assistant {word} yes"} for word in tiny.WORDS[:40]]
+    pairs = [
+        {"prompt": row["prompt"], "chosen": " yes", "rejected": f" {row['completion']}"} for row in chats
+    ]
     builders: dict[str, tuple[Callable[..., Path], str, Rows, Rows]] = {
         "text-classification": (
             tiny.save_tiny_bert_classifier, "AutoModelForSequenceClassification", tiny.texts(9), tiny.texts(30, seed=1)
         ),
         "text-to-text": (tiny.save_tiny_t5, "AutoModelForSeq2SeqLM", capitals[:8], capitals[8:]),
         "causal-lm": (tiny.save_tiny_gpt2, "AutoModelForCausalLM", chats[:8], chats[8:]),
+        "preference-pairs": (tiny.save_tiny_gpt2, "AutoModelForCausalLM", pairs[:8], pairs[8:]),
         "image-classification": (
             tiny.save_tiny_vit, "AutoModelForImageClassification", tiny.images(9), tiny.images(30, seed=1)
         ),

@@ -1,5 +1,6 @@
 """A Hub on this machine: the addresses that huggingface_hub asks, answered from memory and counted."""
 
+import base64
 import hashlib
 import json
 import re
@@ -29,6 +30,9 @@ class FakeHub:
         ranges: Whether ranges are honoured, as the Hub does and some mirrors don't.
         sized: Whether answers in parts tell the length of the whole, as the Hub's do.
         gone: Whether weights have vanished from where they are kept.
+        users: What ``whoami`` says of each token.
+        private: Repositories that were made so.
+        full: Whether commits are refused.
     """
 
     def __init__(self) -> None:
@@ -38,6 +42,9 @@ class FakeHub:
         self.ranges = True
         self.sized = True
         self.gone = False
+        self.users: dict[str, dict[str, Any]] = {}
+        self.private: set[str] = set()
+        self.full = False
 
     def push(self, name: str, directory: Path, **files: bytes) -> str:
         """Commit a directory; ``files`` replace what is in it, by name with ``__`` for a dot."""
@@ -119,9 +126,57 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer(body=True)
 
+    def do_POST(self) -> None:
+        content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        path, user = unquote(urlsplit(self.path).path), self._user()
+        if user is None:
+            self._json(401, {"error": "Invalid username or password."})
+        elif path == "/api/repos/create":
+            asked = json.loads(content)
+            name = f"{asked.get('organization') or user['name']}/{asked['name']}"
+            self.server.hub.commits.setdefault(name, {})
+            if asked.get("visibility") == "private" or asked.get("private"):
+                self.server.hub.private.add(name)
+            self._json(200, {"url": f"http://{self.headers['Host']}/{name}", "name": name, "id": name})
+        elif path == "/api/validate-yaml":
+            self._json(200, {"errors": [], "warnings": []})
+        elif asked_for := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/main", path):
+            files = [one["path"] for one in json.loads(content)["files"]]
+            told = {"uploadMode": "regular", "shouldIgnore": False, "oid": None}
+            self._json(200, {"files": [{"path": one, **told} for one in files]})
+        elif asked_for := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/main", path):
+            self._take(asked_for[1], content)
+        else:
+            self._refuse("EntryNotFound")
+
+    def _take(self, name: str, content: bytes) -> None:
+        """Keep a commit whose files stand in it, as the Hub takes small ones."""
+        if self.server.hub.full:
+            self._json(403, {"error": "storage limit reached"})
+            return
+        lines = [json.loads(line) for line in content.splitlines()]
+        files = {
+            line["value"]["path"]: base64.b64decode(line["value"]["content"])
+            for line in lines
+            if line["key"] == "file"
+        }
+        commit = hashlib.sha1(content).hexdigest()
+        self.server.hub.commits[name][commit] = files
+        place = f"http://{self.headers['Host']}/{name}/commit/{commit}"
+        self._json(200, {"success": True, "commitOid": commit, "commitUrl": place})
+
+    def _user(self) -> dict[str, Any] | None:
+        return self.server.hub.users.get(self.headers.get("Authorization", "").removeprefix("Bearer "))
+
+    def _json(self, status: int, answer: Any) -> None:
+        self._send(status, {"Content-Type": "application/json"}, json.dumps(answer).encode())
+
     def _answer(self, *, body: bool) -> None:
         path = unquote(urlsplit(self.path).path)
-        if api := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path):
+        if path == "/api/whoami-v2":
+            user = self._user()
+            self._json(*((401, {"error": "Invalid user token."}) if user is None else (200, user)))
+        elif api := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path):
             self._describe(api[1], api[2], api[3] or "main")
         elif file := re.fullmatch(r"/(kept/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._file(file[2], file[3], file[4], kept=file[1] is not None, body=body)

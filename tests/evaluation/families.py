@@ -126,10 +126,24 @@ def chats(count: int) -> list[dict[str, str]]:
     return [{"prompt": row["input"], "completion": f" {row['target']} yes"} for row in capitals(count)]
 
 
+def preferences(count: int) -> list[dict[str, str]]:
+    """Rows of a prompt and two replies, of several lengths."""
+    words = tiny.WORDS
+    return [
+        {
+            "prompt": row["input"],
+            "chosen": f"{words[i]} {words[i + 2]} yes",
+            "rejected": " ".join(words[i + 1 : i + 3 + i % 3]),
+        }
+        for i, row in enumerate(capitals(count))
+    ]
+
+
 FAMILIES: Mapping[str, tuple[Callable[[Path], Path], str, Callable[[int], Sequence[Any]]]] = {
     **{name: (_language(*kind), "causal-lm", chats) for name, kind in LANGUAGE.items()},
     "gemma3": (_gemma3, "causal-lm", chats),
     "gpt2": (tiny.save_tiny_gpt2, "causal-lm", chats),
+    "gpt2 on pairs": (tiny.save_tiny_gpt2, "preference-pairs", preferences),
     "bert": (tiny.save_tiny_bert_classifier, "text-classification", tiny.texts),
     "bert-24": (_deep_bert, "text-classification", tiny.texts),
     "albert": (_albert, "text-classification", tiny.texts),
@@ -148,7 +162,9 @@ def opened(
     target = Checkpoint.open(directory)
     task = get_task(task_name, **({"candidates": None} if task_name == "text-to-text" else {}))
     bind(task, target, None, rows)
-    return kind.load(task, target, place(own_weights(target), target), **options)
+    model = kind.load(task, target, place(own_weights(target), target), **options)
+    model.keep_reference(rows)
+    return model
 
 
 def both(

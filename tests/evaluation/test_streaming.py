@@ -131,9 +131,18 @@ def test_a_block_that_mixes_samples_is_refused(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{"alpha": "0,0.5,1"}, {"alpha": 0.5, "mask": "none"}])
-def test_a_streamed_transport_writes_the_same_bytes(options: dict[str, object], tmp_path: Path) -> None:
-    work = job("causal-lm", tmp_path)
+@pytest.mark.parametrize(
+    ("task", "options"),
+    [
+        ("causal-lm", {"alpha": "0,0.5,1"}),
+        ("causal-lm", {"alpha": 0.5, "mask": "none"}),
+        ("preference-pairs", {"alpha": "0,0.5,1"}),
+    ],
+)
+def test_a_streamed_transport_writes_the_same_bytes(
+    task: str, options: dict[str, object], tmp_path: Path
+) -> None:
+    work = job(task, tmp_path)
     small = small_memory(work)
     made = [
         work.run(tmp_path / str(memory), memory=memory, batch_size=4, test=work.held_out, **options)

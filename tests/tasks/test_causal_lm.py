@@ -3,8 +3,11 @@ import re
 import pytest
 import torch
 
+from gradfix.checkpoints import Checkpoint
 from gradfix.errors import GradfixError
+from gradfix.evaluation.binding import bind
 from gradfix.tasks import get_task
+from gradfix.vectors.task_vector import TaskVector
 from tests import tiny
 
 CHAT = (
@@ -284,7 +287,57 @@ def test_what_cannot_be_used_is_refused(loaded, tmp_path):
     with pytest.raises(GradfixError, match="row 0: column 'prompt': expected text, found NoneType"):
         task.check([{"prompt": None, "completion": "good"}])
     directory = tiny.save_tiny_gpt2(tmp_path)
-    with pytest.raises(GradfixError, match="has no chat template; give prompt and completion instead"):
-        get_task("causal-lm", messages="messages").bind(directory)
+    untold = get_task("causal-lm", messages="messages")
+    untold.bind(directory)
+    with pytest.raises(
+        GradfixError, match="no chat template, nor has the tuned model one that fits; give prompt"
+    ):
+        untold.check([{"messages": TURNS}])
     with pytest.raises(GradfixError, match="needs at least 2 tokens, found 1"):
         get_task("causal-lm", max_length=1).bind(directory)
+
+
+def test_prompt_and_completion_may_be_messages(chatting):
+    task = get_task("causal-lm")
+    task.bind(chatting)
+    parts = {"prompt": TURNS[:-1], "completion": TURNS[-1:]}
+    task.check([parts])
+    whole = get_task("causal-lm", messages="messages")
+    whole.bind(chatting)
+    assert task.rendered(parts) == whole.rendered({"messages": TURNS})
+    assert task.shown(parts) == whole.shown({"messages": TURNS})
+    with pytest.raises(
+        GradfixError, match="column 'prompt': expected lists of messages, in the completion, too"
+    ):
+        task.check([{**parts, "prompt": "good"}])
+
+
+def test_tools_may_be_written_as_json(tmp_path):
+    template = "{% if tools %}{{ tools[0]['name'] }} {% endif %}" + CHAT
+    task = get_task("causal-lm")
+    task.bind(tiny.save_tiny_gpt2(tmp_path, chat_template=template))
+    rows = [
+        {"messages": TURNS, "tools": tools}
+        for tools in ('[{"name": "river"}]', [{"name": "river"}], "", None)
+    ]
+    shown = [task.rendered(row) for row in rows]
+    assert shown[0] == shown[1]
+    assert shown[0].startswith("river <s>")
+    assert shown[2] == shown[3]
+    with pytest.raises(GradfixError, match="row 0: column 'tools': expected a list of tools, found dict"):
+        task.encode([{"messages": TURNS, "tools": "{}"}])
+
+
+def test_the_template_that_the_fine_tune_learnt_is_used(tmp_path):
+    places = {name: tmp_path / name for name in ("old", "mine", "new")}
+    for name, place in places.items():
+        tiny.save_tiny_gpt2(place, chat_template=CHAT if name == "mine" else None)
+    rows = [{"messages": TURNS}]
+    task, target = get_task("causal-lm"), Checkpoint.open(places["new"])
+    bind(task, target, TaskVector.between(places["old"], places["mine"]), rows)
+    task.check(rows)
+    assert task.tokenizer.chat_template == CHAT
+    alone = get_task("causal-lm")
+    bind(alone, target, None, rows)
+    with pytest.raises(GradfixError, match="has no chat template, nor has the tuned model one that fits"):
+        alone.check(rows)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from gradfix.tasks import TASKS, get_task
+from gradfix.tasks import TASKS, PreferencePairs, get_task
 from tests import tiny
 from tests.builders import more_tasks
 
@@ -15,6 +15,14 @@ CASES = {
     "causal-lm": (
         tiny.save_tiny_gpt2,
         [{"prompt": "good", "completion": " film"}, {"prompt": "a", "completion": " b c"}],
+        {},
+    ),
+    "preference-pairs": (
+        tiny.save_tiny_gpt2,
+        [
+            {"prompt": "good", "chosen": " film", "rejected": " b c"},
+            {"prompt": "a", "chosen": " no", "rejected": " the"},
+        ],
         {},
     ),
     "zero-shot-image-classification": (
@@ -37,6 +45,8 @@ def test_a_model_in_bfloat16_has_losses_in_float32_near_its_own(name, tmp_path):
         model = task.load_model(directory, dtype=dtype)
         assert {parameter.dtype for parameter in model.parameters()} == {dtype}
         task.prepare(model)
+        if isinstance(task, PreferencePairs):
+            task.stand_alone()
         batch = task.encode(rows)
         losses = task.loss(model, batch)
         losses.sum().backward()

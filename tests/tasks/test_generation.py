@@ -100,3 +100,30 @@ def test_the_libraries_grade() -> None:
     assert grader("rouge_l")("the cat sat", "the cat sat down") == pytest.approx(6 / 7)
     assert grader("chrf")("the cat", "the cat") == pytest.approx(1.0)
     assert 0 < grader("chrf")("the cats", "a cat") < 1
+
+
+def test_results_are_judged_by_what_is_generated_and_settings_are_not(tmp_path: Any) -> None:
+    task = get_task("causal-lm", max_new_tokens=4)
+    model: Any = task.load_model(tiny.save_tiny_gpt2(tmp_path / "m"))
+    rows = [*ROWS, {"prompt": "what is good the red car", "completion": "city"}, *ROWS]
+    assert (task.generates, task.metric) == (False, "token_accuracy")
+    judge = task.judging()
+    assert (judge.generates, judge.metric) == (True, "exact_match")
+    batch = task.encode(rows)
+    together = evaluate(model, judge, rows, batch_size=5)  # prompts of several lengths
+    for number, answer in enumerate(together.predictions):
+        start = int((batch["labels"][number] != -100).nonzero().min())
+        prompt = batch["input_ids"][number, :start].tolist()
+        assert answer == by_hand(task, model, prompt, {2}, 4)
+    for metric in ("token_accuracy", "exact_match"):
+        given = get_task("causal-lm", metric=metric)
+        assert given.judging() is given
+        assert (given.metric, given.generates) == (metric, metric == "exact_match")
+
+
+def test_long_answers_ask_for_another_metric(tmp_path: Any) -> None:
+    long = [{"prompt": "what", "completion": "city " * 12}]
+    said = get_task("causal-lm").doubts(long)
+    assert "answers have 12 words (median)" in said[0]
+    assert not get_task("causal-lm").doubts(ROWS)
+    assert not get_task("causal-lm", metric="token_accuracy").doubts(long)

@@ -83,8 +83,10 @@ class TestFiles:
 class TestModels:
     def test_a_chat_needs_a_template(self, tmp_path: Path) -> None:
         directory = tiny.save_tiny_gpt2(tmp_path)
+        asked = get_task("causal-lm", chat=True)
+        asked.bind(directory)
         with pytest.raises(GradfixError, match="has no chat template"):
-            get_task("causal-lm", chat=True).bind(directory)
+            asked.encode([{"prompt": "good", "completion": "film"}])
         task = get_task("causal-lm")
         task.bind(directory)
         turns = [{"role": "user", "content": "good"}, {"role": "assistant", "content": "film"}]

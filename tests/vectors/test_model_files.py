@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from gradfix.checkpoints import Checkpoint
 from gradfix.errors import GradfixError
@@ -84,15 +85,15 @@ def test_the_dtype_is_said_under_every_key(trio: Path) -> None:
     ) * 3
 
 
-@pytest.mark.parametrize("carried", [True, False])
-def test_a_chat_template_is_carried_over_where_the_target_has_none(trio: Path, carried: bool) -> None:
+@pytest.mark.parametrize("theirs", [None, "the target's"])
+def test_the_chat_template_that_the_fine_tune_learnt_is_written(trio: Path, theirs: str | None) -> None:
     (trio / "tuned" / "chat_template.jinja").write_text("tuned")
-    if not carried:
-        _merge(trio / "target" / "tokenizer_config.json", chat_template="the target's")
+    if theirs is not None:
+        _merge(trio / "target" / "tokenizer_config.json", chat_template=theirs)
     remarks = " ".join(_apply(trio).notes())
-    assert "chat template" in remarks
-    assert (trio / "output" / "chat_template.jinja").exists() is carried
-    assert ("is not in the output" in remarks) is not carried
+    other = "has another one" if theirs else "has none"
+    assert f"the chat template is the tuned model's: the new base {other}" in remarks
+    assert AutoTokenizer.from_pretrained(trio / "output").chat_template == "tuned"
 
 
 def test_a_chat_template_that_the_base_had_is_not_brought(trio: Path) -> None:

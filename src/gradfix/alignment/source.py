@@ -94,6 +94,7 @@ def observe(
         GradfixError: if the source can't be loaded, or can't be aligned.
     """
     model = load_target(task, base, place(tau, base), **loading)
+    model.keep_reference(*([] if support is None else [support]))
     encoded = model.encode(inputs)
     last = None if isinstance(task, Classification) else last_map(model, encoded.batches[0])
     run = runner(task, model) if last is None else output_of_last(model, last)
@@ -143,7 +144,7 @@ def runner(task: ModelTask, model: TargetModel) -> Callable[[Any], Any]:
     """
     if isinstance(task, Classification):
         return lambda batch: task.logits(model.model, batch).cpu()
-    return lambda batch: task.loss(model.model, batch)
+    return lambda batch: task.run_once(model.model, batch)
 
 
 @dataclass(frozen=True)

@@ -184,7 +184,7 @@ def run_shared(recipe: Recipe, as_json: bool) -> None:
 
 
 def run_job(recipe: Recipe, console: Console) -> None:
-    """Run the command of a recipe, unless it would write over what it reads.
+    """Run the command of a recipe, unless it would write over what it reads, and push what it wrote.
 
     Args:
         recipe: The validated options.
@@ -195,7 +195,13 @@ def run_job(recipe: Recipe, console: Console) -> None:
         from gradfix.checkpoints.files import refuse_inside
 
         refuse_inside(output, inputs)
-    JOBS[recipe.command](recipe, console)
+    if output is None or recipe.pushed_to is None:
+        JOBS[recipe.command](recipe, console)
+        return
+    from gradfix.checkpoints.writing.publishing import pushing
+
+    with pushing(recipe.pushed_to, output, console.say):
+        JOBS[recipe.command](recipe, console)
 
 
 JOBS: dict[str, Callable[[Any, Console], None]] = {}

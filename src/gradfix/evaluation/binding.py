@@ -7,9 +7,10 @@ from gradfix.checkpoints import Checkpoint
 from gradfix.errors import GradfixError
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.recipes import Sampling
-from gradfix.tasks import Classification, HeadedClassification, Labelled, ModelTask
+from gradfix.tasks import Classification, HeadedClassification, Labelled, LanguageModel, ModelTask
 from gradfix.tasks.data import Row, origin
 from gradfix.tasks.sampling import choose
+from gradfix.vectors.brought import brought_template
 from gradfix.vectors.task_vector import TaskVector
 
 Rows = Sequence[Mapping[str, Any]]
@@ -44,7 +45,8 @@ def bind(
 ) -> None:
     """Give a task the target's tokenizer or processor, and the class names that hold.
 
-    The tuned model's labels count where it brings a head; zero-shot tasks take theirs from the data.
+    The tuned model's labels count where it brings a head; zero-shot tasks take theirs from the data. Conversations are
+    written with the chat template that the fine-tune learnt, which the output has, too.
 
     Args:
         task: The task.
@@ -64,6 +66,10 @@ def bind(
         )
     if tau is not None and tau.config:
         task.use_tuned(tau.config)
+    if tau is not None and isinstance(task, LanguageModel):
+        template = brought_template(tau.directory, tau.base_directory, target.directory)
+        if template is not None:
+            task.use_template(template)
     if isinstance(task, Labelled) and not task.has_labels:
         task.use_labels(task.names_in(rows))
 

@@ -91,8 +91,8 @@ def judge(
     Returns:
         The judgement.
     """
-    encoded = model.encode(rows)
-    known = known or {}
+    encoded, task = model.encode(rows), model.judging
+    known = known if known and task is model.task else {}
     measured = {
         kind: known[scale] for kind, scale in (("base", 0.0), ("transported", alpha)) if scale in known
     }
@@ -108,7 +108,7 @@ def judge(
         ):
             if kind not in measured:
                 model.move(vector, scale)
-                measured[kind] = model.evaluate(encoded, progress=progress)
+                measured[kind] = model.evaluate(encoded, task=task, progress=progress)
     finally:
         model.restore()
 

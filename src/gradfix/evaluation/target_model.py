@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from gradfix.evaluation.stored_weights import (
 )
 from gradfix.progress import Progress, silent
 from gradfix.ranks import ranks
-from gradfix.tasks import ModelTask
+from gradfix.tasks import ModelTask, PreferencePairs
 from gradfix.tasks.data import row_hash
 from gradfix.tasks.forward import evaluating
 from gradfix.tasks.loading import explained, require_device, with_memory
@@ -222,6 +223,12 @@ class TargetModel:
         """The tensors of the target checkpoint that τ covers and the task's gradients reach."""
         return [theirs for names in self._covered.values() for theirs in names]
 
+    @property
+    def judging(self) -> ModelTask:
+        """The task as results are judged; as settings are chosen where that would generate and the model streams."""
+        judge = self.task.judging()
+        return self.task if self.streams and judge.generates else judge
+
     def encode(self, rows: Sequence[Any], *, task: ModelTask | None = None) -> EncodedRows:
         """Encode rows once for many passes.
 
@@ -244,6 +251,22 @@ class TargetModel:
             Gives the batches of the rows at some places.
         """
         return row_encoder(self.task, rows, batch_size=self._batch_size, strict=self._strict)
+
+    def keep_reference(self, *groups: Sequence[Any], task: ModelTask | None = None) -> None:
+        """Let a task whose losses are held against θ_B keep what θ_B makes of samples; others need nothing.
+
+        Args:
+            groups: All samples that will be encoded, as they will be. The model stands at θ_B.
+            task: Of which they are; the model's own by default.
+        """
+        task = task or self.task
+        if not isinstance(task, PreferencePairs):
+            return
+        for rows in filter(len, groups):
+            encoded = self.encode(rows, task=task)
+            found = self._run(partial(_ratios, task, self.model), encoded.batches)
+            for places, ratios in zip(encoded.positions, found, strict=True):
+                task.keep_reference([rows[index] for index in places], ratios)
 
     def evaluate(
         self,
@@ -655,6 +678,10 @@ class TargetModel:
         return Given(
             {self._stored_as[name].memory: self._parameters[name].detach().cpu() for name in self._covered}
         )
+
+
+def _ratios(task: PreferencePairs, model: nn.Module, batch: Any) -> Tensor:
+    return task.log_ratios(model, batch).cpu()
 
 
 def mean_product(products: Sequence[float], samples: int) -> float:

@@ -47,6 +47,11 @@ class Recipe(BaseModel):
         places = [place for value in given for place in (value if isinstance(value, list) else [value])]
         return [part for place in places if place is not None for part in _summands(str(place))]
 
+    @property
+    def pushed_to(self) -> str | None:
+        """The repository of the Hub that the output is pushed to; None for nowhere."""
+        return None
+
     def dump(self) -> str:
         """Write the recipe as YAML that :func:`load_recipe` reads back.
 

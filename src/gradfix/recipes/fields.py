@@ -117,6 +117,9 @@ Output = Annotated[Path, Field(description="where to write; it appears there onl
 MOST = 2**31 - 1
 """Of anything that is counted: what is larger is a slip, and would be counted to for ever."""
 Seed = Annotated[int, Field(ge=0, lt=2**32, description="for what is drawn at random")]
+Beta = Annotated[
+    float | None, Field(gt=0, description="preference-pairs: β of the DPO loss; 0.1 if not given")
+]
 BatchSize = Annotated[int, Field(ge=1, le=MOST, description="samples a pass")]
 Confidence = Annotated[
     float,
@@ -194,6 +197,25 @@ Overwrite = Annotated[
         description="replace an existing output once the new one is whole", json_schema_extra=ASKED_EACH_TIME
     ),
 ]
+
+
+def _repository(text: str | None) -> str | None:
+    if text is not None:
+        # it takes a fifth of a second, and few commands need it
+        from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+        validate_repo_id(text)
+    return text
+
+
+PushToHub = Annotated[
+    str | None,
+    AfterValidator(_repository),
+    Field(
+        description="then push the output with its card to this repository of the Hub: private, unless it is there",
+        json_schema_extra=ASKED_EACH_TIME,
+    ),
+]
 Resume = Annotated[bool, Field(description="go on with an interrupted run of the same inputs")]
 Restart = Annotated[bool, Field(description="discard an interrupted run", json_schema_extra=ASKED_EACH_TIME)]
 
@@ -209,6 +231,7 @@ TASKS = (
     "token-classification",
     "question-answering",
     "sentence-embeddings",
+    "preference-pairs",
 )
 """The tasks that a recipe can name."""
 
@@ -234,6 +257,7 @@ COLUMNS = {
     "token-classification": "tokens, tags (lists)",
     "question-answering": "question, context, answers (as SQuAD)",
     "sentence-embeddings": "anchor, positive; negative, or score from -1 to 1",
+    "preference-pairs": "chosen, rejected (texts or conversations); prompt, input where they do not hold it",
 }
 """What each task reads; a test keeps the roles those of the tasks."""
 

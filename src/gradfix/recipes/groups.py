@@ -9,14 +9,16 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "split", "validation", "validation_split", "test_split", "unlabelled", "align_data", "sampling", "seeds",
         "column", "label", "configuration", "encoding", "retain",
     ),
-    "The task": ("candidate", "prefix", "templates", "max_length", "metric", "max_new_tokens", "strict", "head"),
+    "The task": (
+        "candidate", "prefix", "templates", "max_length", "metric", "max_new_tokens", "beta", "strict", "head",
+    ),
     "The method": (
         "space", "granularity", "alpha", "mask", "confidence", "vote", "steps", "vote_at", "votes_dtype", "align",
         "training", "finetune_steps", "density", "coefficients", "order", "seed",
     ),
     "What is written": (
         "output_format", "rank", "energy", "whole", "dtype", "rounding", "shard_size", "examples", "overwrite",
-        "resume", "restart",
+        "resume", "restart", "push_to_hub", "track",
     ),
     "The run": (
         "processes", "batch_size", "device", "memory", "compute_dtype", "trust_remote_code", "trust_plugins", "json",

@@ -15,6 +15,7 @@ from gradfix.recipes.fields import (
     AlignData,
     AlignName,
     BatchSize,
+    Beta,
     Columns,
     ComputeDtype,
     Encoding,
@@ -68,13 +69,14 @@ class TaskRecipe(Recipe):
     metric: Annotated[
         str | None,
         Field(
-            description="causal-lm and text-to-text: generate, and grade answers by exact_match, rouge_l, chrf or "
-            "module:function"
+            description="causal-lm and text-to-text: grade generated answers by exact_match (if not given), rouge_l, "
+            "chrf or module:function; causal-lm: token_accuracy generates nothing"
         ),
     ] = None
     max_new_tokens: Annotated[
         int | None, Field(ge=1, description="longest generated answer in tokens; 64, of text-to-text 32")
     ] = None
+    beta: Beta = None
     batch_size: BatchSize = 32
     device: Annotated[str, Field(description="cpu, cuda or mps")] = "cpu"
     memory: Memory = "auto"
@@ -113,6 +115,7 @@ class TaskRecipe(Recipe):
             "max_length": self.max_length,
             "metric": self.metric,
             "max_new_tokens": self.max_new_tokens,
+            "beta": self.beta,
         }
         return {**options, **{key: value for key, value in given.items() if value}}
 

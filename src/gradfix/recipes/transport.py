@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
+from typing_extensions import override
 
 from gradfix.errors import option
 from gradfix.plugins import lasting
@@ -104,6 +105,13 @@ class TransportRecipe(SupportRecipe, WritingRecipe):
             ge=0, le=MOST, description="judged inputs to show in the report; 0 keeps them out of the output"
         ),
     ] = 12
+
+    track: Annotated[
+        Literal["trackio", "wandb", "tensorboard"] | None,
+        Field(
+            description="log choices, curve and scores to an experiment tracker, which has to be installed"
+        ),
+    ] = None
 
     @property
     def may_train(self) -> bool:
@@ -265,6 +273,11 @@ class CheckRecipe(TransportRecipe):
     output: Annotated[
         Path | None, Field(description="where the result would go: its disk is checked too")
     ] = None  # type: ignore[assignment]
+
+    @property
+    @override
+    def pushed_to(self) -> None:
+        return None
 
 
 def only_in_python(recipe: Mapping[str, Any]) -> list[str]:

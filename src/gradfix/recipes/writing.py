@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
+from typing_extensions import override
 
 from gradfix.errors import option
 from gradfix.recipes.base import ASKED_EACH_TIME, Recipe
@@ -20,6 +21,7 @@ from gradfix.recipes.fields import (
     MergeOrder,
     Output,
     Overwrite,
+    PushToHub,
     Rank,
     Restart,
     Resume,
@@ -77,6 +79,12 @@ class WritingRecipe(Recipe):
     overwrite: Overwrite = False
     resume: Resume = False
     restart: Restart = False
+    push_to_hub: PushToHub = None
+
+    @property
+    @override
+    def pushed_to(self) -> str | None:
+        return self.push_to_hub
 
     @field_validator("shard_size")
     @classmethod
@@ -114,7 +122,9 @@ class WritingRecipe(Recipe):
             Keyword arguments.
         """
         options = {
-            name: getattr(self, name) for name in WritingRecipe.model_fields if name not in _OF_ADAPTERS
+            name: getattr(self, name)
+            for name in WritingRecipe.model_fields
+            if name not in (*_OF_ADAPTERS, "push_to_hub")
         }
         return {**options, "shard_size": parse_size(self.shard_size)}
 
@@ -250,7 +260,16 @@ class MergeRecipe(WritingRecipe):
             )
         if self.mask is not None and mask_needs(self.mask) != "nothing" and self.votes is None:
             raise ValueError(f"{option('mask')} {self.mask} needs {option('votes')}")
-        of_models = ("alpha", "rounding", "shard_size", "resume", "restart", "output_format", "samples")
+        of_models = (
+            "alpha",
+            "rounding",
+            "shard_size",
+            "resume",
+            "restart",
+            "output_format",
+            "samples",
+            "push_to_hub",
+        )
         fields = type(self).model_fields
         given = [name for name in of_models if getattr(self, name) != fields[name].default]
         if given and self.target_base is None:

@@ -22,6 +22,7 @@ _PIPELINES = {
     "token-classification": "token-classification",
     "question-answering": "question-answering",
     "sentence-embeddings": "sentence-similarity",
+    "preference-pairs": "text-generation",
 }
 
 

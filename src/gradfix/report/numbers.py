@@ -44,6 +44,8 @@ def shown_score(score: float, metric: str) -> str:
     Returns:
         As ``78.4 %``; a correlation as ``78.4``, since its name says × 100.
     """
+    if metric == "margin":
+        return number(score)
     if metric.split(" ")[0].lower() not in CORRELATIONS:
         return percent(score)
     return f"{score * 100:.1f}".replace("-", MINUS)
@@ -172,4 +174,16 @@ def metric_name(metric: str) -> str:
     return _NAMES.get(metric, metric.replace("_", " "))
 
 
-_NAMES = {"f1": "F1", "rouge_l": "ROUGE-L", "chrf": "chrF"}
+def score_name(metric: str) -> str:
+    """Say what the score along α is: another one than the verdict's, where choosing and judging differ.
+
+    Args:
+        metric: As ``token_accuracy``.
+
+    Returns:
+        As ``token accuracy``; ``score`` where there is one metric for all.
+    """
+    return "score" if metric in ("", "accuracy") else metric_name(metric)
+
+
+_NAMES = {"f1": "F1", "rouge_l": "ROUGE-L", "chrf": "chrF", "margin": "mean margin, nats"}

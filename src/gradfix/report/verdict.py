@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-from gradfix.recipes.fields import CORRELATIONS
 from gradfix.report.facts import Alpha, Interval, Judgement, Method
-from gradfix.report.numbers import between, metric_name, number, percent, points, shown_score
+from gradfix.report.numbers import between, metric_name, number, percent, points, score_name, shown_score
 from gradfix.report.record import TransportRecord
 
 BETTER, WORSE, UNSURE, UNKNOWN, NOTHING = "better", "worse", "unsure", "unknown", "nothing"
@@ -107,7 +106,7 @@ def _runner_up(method: Method | None) -> str | None:
 def _unjudged(record: TransportRecord) -> Verdict:
     """Say what the samples that chose can tell, where no others were given to judge on."""
     alpha, metric = record.alpha, record.metric
-    score = metric_name(metric) if metric in CORRELATIONS else "score"
+    score = score_name(metric)
     test = "Give --test data for a verdict with an interval and a control."
     ask = tuple(filter(None, (_runner_up(record.method), test)))
     chosen = alpha.at(alpha.alpha)

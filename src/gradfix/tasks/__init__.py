@@ -30,7 +30,9 @@ from gradfix.tasks.headed import Headed, HeadedClassification
 from gradfix.tasks.image_classification import ImageClassification
 from gradfix.tasks.labelled import Labelled
 from gradfix.tasks.labels import Labels, label_names
+from gradfix.tasks.language_model import LanguageModel
 from gradfix.tasks.multi_label import MultiLabelClassification
+from gradfix.tasks.preferences import PreferencePairs
 from gradfix.tasks.probe import Probe, fit_probe
 from gradfix.tasks.question_answering import QuestionAnswering
 from gradfix.tasks.regression import Regression
@@ -52,10 +54,12 @@ __all__ = [
     "ImageClassification",
     "Labelled",
     "Labels",
+    "LanguageModel",
     "Measured",
     "ModelTask",
     "MultiLabelClassification",
     "OpenClip",
+    "PreferencePairs",
     "Probe",
     "QuestionAnswering",
     "Regression",
@@ -96,13 +100,17 @@ def get_task(name: str, **options: Any) -> ModelTask:
         known = inspect.signature(kind.function).parameters
     else:
         raise GradfixError(
-            f"unknown task {name!r}; expected one of {', '.join(TASKS)}; or a function of yours that makes a task, as "
-            "module:function; or an object in Python, as gf.transport(task=…)"
+            f"unknown task {name!r}; expected one of {', '.join(sorted(TASKS))}; or a function of yours that makes a "
+            "task, as module:function; or an object in Python, as gf.transport(task=…)"
         )
     anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
     for given in sorted(options.keys() - known.keys()) if not anything else ():
         if given in _OPTIONS:
-            raise GradfixError(f"task {name}: takes no {option(_OPTIONS[given], python=given)}; leave it out")
+            takers = [one for one, task in TASKS.items() if given in inspect.signature(task).parameters]
+            raise GradfixError(
+                f"task {name}: takes no {option(_OPTIONS[given], python=given)}; leave it out ({', '.join(takers)} "
+                f"take{'s' * (len(takers) == 1)} it)"
+            )
         roles = [role for role, parameter in known.items() if parameter.kind is not parameter.KEYWORD_ONLY]
         raise GradfixError(
             f"task {name}: has no column of the role {given!r}; the roles are {', '.join(roles) or 'none'}"
@@ -124,5 +132,6 @@ _OPTIONS = {
     "max_length": "max_length",
     "metric": "metric",
     "max_new_tokens": "max_new_tokens",
+    "beta": "beta",
 }
 """What some tasks take beside columns, with the recipe's field of each."""

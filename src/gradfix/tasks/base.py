@@ -108,6 +108,8 @@ class ModelTask(ABC):
     """Whether its inputs are texts."""
     one_shape: ClassVar[bool] = False
     """Whether `encode` makes the same of a sample whatever its batch: then each is encoded once for training."""
+    rows_are: ClassVar[str] = ""
+    """What is said of rows that tell by themselves that they are of this task."""
     builds_model: ClassVar[bool] = False
     """Whether `load_model` makes an empty module without looking at a place, so that weights need no directory around
     them; all its parameters and buffers are then filled from the weights."""
@@ -249,6 +251,50 @@ class ModelTask(ABC):
         Returns:
             ``[B]`` float32, differentiable.
         """
+
+    def for_rows(self, rows: Sequence[RowLike]) -> "ModelTask":
+        """Give the task that rows are of, where their layout tells that they are of another one.
+
+        Args:
+            rows: The samples.
+
+        Returns:
+            This task, or the other one, not bound yet.
+        """
+        del rows  # most tasks have one layout
+        return self
+
+    def judging(self) -> "ModelTask":
+        """Give the task as results are judged, where that takes more than choosing settings does.
+
+        Returns:
+            This task, or a copy with another metric, for the same batches.
+        """
+        return self
+
+    def doubts(self, rows: Sequence[RowLike]) -> list[str]:
+        """Say what of rows makes their metric tell little.
+
+        Args:
+            rows: Labelled samples to judge on.
+
+        Returns:
+            Sentences with their remedies.
+        """
+        del rows  # most metrics fit all rows
+        return []
+
+    def run_once(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Run a model once on each sample, for what passes inside it.
+
+        Args:
+            model: The model.
+            batch: What `encode` returned.
+
+        Returns:
+            The losses, or what they are made of, one a sample.
+        """
+        return self.loss(model, batch)
 
     @abstractmethod
     def features(self, model: nn.Module, batch: Batch) -> Tensor:

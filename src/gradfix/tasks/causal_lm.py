@@ -1,50 +1,59 @@
 """Causal language modelling: the completion of a prompt, token by token."""
 
-from collections.abc import Iterator, Sequence
-from itertools import groupby
-from pathlib import Path
-from typing import Any
+from collections import defaultdict
+from collections.abc import Sequence
+from copy import copy
+from statistics import median
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from gradfix.errors import GradfixError, column_option
+from gradfix.errors import GradfixError, column_option, option
 from gradfix.tasks.base import Batch, Measured, ModelTask, RowLike, register
-from gradfix.tasks.chat import Message, common_length, spoken, spoken_tokens
+from gradfix.tasks.chat import Message, spoken
 from gradfix.tasks.conversations import (
     EMPTY_LINE,
     as_messages,
+    asks,
     columns_of,
     pair,
     recognised,
     refuse_odd_messages,
 )
 from gradfix.tasks.data import origin
-from gradfix.tasks.forward import backbone, mean_over_tokens, placed
+from gradfix.tasks.forward import placed
 from gradfix.tasks.generation import grader, greedy, short_name
-from gradfix.tasks.loading import context_length, load_tokenizer, padding_id
-from gradfix.tasks.text import pad, refuse_long, token_losses
+from gradfix.tasks.language_model import LanguageModel
+from gradfix.tasks.preferences import CHOSEN, REJECTED, PreferencePairs
+from gradfix.tasks.text import token_losses
+
+Limits: TypeAlias = tuple[int, tuple[int, ...]]
+"""Of a generated answer: the most tokens, and the tokens that end it."""
+
+EXACT_MATCH = "exact_match"
+LONG_ANSWER = 10
+"""Words of an answer from which a model hardly ever says it to the letter."""
+CHECKED = 200
+"""Rows whose answers are looked at."""
 
 
 @register
-class CausalLM(ModelTask):
+class CausalLM(LanguageModel):
     """Models of ``AutoModelForCausalLM``, such as GPT-2, Llama and Qwen.
 
     The loss of a sample is the mean over the tokens of its completion only (its exponential is the
-    perplexity); the metric is the share of those tokens that the model ranks first when given all before
-    them. With ``metric`` the last answer is generated greedily, too, and how it is graded is the metric. Of a
-    conversation every answer of the assistant is a completion, and nothing else (see `chat`).
+    perplexity). Of a conversation every answer of the assistant is a completion, and nothing else (see `chat`).
 
-    With a chat template, prompt and completion are a user's and an assistant's message. Without, they are joined as
-    they stand (a blank between them has to be in the data) and the end-of-sequence token is added, so that the model
-    learns to stop. The completion begins at the first token that differs from the prompt tokenised alone.
+    Results are judged by what the model says: the last answer is generated greedily, and graded as ``metric`` says, by
+    exact match if it says nothing. While settings are chosen nothing is generated then, and the score beside the loss
+    is the share of the completion's tokens that the model ranks first when given all before them: token accuracy,
+    which as a ``metric`` is also what judges.
 
     Where no column is named, rows with ``messages``, with ``conversations`` (those of ShareGPT, with ``from`` and
     ``value``, too), or with ``instruction`` and ``output`` are recognised. What an ``instruction`` is about stands in
     ``input``; it follows after an empty line, as does an output without template.
-
-    A sample longer than the context loses the beginning of its prompt first, then its end.
 
     Args:
         prompt: The column with the prompt; "prompt" by default.
@@ -54,16 +63,15 @@ class CausalLM(ModelTask):
         input: The column with what the prompt is about, put after it; blank in rows that have none.
         chat: Use the tokenizer's chat template; by default if it has one.
         max_length: Longest sample in tokens; the model's context by default.
-        metric: How generated answers are graded: see `gradfix.tasks.generation.grader`; nothing is generated without.
+        metric: How generated answers are graded: see `gradfix.tasks.generation.grader`; or ``token_accuracy``, for
+            which nothing is generated.
         max_new_tokens: Longest generated answer.
     """
 
     name = "causal-lm"
     metric = "token_accuracy"
-    auto_class = "AutoModelForCausalLM"
-    truncates = True
-    reads_text = True
     answer = "completion"
+    instead = "prompt and completion"
 
     def __init__(
         self,
@@ -84,35 +92,43 @@ class CausalLM(ModelTask):
         if messages is not None and chat is False:
             raise GradfixError("task causal-lm: messages need a chat template; leave out chat=False")
         joined = {"prompt": prompt or "prompt", "completion": completion or "completion", "input": input}
-        super().__init__(joined if messages is None else {"messages": messages}, max_length)
+        columns: dict[str, str | None] = joined if messages is None else {"messages": messages}
+        super().__init__(columns, chat=chat, max_length=max_length)
         self._named = messages is not None or any(apart.values())
-        self._asked_chat = chat
-        self._grade = None if metric is None else grader(metric)
-        self.metric = "token_accuracy" if metric is None else short_name(metric)
+        self._asked_metric = metric
+        self._grade = None if metric in (None, CausalLM.metric) else grader(str(metric))
+        self.metric = CausalLM.metric if metric is None else short_name(metric)
         self.max_new_tokens = max_new_tokens
-
-    @override
-    def _bind_processors(self, location: str | Path, trust_remote_code: bool) -> None:
-        self.tokenizer = load_tokenizer(location, trust_remote_code=trust_remote_code)
-        self.padding = padding_id(self.tokenizer, location)
-        self.limit = self.max_length or context_length(self.config, self.tokenizer)
-        if self.limit == 1:
-            raise GradfixError("max_length: a causal language model needs at least 2 tokens, found 1")
-        has_template = self.tokenizer.chat_template is not None
-        if not has_template and self._asked_chat:
-            raise GradfixError(_NO_TEMPLATE.format(location))
-        self.chat = has_template if self._asked_chat is None else self._asked_chat
-        self._location = location
-        self._require_template()
 
     @property
     @override
     def generates(self) -> bool:
         return self._grade is not None
 
-    def _require_template(self) -> None:
-        if "messages" in self.columns and not self.chat:
-            raise GradfixError(_NO_TEMPLATE.format(self._location))
+    @override
+    def judging(self) -> "CausalLM":
+        """Grade generated answers, unless a metric was given: then it is the same for all."""
+        if self._asked_metric is not None:
+            return self
+        judge = copy(self)
+        judge._grade, judge.metric = grader(EXACT_MATCH), EXACT_MATCH
+        return judge
+
+    @override
+    def doubts(self, rows: Sequence[RowLike]) -> list[str]:
+        """Exact match says nothing of long answers."""
+        if self.judging().metric != EXACT_MATCH:
+            return []
+        words = [
+            len(spoken(messages[-1]["content"]).split()) for messages in self._conversations(rows[:CHECKED])
+        ]
+        usual = int(median(words))
+        if usual <= LONG_ANSWER:
+            return []
+        return [
+            f"answers have {usual} words (median), so that an exact match is hardly ever seen: give "
+            f"{option('metric')} rouge_l or chrf, a function of yours, or {CausalLM.metric}"
+        ]
 
     @override
     def check(self, rows: Sequence[RowLike], *, support: bool = False) -> None:
@@ -120,12 +136,31 @@ class CausalLM(ModelTask):
         super().check(rows, support=support)
         self._conversations(rows)
 
+    @override
+    def for_rows(self, rows: Sequence[RowLike]) -> ModelTask:
+        """Rows with two replies and nothing else to learn from are preference pairs."""
+        if self._named or not {CHOSEN, REJECTED} <= columns_of(rows):
+            return self
+        other = recognised(rows)
+        if other is not None and not asks(rows[0].get(other.get("messages", ""))):
+            raise GradfixError(
+                f"{origin(rows[0], 0)}: has replies to learn from and pairs of replies ({CHOSEN}, {REJECTED}); give "
+                f"{option('task')} {PreferencePairs.name} for the pairs, or name the column to learn from with "
+                f"{column_option('messages')} or {column_option('completion')}"
+            )
+        if self._grade is not None:
+            raise GradfixError(
+                f"{option('metric')} {self.metric}: pairs of replies are compared, and none is generated; leave it out"
+            )
+        return PreferencePairs(chat=self._asked_chat, max_length=self.max_length)
+
     def _recognise(self, rows: Sequence[RowLike]) -> None:
         """Take the columns from rows laid out as usual, where none was named."""
         if not self._named:
             self.columns = dict(recognised(rows) or self.columns)
             self._named = True
-            self._require_template()
+        if "messages" in self.columns:
+            self.require_template()
         if self.columns.get("prompt") == "instruction" and "input" in columns_of(rows):
             self.columns.setdefault("input", "input")
 
@@ -140,6 +175,8 @@ class CausalLM(ModelTask):
                 found.append(as_messages(value, where))
                 refuse_odd_messages(found[-1], where)
             return found
+        if isinstance(self._column(rows[:1], "completion")[0], list):
+            return self._turns(rows)
         completions = self._texts(rows, "completion")
         return [
             pair(prompt, row.get(self.columns.get("input", "")), completion, self._where(row, position))
@@ -148,58 +185,32 @@ class CausalLM(ModelTask):
             )
         ]
 
+    def _turns(self, rows: Sequence[RowLike]) -> list[list[Message]]:
+        """Conversations in two parts, the prompt's messages and the completion's."""
+        self.require_template()
+        found = []
+        parts = zip(rows, self._column(rows, "prompt"), self._column(rows, "completion"), strict=True)
+        for position, (row, prompt, completion) in enumerate(parts):
+            where = self._where(row, position)
+            if not isinstance(prompt, list) or not isinstance(completion, list):
+                raise GradfixError(f"{where}: expected lists of messages, in the completion, too")
+            found.append([*prompt, *completion])
+            refuse_odd_messages(found[-1], where)
+        return found
+
     def _where(self, row: RowLike, position: int) -> str:
         return f"{origin(row, position)}: column {self.columns['prompt']!r}"
 
     @override
     def encode(self, rows: Sequence[RowLike], *, strict: bool = False) -> Batch:
         """Tokenise prompts with their completions, and pad on the right."""
-        ids, counted = [], []
-        for position, messages in enumerate(self._conversations(rows)):
-            where = origin(rows[position], position)
-            if self.chat:
-                tools = rows[position].get("tools") if "messages" in self.columns else None
-                tokens, said = spoken_tokens(self.tokenizer, messages, where, tools=tools or None)
-            else:
-                tokens, said = self._plain_tokens(messages)
-            said[:1] = [False]  # nothing comes before the first token, so nothing predicts it
-            if not any(said):
-                raise GradfixError(f"{where}: the completion has no token to predict")
-            ids.append(tokens)
-            counted.append(said)
-        lengths = [len(sample) for sample in ids]
-        cut = [self.limit is not None and length > self.limit for length in lengths]
-        if strict and any(cut):
-            refuse_long(rows, lengths, cut, self.limit)
-        for position, was_cut in enumerate(cut):
-            if was_cut and self.limit is not None:
-                # One token of the prompt is left before the first that is predicted.
-                start = min(lengths[position] - self.limit, counted[position].index(True) - 1)
-                ids[position] = ids[position][start : start + self.limit]
-                counted[position] = counted[position][start : start + self.limit]
-        labels = [
-            [token if said else -100 for token, said in zip(sample, mask, strict=True)]
-            for sample, mask in zip(ids, counted, strict=True)
+        conversations = self._conversations(rows)
+        gap = EMPTY_LINE if self.columns.get("prompt") == "instruction" else ""
+        samples = [
+            self.spoken(messages, origin(row, position), tools=row.get("tools"), gap=gap)
+            for position, (row, messages) in enumerate(zip(rows, conversations, strict=True))
         ]
-        return {
-            "input_ids": pad(ids, self.padding),
-            "attention_mask": pad([[1] * len(sample) for sample in ids], 0),
-            "labels": pad(labels, -100),
-            "truncated": torch.tensor(cut),
-        }
-
-    def _plain_tokens(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
-        """Tokens of prompt, completion and end, and which of them are not the prompt's."""
-        prompt, completion = messages[0]["content"], messages[1]["content"]
-        if self.columns["prompt"] == "instruction":
-            prompt += EMPTY_LINE
-        before = list(self.tokenizer(prompt, verbose=False)["input_ids"])
-        full = list(self.tokenizer(prompt + completion, verbose=False)["input_ids"])
-        end = self.tokenizer.eos_token_id
-        if end is not None and full[-1:] != [end]:
-            full.append(end)
-        same = common_length(before, full)
-        return full, [place >= same for place in range(len(full))]
+        return self.padded(samples, rows, strict=strict)
 
     def _next_tokens(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits ``[B, L − 1, vocabulary]`` with the labels ``[B, L − 1]`` that they predict."""
@@ -224,27 +235,48 @@ class CausalLM(ModelTask):
         losses = token_losses(logits, labels)
         if self._grade is None:
             return Measured(losses, scores.float(), texts)
-        answers, rights = zip(*self._answers(model, batch), strict=True)
-        return Measured(losses, torch.tensor(list(map(self._grade, answers, rights))), list(answers))
+        asked = self._last_answers(batch)
+        answers = self._generated(model, [(prompt, settings) for prompt, settings, _ in asked])
+        grades = [self._grade(answer, right) for answer, (_, _, right) in zip(answers, asked, strict=True)]
+        return Measured(losses, torch.tensor(grades), answers)
 
-    def _answers(self, model: nn.Module, batch: Batch) -> Iterator[tuple[str, str]]:
-        """The last answer of each sample, generated after all that comes before it, and the right one."""
-        transformer: Any = model
+    def _last_answers(self, batch: Batch) -> list[tuple[list[int], Limits, str]]:
+        """Of each sample all that comes before its last answer, what ends a generated one, and the right one."""
         ids, predicted, real = (batch[key].cpu() for key in ("input_ids", "labels", "attention_mask"))
         special = {*self.tokenizer.all_special_ids, *self.tokenizer.get_added_vocab().values()}
+        found: list[tuple[list[int], Limits, str]] = []
         for own, labels, mask in zip(ids, predicted != -100, real, strict=True):
             end = int(labels.nonzero().max()) + 1
             start = end - int(labels[:end].flip(0).long().cumprod(0).sum())
             # The token that ends the right answer ends the generated one, where it is not a word.
-            ends = [int(own[end - 1])] if int(own[end - 1]) in special else []
-            prompt = own[:start][mask[:start].bool()][None].to(next(model.parameters()).device)
+            ends = (int(own[end - 1]),) if int(own[end - 1]) in special else ()
             room = self.max_new_tokens if self.limit is None else min(self.max_new_tokens, self.limit - start)
-            settings = greedy(transformer, padding=self.padding, most=max(1, room), ends=ends)
+            right = self.tokenizer.decode(own[start:end], skip_special_tokens=True).strip()
+            found.append((own[:start][mask[:start].bool()].tolist(), (max(1, room), ends), right))
+        return found
+
+    def _generated(self, model: nn.Module, asked: Sequence[tuple[list[int], Limits]]) -> list[str]:
+        """The likeliest answers; those that end alike are generated together, their prompts padded on the left."""
+        transformer: Any = model
+        together: dict[Limits, list[int]] = defaultdict(list)
+        for place, (_, limits) in enumerate(asked):
+            together[limits].append(place)
+        answers = [""] * len(asked)
+        for (most, ends), places in together.items():
+            prompts = [asked[place][0] for place in places]
+            width = max(map(len, prompts))
+            padded = [[self.padding] * (width - len(prompt)) + prompt for prompt in prompts]
+            real = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+            device = next(model.parameters()).device
             found = transformer.generate(
-                input_ids=prompt, attention_mask=torch.ones_like(prompt), generation_config=settings
+                input_ids=torch.tensor(padded, device=device),
+                attention_mask=torch.tensor(real, device=device),
+                generation_config=greedy(transformer, padding=self.padding, most=most, ends=ends),
             )
-            answer = self.tokenizer.decode(found[0, prompt.shape[1] :], skip_special_tokens=True)
-            yield answer.strip(), self.tokenizer.decode(own[start:end], skip_special_tokens=True).strip()
+            texts = self.tokenizer.batch_decode(found[:, width:], skip_special_tokens=True)
+            for place, text in zip(places, texts, strict=True):
+                answers[place] = text.strip()
+        return answers
 
     def _runs(self, tokens: Sequence[int], mask: Sequence[bool]) -> str:
         """The chosen tokens as text, those of each answer on a line of their own."""
@@ -259,9 +291,9 @@ class CausalLM(ModelTask):
     @override
     def shown(self, row: RowLike) -> tuple[dict[str, Any], str]:
         """The conversation as a person reads it, and the assistant's answers."""
-        if "messages" not in self.columns:
-            return super().shown(row)
         (messages,) = self._conversations([row])
+        if "messages" not in self.columns and isinstance(row[self.columns["completion"]], str):
+            return super().shown(row)
         turns = [{"role": message["role"], "content": spoken(message["content"])} for message in messages]
         labels = self.encode([row])["labels"][0, 1:].tolist()
         return {"messages": turns}, self._runs(labels, [label != -100 for label in labels])
@@ -270,17 +302,7 @@ class CausalLM(ModelTask):
     def rendered(self, row: RowLike) -> str:
         """A sample as the model reads it, with what is predicted between ⟦ and ⟧."""
         batch = self.encode([row])
-        ids, labels = batch["input_ids"][0].tolist(), batch["labels"][0].tolist()
-        parts = groupby(zip(ids, labels, strict=True), key=lambda pair: pair[1] != -100)
-        texts = [(said, self.tokenizer.decode([token for token, _ in pairs])) for said, pairs in parts]
-        return "".join(f"⟦{text}⟧" if said else text for said, text in texts)
-
-    @override
-    def features(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The last hidden states, averaged over real tokens."""
-        inner = backbone(model)
-        inputs = placed(inner, batch)
-        return mean_over_tokens(inner(**inputs).last_hidden_state, inputs["attention_mask"])
+        return self.marked(batch["input_ids"][0].tolist(), (batch["labels"][0] != -100).tolist())
 
     @override
     def size(self, row: RowLike) -> int:
@@ -292,6 +314,3 @@ class CausalLM(ModelTask):
                 for message in row.get(self.columns["messages"]) or []
             )
         return sum(len(str(row.get(column))) for column in self.columns.values())
-
-
-_NO_TEMPLATE = "{}: the tokenizer has no chat template; give prompt and completion instead"

@@ -85,6 +85,19 @@ def as_messages(value: Any, where: str) -> Any:
     return found
 
 
+def asks(value: Any) -> bool:
+    """Whether a conversation ends with what the user says, so that it is a prompt.
+
+    Args:
+        value: Of a column of conversations, in any layout.
+
+    Returns:
+        Whether it does.
+    """
+    last = value[-1] if isinstance(value, list) and value else None
+    return isinstance(last, dict) and SPEAKERS.get(str(last.get("role", last.get("from"))).lower()) == "user"
+
+
 def columns_of(rows: Sequence[Mapping[str, Any]]) -> set[str]:
     """Name the columns that any row has.
 
@@ -113,11 +126,28 @@ def pair(prompt: Any, about: Any, completion: str, where: str) -> list[Message]:
     Raises:
         GradfixError: If prompt or ``about`` is no text.
     """
+    said = with_context(prompt, about, where)
+    return [{"role": "user", "content": said}, {"role": "assistant", "content": completion}]
+
+
+def with_context(prompt: Any, about: Any, where: str) -> str:
+    """Put what a prompt is about after it.
+
+    Args:
+        prompt: A text.
+        about: Put after an empty line; blank or None where there is nothing.
+        where: How an error names the row.
+
+    Returns:
+        The text.
+
+    Raises:
+        GradfixError: If one of them is no text.
+    """
     for value in (prompt, about or ""):
         if not isinstance(value, str):
             raise GradfixError(f"{where}: expected text, found {type(value).__name__}")
-    said = prompt + (f"{EMPTY_LINE}{about}" if (about or "").strip() else "")
-    return [{"role": "user", "content": said}, {"role": "assistant", "content": completion}]
+    return str(prompt) + (f"{EMPTY_LINE}{about}" if (about or "").strip() else "")
 
 
 def refuse_odd_messages(value: Any, where: str) -> None:

@@ -4,22 +4,20 @@ Letters used below: B samples in a batch, d features.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from copy import deepcopy
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
 from gradfix.errors import GradfixError, listed
-from gradfix.tasks.base import TASKS, Measured, ModelTask, RowLike
+from gradfix.tasks.base import TASKS, Measured, RowLike
 from gradfix.tasks.batches import batch_size, to_device
+from gradfix.tasks.built import BuildsModel
 from gradfix.tasks.data import origin, row_hash
 from gradfix.tasks.images import read_image
 
 
-class CustomTask(ModelTask):
+class CustomTask(BuildsModel):
     """Any model and any loss: open_clip, timm, your own.
 
     The first three functions are enough to evaluate a model of the caller's; a transport needs ``build``, too. Every
@@ -48,8 +46,6 @@ class CustomTask(ModelTask):
         GradfixError: If the name is that of a task which gradfix brings.
     """
 
-    builds_model: ClassVar[bool] = True
-
     def __init__(
         self,
         encode_rows: Callable[[Sequence[Any]], Any],
@@ -76,29 +72,13 @@ class CustomTask(ModelTask):
         self._counted = None if columns is None else list(columns)
 
     @override
-    def bind(self, location: str | Path, *, trust_remote_code: bool = False) -> None:
-        """Take nothing: the functions bring what they need."""
-
-    @override
-    def _bind_processors(self, location: str | Path, trust_remote_code: bool) -> None:
-        pass
-
-    @override
-    def load_model(
-        self,
-        location: str | Path,
-        *,
-        dtype: torch.dtype | str = "auto",
-        device: torch.device | str = "cpu",
-        trust_remote_code: bool = False,
-        **config: Any,
-    ) -> nn.Module:
-        """Build the module, in eval mode; :class:`gradfix.evaluation.target_model.TargetModel` fills it."""
+    def built(self) -> Any:
+        """Call ``build``."""
         if self.build is None:
             raise GradfixError(
                 f"{self.name}: a transport needs build=, a function that makes a module of the models' architecture"
             )
-        return built_module(self.name, self.build, dtype=dtype, device=device)
+        return self.build()
 
     @override
     def check(self, rows: Sequence[RowLike], *, support: bool = False) -> None:
@@ -236,37 +216,6 @@ class CustomTask(ModelTask):
     @override
     def size(self, row: Any) -> int:
         return self.size_of(row)
-
-
-def built_module(
-    name: str, build: Callable[[], nn.Module], *, dtype: torch.dtype | str, device: torch.device | str
-) -> nn.Module:
-    """Build a module of which every tensor is to be filled from files.
-
-    Args:
-        name: The task's, for messages.
-        build: Makes the module; a copy of it is used.
-        dtype: Of the parameters; those of the module if it is no dtype.
-        device: Where to put it.
-
-    Returns:
-        The module in eval mode.
-
-    Raises:
-        GradfixError: if it is no module, or can't be copied.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # what no file holds (a table drawn at random) is then the same in every run
-        built = build()
-    if not isinstance(built, nn.Module):
-        raise GradfixError(f"{name}: build returned {type(built).__name__}; expected a module")
-    try:
-        module = deepcopy(built)
-    except (RuntimeError, TypeError) as error:
-        raise GradfixError(
-            f"{name}: the module that build returned can't be copied ({' '.join(str(error).split())})"
-        ) from error
-    return module.to(device=device, dtype=dtype if isinstance(dtype, torch.dtype) else None).eval()
 
 
 def _beside(model: nn.Module, batch: Any) -> Any:

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-OURS = frozenset({"labels", "classes", "truncated", "words_at", "tags", "answers", "context", "offsets"})
+OURS = frozenset(
+    {"labels", "classes", "truncated", "words_at", "tags", "answers", "context", "offsets", "reference"}
+)
 """What tasks put into a batch for themselves."""
 
 

@@ -48,8 +48,7 @@ class MultiLabelClassification(TextInputs, Headed, Labelled):
         labels: Sequence[str] | Mapping[Any, str] | None = None,
         max_length: int | None = None,
     ) -> None:
-        super().__init__({"text": text, "text_pair": text_pair or None, "label": label}, labels, max_length)
-        self.alone = text_pair == ""
+        super().__init__(text, text_pair, label, labels, max_length)
 
     @override
     def use_tuned(self, config: Mapping[str, Any]) -> None:

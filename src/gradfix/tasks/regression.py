@@ -44,8 +44,7 @@ class Regression(TextInputs, Headed):
         *,
         max_length: int | None = None,
     ) -> None:
-        super().__init__({"text": text, "text_pair": text_pair or None, "label": label}, max_length)
-        self.alone = text_pair == ""
+        super().__init__(text, text_pair, label, max_length)
 
     @override
     def use_tuned(self, config: Any) -> None:

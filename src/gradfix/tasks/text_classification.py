@@ -37,8 +37,7 @@ class TextClassification(TextInputs, HeadedClassification):
         labels: Sequence[str] | Mapping[Any, str] | None = None,
         max_length: int | None = None,
     ) -> None:
-        super().__init__({"text": text, "text_pair": text_pair or None, "label": label}, labels, max_length)
-        self.alone = text_pair == ""
+        super().__init__(text, text_pair, label, labels, max_length)
 
     @override
     def encode(self, rows: Sequence[RowLike], *, strict: bool = False) -> Batch:

@@ -21,8 +21,11 @@ class TextInputs(ModelTask):
 
     truncates = True
     reads_text = True
-    alone = False
-    """Whether a second text is left out on purpose."""
+
+    def __init__(self, text: str, text_pair: str | None, label: str, *more: Any) -> None:
+        super().__init__({"text": text, "text_pair": text_pair or None, "label": label}, *more)
+        self.alone = text_pair == ""
+        """Whether a second text is left out on purpose."""
 
     @override
     def _bind_processors(self, location: str | Path, trust_remote_code: bool) -> None:

@@ -9,15 +9,14 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
 from gradfix.errors import GradfixError, listed
 from gradfix.tasks.base import Batch, told_in_one_line
-from gradfix.tasks.custom import built_module
+from gradfix.tasks.built import BuildsModel
 from gradfix.tasks.headed import HeadedClassification
 from gradfix.tasks.images import ImageInputs
 from gradfix.tasks.loading import explained
@@ -35,10 +34,9 @@ class _Transform:
         return {"pixel_values": [self.transform(images)]}
 
 
-class BuiltImages(ImageInputs):
+class BuiltImages(BuildsModel, ImageInputs):
     """Classification of images by a model that a library builds from its architecture's name."""
 
-    builds_model: ClassVar[bool] = True
     architecture: str
 
     @abstractmethod
@@ -50,26 +48,10 @@ class BuiltImages(ImageInputs):
         """
 
     @override
-    def bind(self, location: str | Path, *, trust_remote_code: bool = False) -> None:
-        """Take nothing: the architecture's name says all."""
-
-    @override
-    def _bind_processors(self, location: str | Path, trust_remote_code: bool) -> None:
-        pass
-
-    @override
-    def load_model(
-        self,
-        location: str | Path,
-        *,
-        dtype: torch.dtype | str = "auto",
-        device: torch.device | str = "cpu",
-        trust_remote_code: bool = False,
-        **config: Any,
-    ) -> nn.Module:
-        """Build the module, in eval mode; :class:`gradfix.evaluation.target_model.TargetModel` fills it."""
+    def built(self) -> nn.Module:
+        """Build it, or say in one line why the library can't."""
         with explained(self.architecture, "build the model"):
-            return built_module(self.name, self.build, dtype=dtype, device=device)
+            return self.build()
 
 
 @told_in_one_line

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from gradfix.checkpoints.writing.publishing import require_writable
 from gradfix.errors import ArchitectureError, GradfixError, column_option, listed
 from gradfix.evaluation.binding import Rows, bind, used_columns, without_labels
 from gradfix.recipes import IN_PYTHON, CheckRecipe, CompareRecipe, TaskRecipe, TransportRecipe
@@ -16,6 +17,7 @@ from gradfix.tasks.sampling import choose
 from gradfix.transport.checks import Finding, Findings, Models, check_weights, ignore, lay_apart, open_models
 from gradfix.transport.memory import note_cost
 from gradfix.transport.space import moved_as_adapter, note_apart
+from gradfix.transport.tracking import require_tracker
 
 SAMPLE_SHOWN = 600
 """Characters of a sample that `check` shows."""
@@ -154,7 +156,10 @@ def ready_task(
     Raises:
         GradfixError: naming the first row that can't be used, or what the target lacks.
     """
-    task = task or get_task(recipe.task, **recipe.task_options())
+    asked = task or get_task(recipe.task, **recipe.task_options())
+    task = asked.for_rows(data.pool)
+    if task is not asked:
+        found.add("note", f"the rows are {task.rows_are} (the task {task.name})")
     bind(task, models.target, models.tau, data.pool, trust_remote_code=recipe.trust_remote_code)
     task.check(data.pool, support=True)
     for rows in data.held.values():
@@ -173,6 +178,9 @@ def ready_task(
     if data.budget is not None:
         # For its refusal alone: which samples are drawn can depend on the target's features.
         choose(task.classes(data.pool), data.budget, names=task.class_names)
+    for rows in data.held.values():
+        for doubt in task.doubts(rows):
+            found.add("warning", doubt)
     for name, rows in {**({"support": data.pool} if data.budget is None else {}), **data.held}.items():
         note_cut(task, rows, name, found, strict=recipe.strict)
     return task, data
@@ -295,6 +303,10 @@ def check_inputs(
     """
     found = Findings(tell=tell)
     try:
+        if recipe.push_to_hub is not None:
+            require_writable(recipe.push_to_hub)
+        if recipe.track is not None:
+            require_tracker(recipe.track)
         models = models_of(recipe, found)
         if not recipe.task:
             task = None

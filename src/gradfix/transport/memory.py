@@ -51,6 +51,21 @@ def possible(recipe: TransportRecipe, model: TargetModel, found: Findings) -> Tr
     return recipe.model_copy(update={"training": False})
 
 
+def note_judging(model: TargetModel, found: Findings) -> None:
+    """Say where answers would be generated, and are not.
+
+    Args:
+        model: The target.
+        found: Told.
+    """
+    if model.judging.metric != model.task.judging().metric:
+        found.add(
+            "note",
+            "answers are not generated, since each token would read the whole checkpoint: "
+            f"{model.judging.metric.replace('_', ' ')} judges",
+        )
+
+
 def note_cost(
     recipe: TransportRecipe,
     models: Models,

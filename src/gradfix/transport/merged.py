@@ -13,7 +13,6 @@ Nothing is chosen on test data. Without any, the samples that chose are judged o
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -285,7 +284,8 @@ def _ready(
     roles = {role: name for role, _, name in (entry.partition("=") for entry in recipe.column)}
     tasks, rows, tests = [], [], []
     for number, (name, location) in enumerate(zip(names, recipe.samples, strict=True)):
-        task, own = get_task(name, **roles), load_rows(location)
+        own = load_rows(location)
+        task = get_task(name, **roles).for_rows(own)
         bind(task, target, vector, own, trust_remote_code=recipe.trust_remote_code)
         task.check(own)
         tasks.append(task)
@@ -311,6 +311,8 @@ def _ready(
         )
     for task in tasks[1:]:
         task.prepare(model.model)
+    for number, task in enumerate(tasks):
+        model.keep_reference(rows[number], tests[number], task=task)
     labels = _distinct([vector_name(path) for path in recipe.task_vector])
     columns = [
         Column(label, task, model.encode(own, task=task), model.encode(test, task=task))
@@ -318,10 +320,11 @@ def _ready(
     ]
     if recipe.retain is not None:
         kept = load_rows(recipe.retain)
-        task = copy(get_task(names[0], **roles))
+        task = get_task(names[0], **roles).for_rows(kept)
         bind(task, target, None, kept, trust_remote_code=recipe.trust_remote_code)
         task.check(kept)
         task.prepare(model.model)
+        model.keep_reference(kept, task=task)
         columns.append(Column("retained", task, None, model.encode(kept, task=task)))
     return model, columns
 
@@ -358,7 +361,9 @@ def _table(
     scores: dict[str, dict[str, Evaluation]] = {}
     for name, (vector, alpha) in moves.items():
         model.move(vector, alpha)
-        scores[name] = {column.name: model.evaluate(column.judged, task=column.task) for column in columns}
+        scores[name] = {
+            column.name: model.evaluate(column.judged, task=column.task.judging()) for column in columns
+        }
     model.restore()
     gains = {
         column.name: paired_samples(scores[MERGED][column.name].scores, scores[BASE][column.name].scores)

@@ -15,6 +15,7 @@ from gradfix.alignment import align, run_source
 from gradfix.alignment.source import SourceRun
 from gradfix.checkpoints import Checkpoint
 from gradfix.checkpoints.writing.atomic import refuse_taken
+from gradfix.checkpoints.writing.publishing import pushing
 from gradfix.checkpoints.writing.single import claimed, write_text
 from gradfix.errors import listed
 from gradfix.evaluation.adapter_model import AdapterModel
@@ -35,18 +36,19 @@ from gradfix.report.facts import Votes as RecordedVotes
 from gradfix.report.numbers import duration, metric_name, percent, shown_score
 from gradfix.report.record import TransportRecord
 from gradfix.report.summary import Summarised, Summary
-from gradfix.tasks import ModelTask, get_task
+from gradfix.tasks import ModelTask, PreferencePairs, get_task
 from gradfix.tasks.data_memory import RowSource
 from gradfix.transport.checks import Finding, Findings, Models, check_weights, ignore, lay_apart
 from gradfix.transport.decision import Decision, cross_fitting_doubts, decide, selection_context
 from gradfix.transport.folds import AlphaChoice
 from gradfix.transport.given import given
 from gradfix.transport.inputs import Data, counted_once, models_of, note_cut, note_unread, ready_task, rows_at
-from gradfix.transport.memory import possible
+from gradfix.transport.memory import note_judging, possible
 from gradfix.transport.record import Clock, output_files, transport_record, votes_facts
 from gradfix.transport.run import TransportRun
 from gradfix.transport.sameness import note_idle, require_one_file_system, see_the_same
 from gradfix.transport.space import note_apart, with_granularity
+from gradfix.transport.tracking import tracked
 from gradfix.vectors.adapter_output import write_adapter
 from gradfix.vectors.applied import Applied
 from gradfix.vectors.mask_strategies import MaskFunction
@@ -166,6 +168,8 @@ def transport(
     overwrite: bool = False,
     resume: bool = False,
     restart: bool = False,
+    push_to_hub: str | None = None,
+    track: Literal["trackio", "wandb", "tensorboard"] | None = None,
     column: Sequence[str] = (),
     label: Sequence[str] = (),
     candidate: Sequence[str] = (),
@@ -176,6 +180,7 @@ def transport(
     max_length: int | None = None,
     metric: str | None = None,
     max_new_tokens: int | None = None,
+    beta: float | None = None,
     batch_size: int = 32,
     device: str = "cpu",
     memory: str | int = "auto",
@@ -234,6 +239,8 @@ def transport(
         overwrite: Replace an existing output once the new one is whole.
         resume: Go on with an interrupted run of the same inputs.
         restart: Discard an interrupted run.
+        push_to_hub: Then push the output with its card to this repository of the Hub: private, unless it is there.
+        track: Log choices, curve and scores to an experiment tracker.
         column: Role=name, where the data's columns have other names.
         label: Class names in order, where neither model nor data has them.
         candidate: Text-to-text: answers to rank, in place of generating.
@@ -242,9 +249,10 @@ def transport(
         configuration: Of a Hub data set that has several.
         encoding: Of csv, tsv and json files, such as latin-1 or utf-16; UTF-8 if not given.
         max_length: Longest input in tokens; the model's context if not given.
-        metric: Causal-lm and text-to-text: generate, and grade answers by exact_match, rouge_l, chrf or
-            module:function.
+        metric: Causal-lm and text-to-text: grade generated answers by exact_match (if not given), rouge_l, chrf or
+            module:function; causal-lm: token_accuracy generates nothing.
         max_new_tokens: Longest generated answer in tokens; 64, of text-to-text 32.
+        beta: Preference-pairs: β of the DPO loss; 0.1 if not given.
         batch_size: Samples a pass.
         device: Cpu, cuda or mps.
         memory: ``"auto"``, or how much may be used, as 4GB: a larger model is fetched block by block.
@@ -267,7 +275,8 @@ def transport(
         GradfixError: if an option is not what it may be, or the inputs don't allow it; nothing is written then.
     """
     asked = given(TransportRecipe, locals())
-    return run_transport(asked.recipe, task=asked.task, rows=asked.rows, progress=progress)
+    with pushing(asked.recipe.push_to_hub, asked.recipe.output):
+        return run_transport(asked.recipe, task=asked.task, rows=asked.rows, progress=progress)
 
 
 def run_transport(
@@ -295,12 +304,26 @@ def run_transport(
     Raises:
         GradfixError: if the inputs don't allow it; nothing is written then.
     """
-    clock, found = Clock(), Findings(tell=tell, hold=True)
     refuse_taken(recipe.output, overwrite=recipe.overwrite)
+    with tracked(recipe) as log:
+        made = _transported(recipe, task, rows or {}, Findings(tell=tell, hold=True), settings, progress)
+        log(made.record)
+    return made
+
+
+def _transported(
+    recipe: TransportRecipe,
+    task: ModelTask | None,
+    rows: Mapping[str, Rows],
+    found: Findings,
+    settings: SelectionSettings,
+    progress: Progress,
+) -> Transported:
+    clock = Clock()
     with clock.stage("check"):
         models = models_of(recipe, found)
     with clock.stage("read data"):
-        data = Data.read(recipe, rows or {})
+        data = Data.read(recipe, rows)
         task, data = ready_task(recipe, models, data, found, task=task)
         models = lay_apart(models, task, found, output=recipe.output, overwrite=recipe.overwrite)
         require_one_file_system(recipe.output)
@@ -335,11 +358,13 @@ def run_transport(
                 **recipe.loading(),
             )
             recipe = possible(recipe, model, found)
+            note_judging(model, found)
             stack.enter_context(keeping_counts(model, recipe.output))
             describe_head(models.placement.vector, model)
         crossing = recipe.fixed_alpha() is None and "validation" not in data.held
         with clock.stage("choose samples"):
             support = _support(recipe, model, data, found, crossing=crossing)
+            model.keep_reference(support, *data.held.values())
         with clock.stage("align"):
             use_head(model, recipe.head, support)
             model.require_weights()
@@ -543,6 +568,7 @@ def count(
     if tau is not None:
         model.vote_where(model.vector)
     support = choose_support(model, pool, **recipe.drawing())
+    model.keep_reference(support)
     note_idle(len(support), recipe.batch_size, found)
     counting = nullcontext() if recipe.output is None else keeping_counts(model, recipe.output)
     with counting:
@@ -584,8 +610,12 @@ def measure(
     with claim as output:
         data = rows["data"] if rows and "data" in rows else rows_at(recipe, recipe.data, recipe.split)
         see_the_same({"data": data})
-        model = open_target(recipe, recipe.model, data, Findings(tell=tell), task=task)
-        measured = model.evaluate(data, progress=progress)
+        found = Findings(tell=tell)
+        model = open_target(recipe, recipe.model, data, found, task=task)
+        note_judging(model, found)
+        if isinstance(model.task, PreferencePairs):
+            model.task.stand_alone()
+        measured = model.evaluate(data, task=model.judging, progress=progress)
         if output is not None:
             content = json.dumps(EvaluatedSamples.model_validate(measured).plain(), indent=1) + "\n"
             write_text(output, content, overwrite=recipe.overwrite)
@@ -619,7 +649,7 @@ def open_target(
     target = Checkpoint.open(location)
     see_the_same({}, {location: target})
     placement = place(own_weights(target) if tau is None else tau, target)
-    task = task or get_task(recipe.task, **recipe.task_options())
+    task = (task or get_task(recipe.task, **recipe.task_options())).for_rows(rows)
     bind(
         task,
         target,
@@ -650,7 +680,7 @@ def _measured(
 ) -> Evaluation:
     try:
         model.move(vector, alpha)
-        return model.evaluate(rows, progress=progress)
+        return model.evaluate(rows, task=model.judging, progress=progress)
     finally:
         model.restore()
 

@@ -55,8 +55,8 @@ def brought(tuned: Path | None, base: Path | None, target: Path | None) -> Broug
     """
     found = Brought()
     if tuned is not None and target is not None and tuned not in (base, target):
-        missing = _tokens(found, tuned, base, target)
-        _template(found, tuned, base, target, missing)
+        _tokens(found, tuned, base, target)
+        _template(found, tuned, base, target)
         _generation(found, tuned, base, target)
         _modules(found, tuned, base, target)
         for name in _PROCESSORS:
@@ -67,43 +67,74 @@ def brought(tuned: Path | None, base: Path | None, target: Path | None) -> Broug
     return found
 
 
-def _tokens(found: Brought, tuned: Path, base: Path | None, target: Path) -> list[str]:
-    """Name the tokens that were added for the fine-tune; give those that the target lacks."""
-    if same_tokenizer(tuned, target) or same_tokenizer(tuned, base):
-        return []
-    ours, theirs = read_tokens(tuned) or {}, read_tokens(target)
-    before = read_tokens(base) if base is not None else None
-    new = [token for token in ours if before is not None and token not in before]
-    if theirs is None or not new:
-        return []
-    missing = [token for token in new if token not in theirs]
+def _added_tokens(tuned: Path, base: Path | None, target: Path) -> tuple[list[str], list[str]]:
+    """Find the tokens that were added for the fine-tune: those that the target has, and those that it lacks."""
+    if base is None or same_tokenizer(tuned, target) or same_tokenizer(tuned, base):
+        return [], []
+    ours, before, theirs = (read_tokens(folder) for folder in (tuned, base, target))
+    if before is None or theirs is None:
+        return [], []
+    new = [token for token in ours or () if token not in before]
+    return [token for token in new if token in theirs], [token for token in new if token not in theirs]
+
+
+def _tokens(found: Brought, tuned: Path, base: Path | None, target: Path) -> None:
+    """Name the tokens that were added for the fine-tune."""
+    known, missing = _added_tokens(tuned, base, target)
     if missing:
         found.remarks.append(
             f"the tuned model's tokenizer has {len(missing)} added tokens that the new base lacks, and neither they "
             f"nor their rows are in the output: {listed(missing)}; add them to the new base first "
             "(tokenizer.add_tokens, model.resize_token_embeddings)"
         )
-    if len(missing) < len(new):
+    if known:
         found.remarks.append(
-            f"added tokens of the tuned model that its base lacks: {listed([t for t in new if t in theirs])}; "
+            f"added tokens of the tuned model that its base lacks: {listed(known)}; "
             "their rows keep the new base's values"
         )
-    return missing
 
 
-def _template(found: Brought, tuned: Path, base: Path | None, target: Path, missing: list[str]) -> None:
-    """Carry over a chat template where the target has none and knows its tokens."""
-    ours, theirs = _chat_template(tuned), _chat_template(target)
-    if ours is None or ours == theirs or (base is not None and ours == _chat_template(base)):
-        return
-    if theirs is None and isinstance(ours, str) and not any(token in ours for token in missing):
-        found.files["chat_template.jinja"] = ours.encode()
-        found.remarks.append("the chat template is the tuned model's: the new base has none")
-    else:
-        why = "has tokens that the new base lacks" if theirs is None else "differs from the new base's"
+def _template(found: Brought, tuned: Path, base: Path | None, target: Path) -> None:
+    """Carry over the chat template that the tuned model learnt."""
+    template = brought_template(tuned, base, target)
+    theirs = _chat_template(target)
+    if template is not None:
+        found.files["chat_template.jinja"] = template.encode()
         found.remarks.append(
-            f"the tuned model's chat template {why} and is not in the output; copy it if it fits"
+            "the chat template is the tuned model's: "
+            + ("the new base has none" if theirs is None else "the new base has another one")
         )
+    elif _learnt(tuned, base) not in (None, theirs):
+        found.remarks.append(
+            "the tuned model's chat template has tokens that the new base lacks, or is one of several, and is not in "
+            "the output; copy it if it fits"
+        )
+
+
+def brought_template(tuned: Path | None, base: Path | None, target: Path | None) -> str | None:
+    """Find the chat template that a fine-tune learnt, where it is not the target's and the target knows its tokens.
+
+    Args:
+        tuned: Folder of θ_A^ft; None where there is none.
+        base: Folder of θ_A: what it had, the fine-tune did not bring.
+        target: Folder of θ_B.
+
+    Returns:
+        The template that conversations are written with, in the output, too; None for the target's own.
+    """
+    if tuned is None or target is None or tuned in (base, target):
+        return None
+    ours = _learnt(tuned, base)
+    if not isinstance(ours, str) or ours == _chat_template(target):
+        return None
+    _, missing = _added_tokens(tuned, base, target)
+    return None if any(token in ours for token in missing) else ours
+
+
+def _learnt(tuned: Path, base: Path | None) -> Any:
+    """The tuned model's chat template; None where it has none, or that of its base."""
+    ours = _chat_template(tuned)
+    return None if base is not None and ours == _chat_template(base) else ours
 
 
 def _chat_template(folder: Path) -> Any:

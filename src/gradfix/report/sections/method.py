@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from gradfix.recipes.fields import CORRELATIONS
 from gradfix.report.elements import Cell, Figure, Section, Table
 from gradfix.report.facts import Alpha, AlphaPoint, Certificate
-from gradfix.report.numbers import metric_name, number, score_unit, shown_score
+from gradfix.report.numbers import number, score_name, score_unit, shown_score
 from gradfix.report.record import TransportRecord
 from gradfix.report.style import ACCENT, INK, MUTED, WARM, layout
 
@@ -89,7 +88,7 @@ def _score(choice: Alpha, curve: Sequence[AlphaPoint], metric: str) -> Figure | 
     if len(curve) < 2:
         return None
     scores = [(p.alpha, p.score * 100) for p in curve]
-    name = metric_name(metric) if metric in CORRELATIONS else "score"
+    name = score_name(metric)
     traces = [_line("held-out score", scores, ACCENT, "circle", "solid"), *_ring(choice, scores)]
     best = choice.at(choice.alpha)
     title = f"The {name} along α"

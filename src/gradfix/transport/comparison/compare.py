@@ -39,6 +39,7 @@ from gradfix.transport.comparison.table import (
     table_markdown,
 )
 from gradfix.transport.inputs import Data, ready_task, rows_at
+from gradfix.transport.memory import note_judging
 from gradfix.transport.space import moved_as_adapter, note_apart, with_granularity
 from gradfix.vectors.placement import place, with_movable_head
 from gradfix.vectors.task_vector import TaskVector
@@ -146,6 +147,7 @@ class Prepared:
             support = choose_support(
                 model, self.data.pool, samples_per_class=budget, sampling=self.recipe.sampling, seed=seed
             )
+            model.keep_reference(support)
             use_head(model, self.recipe.head, support)
             model.require_weights()
             stage = f"draw {number + 1} of {len(self.draws)}, {budget} a class"
@@ -218,12 +220,14 @@ def prepared(
         if recipe.head == "copy" and not models.adapter:
             placement = with_movable_head(placement)
         model = load_target(task, target, placement, adapter=models.adapter, **recipe.loading())
+        note_judging(model, found)
         if recipe.head == "copy":
             model.require_weights()
         aligned = align(source, model, control_seed=0) if source is not None else None
         oracle = None
         if recipe.target_tuned is not None:
             oracle = model.restricted(place(TaskVector.between(target, recipe.target_tuned), target).vector)
+        model.keep_reference(data.held["test"])
         judge = Judge(
             model,
             model.encode(data.held["test"]),
@@ -285,7 +289,7 @@ def compare(
             for budget in recipe.samples_per_class
             for line in summarise([kept.found(budget, seed) for seed in range(recipe.seeds)], budget)
         ]
-        metric = metric_name(ready.judge.model.task.metric)
+        metric = metric_name(ready.judge.model.judging.metric)
         judged, adapter = len(ready.data.held["test"]), ready.adapter
     caption = (
         f"{metric} on {judged} test samples; mean over {recipe.seeds} draws "
@@ -333,8 +337,10 @@ def _retention(
         return None
     rows = rows_at(recipe, recipe.retain) if rows is None else rows
     options = {key: value for key, value in recipe.task_options().items() if key != "labels"}
-    task = copy(own) if own is not None else get_task(recipe.task, **options)
+    task = (copy(own) if own is not None else get_task(recipe.task, **options)).for_rows(rows)
     bind(task, target, None, rows, trust_remote_code=recipe.trust_remote_code)
     task.check(rows)
     task.prepare(model.model)
-    return task, model.encode(rows, task=task)
+    model.keep_reference(rows, task=task)
+    encoded = model.encode(rows, task=task)
+    return (task if model.streams else task.judging()), encoded

@@ -120,7 +120,7 @@ class Judge:
         Returns:
             The outcome.
         """
-        found = self.model.evaluate(self.test)
+        found = self.model.evaluate(self.test, task=self.model.judging)
         retained = None
         if self.retain is not None:
             task, rows = self.retain

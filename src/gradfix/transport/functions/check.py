@@ -35,6 +35,8 @@ def check(
     overwrite: bool = False,
     resume: bool = False,
     restart: bool = False,
+    push_to_hub: str | None = None,
+    track: Literal["trackio", "wandb", "tensorboard"] | None = None,
     column: Sequence[str] = (),
     label: Sequence[str] = (),
     candidate: Sequence[str] = (),
@@ -45,6 +47,7 @@ def check(
     max_length: int | None = None,
     metric: str | None = None,
     max_new_tokens: int | None = None,
+    beta: float | None = None,
     batch_size: int = 32,
     device: str = "cpu",
     memory: str | int = "auto",
@@ -99,6 +102,8 @@ def check(
         overwrite: Replace an existing output once the new one is whole.
         resume: Go on with an interrupted run of the same inputs.
         restart: Discard an interrupted run.
+        push_to_hub: Where the output would be pushed: whether the token may write there is checked.
+        track: The experiment tracker: whether it is installed is checked.
         column: Role=name, where the data's columns have other names.
         label: Class names in order, where neither model nor data has them.
         candidate: Text-to-text: answers to rank, in place of generating.
@@ -107,9 +112,10 @@ def check(
         configuration: Of a Hub data set that has several.
         encoding: Of csv, tsv and json files, such as latin-1 or utf-16; UTF-8 if not given.
         max_length: Longest input in tokens; the model's context if not given.
-        metric: Causal-lm and text-to-text: generate, and grade answers by exact_match, rouge_l, chrf or
-            module:function.
+        metric: Causal-lm and text-to-text: grade generated answers by exact_match (if not given), rouge_l, chrf or
+            module:function; causal-lm: token_accuracy generates nothing.
         max_new_tokens: Longest generated answer in tokens; 64, of text-to-text 32.
+        beta: Preference-pairs: β of the DPO loss; 0.1 if not given.
         batch_size: Samples a pass.
         device: Cpu, cuda or mps.
         memory: ``"auto"``, or how much may be used, as 4GB: a larger model is fetched block by block.

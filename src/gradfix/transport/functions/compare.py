@@ -37,6 +37,7 @@ def compare(
     max_length: int | None = None,
     metric: str | None = None,
     max_new_tokens: int | None = None,
+    beta: float | None = None,
     batch_size: int = 32,
     device: str = "cpu",
     memory: str | int = "auto",
@@ -81,9 +82,10 @@ def compare(
         configuration: Of a Hub data set that has several.
         encoding: Of csv, tsv and json files, such as latin-1 or utf-16; UTF-8 if not given.
         max_length: Longest input in tokens; the model's context if not given.
-        metric: Causal-lm and text-to-text: generate, and grade answers by exact_match, rouge_l, chrf or
-            module:function.
+        metric: Causal-lm and text-to-text: grade generated answers by exact_match (if not given), rouge_l, chrf or
+            module:function; causal-lm: token_accuracy generates nothing.
         max_new_tokens: Longest generated answer in tokens; 64, of text-to-text 32.
+        beta: Preference-pairs: β of the DPO loss; 0.1 if not given.
         batch_size: Samples a pass.
         device: Cpu, cuda or mps.
         memory: ``"auto"``, or how much may be used, as 4GB: a larger model is fetched block by block.
