@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from copy import copy
-from statistics import median
 from typing import Any, TypeAlias
 
 import torch
@@ -24,19 +23,13 @@ from gradfix.tasks.conversations import (
 )
 from gradfix.tasks.data import origin
 from gradfix.tasks.forward import placed
-from gradfix.tasks.generation import grader, greedy, short_name
+from gradfix.tasks.generation import CHECKED, EXACT_MATCH, grader, greedy, long_answers, short_name
 from gradfix.tasks.language_model import LanguageModel
 from gradfix.tasks.preferences import CHOSEN, REJECTED, PreferencePairs
 from gradfix.tasks.text import token_losses
 
 Limits: TypeAlias = tuple[int, tuple[int, ...]]
 """Of a generated answer: the most tokens, and the tokens that end it."""
-
-EXACT_MATCH = "exact_match"
-LONG_ANSWER = 10
-"""Words of an answer from which a model hardly ever says it to the letter."""
-CHECKED = 200
-"""Rows whose answers are looked at."""
 
 
 @register
@@ -117,18 +110,11 @@ class CausalLM(LanguageModel):
     @override
     def doubts(self, rows: Sequence[RowLike]) -> list[str]:
         """Exact match says nothing of long answers."""
-        if self.judging().metric != EXACT_MATCH:
+        if self._asked_metric is not None:
             return []
-        words = [
-            len(spoken(messages[-1]["content"]).split()) for messages in self._conversations(rows[:CHECKED])
-        ]
-        usual = int(median(words))
-        if usual <= LONG_ANSWER:
-            return []
-        return [
-            f"answers have {usual} words (median), so that an exact match is hardly ever seen: give "
-            f"{option('metric')} rouge_l or chrf, a function of yours, or {CausalLM.metric}"
-        ]
+        return long_answers(
+            [spoken(messages[-1]["content"]) for messages in self._conversations(rows[:CHECKED])]
+        )
 
     @override
     def check(self, rows: Sequence[RowLike], *, support: bool = False) -> None:

@@ -1,6 +1,7 @@
 """Answers that are generated, and how alike they are to the right ones."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from statistics import median
 from typing import Any
 
 from gradfix import plugins
@@ -8,6 +9,32 @@ from gradfix.errors import GradfixError, option
 
 Grader = Callable[[str, str], float]
 """From an answer and the right one to a score in [0, 1]."""
+
+
+EXACT_MATCH = "exact_match"
+"""How answers are graded where nobody says it."""
+LONG = 10
+"""Words of an answer from which a model hardly ever says it to the letter."""
+CHECKED = 200
+"""Rows whose answers are looked at."""
+
+
+def long_answers(answers: Sequence[str]) -> list[str]:
+    """Doubt that exact match says anything.
+
+    Args:
+        answers: Right ones.
+
+    Returns:
+        A sentence with its remedies; nothing where answers are short.
+    """
+    usual = int(median(len(answer.split()) for answer in answers))
+    if usual <= LONG:
+        return []
+    return [
+        f"answers have {usual} words (median), so that an exact match is hardly ever seen: give {option('metric')} "
+        "rouge_l or chrf, or a function of yours"
+    ]
 
 
 def greedy(model: Any, *, padding: int, most: int, ends: Iterable[int] = ()) -> Any:
@@ -67,7 +94,7 @@ def _missing(name: str, package: str, error: ImportError) -> GradfixError:
 
 
 GRADERS: dict[str, Callable[[], Grader]] = {
-    "exact_match": _exact_match,
+    EXACT_MATCH: _exact_match,
     "rouge_l": _rouge_l,
     "chrf": _chrf,
 }

@@ -12,7 +12,7 @@ from gradfix.errors import GradfixError, listed, option
 from gradfix.tasks.base import Batch, Measured, ModelTask, RowLike, register
 from gradfix.tasks.data import origin
 from gradfix.tasks.forward import mean_over_tokens, placed
-from gradfix.tasks.generation import grader, greedy, short_name
+from gradfix.tasks.generation import CHECKED, EXACT_MATCH, grader, greedy, long_answers, short_name
 from gradfix.tasks.loading import context_length, load_tokenizer, padding_id
 from gradfix.tasks.text import pad, pad_all, token_losses, tokenize
 
@@ -36,7 +36,7 @@ class TextToText(ModelTask):
     """
 
     name = "text-to-text"
-    metric = "exact_match"
+    metric = EXACT_MATCH
     auto_class = "AutoModelForSeq2SeqLM"
     truncates = True
     reads_text = True
@@ -66,6 +66,7 @@ class TextToText(ModelTask):
                 f"{option('metric')} {metric}: with candidates the best of them is the answer, none is generated; "
                 "leave out one of the two"
             )
+        self._asked_metric = metric
         self._grade = grader(metric or self.metric)
         self.metric = "accuracy" if self.candidates is not None else short_name(metric or self.metric)
 
@@ -111,6 +112,13 @@ class TextToText(ModelTask):
         if support and self.candidates is not None and len(present) < len(self.candidates):
             absent = [text for index, text in enumerate(self.candidates) if index not in present]
             raise GradfixError(f"the support set has no sample of the candidates {listed(absent, 20)}")
+
+    @override
+    def doubts(self, rows: Sequence[RowLike]) -> list[str]:
+        """Exact match says nothing of long answers."""
+        if self.candidates is not None or self._asked_metric is not None:
+            return []
+        return long_answers(self._texts(rows[:CHECKED], "target"))
 
     @override
     def encode(self, rows: Sequence[RowLike], *, strict: bool = False) -> Batch:

@@ -129,6 +129,9 @@ def note_cost(
     # A count, every α on the samples, the certificate at five places and its slope, and three models judged.
     forward = (3 if held else 4) * 2 + settings + 5
     operations = 2 * weights * length * (samples * forward + judged * (settings + 3))
+    judge = task.judging()
+    if judge.generates:  # of four models, a token at a time
+        operations += 2 * weights * judged * 4 * getattr(judge, "max_new_tokens", 0)
     found.seconds = (found.seconds or 0.0) + operations / _speed(recipe.device, dtype, target.specs)
 
 
