@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gradfix.checkpoints.reading.remote_header import in_short, network_errors
-from gradfix.errors import GradfixError, option
+from gradfix.checkpoints.reading.remote_header import in_short
+from gradfix.errors import GradfixError, network_errors, option
 from gradfix.ranks import ranks
 
 
