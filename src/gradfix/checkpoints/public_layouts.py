@@ -2,17 +2,19 @@
 
 Both fuse queries, keys and values into one tensor, and open_clip multiplies by its projections from the right. The
 public collections of fine-tunes wrap open_clip's names once more (``model.visual.``, ``image_encoder.model.visual.``);
-whatever stands before them is left out. What a file does not say is the activation: OpenAI's weights and those named
-quickgelu compute x · σ(1.702 x), others the exact GELU.
+whatever stands before them is left out. Its SigLIP is a text tower of its own beside a vision transformer of timm
+(``visual.trunk.``). What a file does not say is the activation: OpenAI's weights and those named quickgelu compute
+x · σ(1.702 x), others the exact GELU; open_clip's SigLIP the exact one or its tanh approximation, transformers' the
+latter.
 """
 
 import re
 from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from gradfix.checkpoints.layouts import Layout, Part
+from gradfix.checkpoints.layouts import Layout, Part, layout_of
 from gradfix.checkpoints.tensors import TensorSpec
 
 _QKV = ("q_proj", "k_proj", "v_proj")
@@ -57,6 +59,33 @@ _VIT = {
     "head.weight": "classifier.weight",
     "head.bias": "classifier.bias",
 }
+_SIGLIP_TRUNK = {
+    **{
+        f"{ours}.{end}": f"vision_model.{theirs}.{end}"
+        for ours, theirs in (
+            ("patch_embed.proj", "embeddings.patch_embedding"),
+            ("norm", "post_layernorm"),
+            ("attn_pool.proj", "head.attention.out_proj"),
+            ("attn_pool.norm", "head.layernorm"),
+            ("attn_pool.mlp.fc1", "head.mlp.fc1"),
+            ("attn_pool.mlp.fc2", "head.mlp.fc2"),
+        )
+        for end in ("weight", "bias")
+    },
+    "attn_pool.latent": "vision_model.head.probe",
+}
+_SIGLIP_TEXT = {
+    **_TEXT,
+    "text_projection.weight": "text_model.head.weight",
+    "text_projection.bias": "text_model.head.bias",
+}
+_IN_SIGLIP_LAYER = {
+    "norm1": "layer_norm1",
+    "norm2": "layer_norm2",
+    "attn.proj": "self_attn.out_proj",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
 _NO_WEIGHT = re.compile(
     r"(.*\.)?(attn_mask|input_resolution|context_length|vocab_size)|classification_head\..*"
 )
@@ -79,6 +108,11 @@ def public_layout(specs: Mapping[str, TensorSpec]) -> Layout | None:
     visual = _prefix(specs, "conv1.weight", ("class_embedding", "ln_pre.weight", "proj"))
     if visual is not None:
         return _clip(specs, visual)
+    trunk = _prefix(
+        specs, "attn_pool.latent", ("patch_embed.proj.weight", "pos_embed", "attn_pool.kv.weight")
+    )
+    if trunk is not None:
+        return _siglip(specs, trunk)
     vit = _prefix(specs, "patch_embed.proj.weight", ("cls_token", "pos_embed", "norm.weight"))
     return _vit(specs, vit) if vit is not None else None
 
@@ -141,6 +175,49 @@ def _tower(made: "_Made", name: str, inner: str, tower: str) -> bool:
         made.rename(name, f"{tower}.encoder.layers.{plain[1]}.{_IN_CLIP_LAYER[plain[2]]}.{plain[3]}")
         return True
     return False
+
+
+def _siglip(specs: Mapping[str, TensorSpec], trunk: str) -> Layout | None:
+    """Names of SigLIP: timm's trunk, with open_clip's text tower where there is one; None for other parts."""
+    root = trunk.removesuffix("visual.trunk.")
+    text = f"{root}text." if root != trunk else None
+    made = _Made(specs)
+    for name in specs:
+        inner = name.removeprefix(trunk) if name.startswith(trunk) else None
+        own = name.removeprefix(text) if text is not None and name.startswith(text) else ""
+        if inner is not None and _in_trunk(made, name, inner, trunk):
+            continue
+        if inner is not None and _VIT_LAYER.fullmatch(inner) is not None:
+            return None  # layer scale, norms of queries and keys: another architecture
+        if name in (f"{root}logit_scale", f"{root}logit_bias"):
+            made.reshape(name, name.removeprefix(root), (1,))
+        elif own in _SIGLIP_TEXT:
+            made.rename(name, _SIGLIP_TEXT[own])
+        elif not own or not _tower(made, name, own, "text_model"):
+            made.unknown.append(name)
+    return made.layout()
+
+
+def _in_trunk(made: "_Made", name: str, inner: str, trunk: str) -> bool:
+    """A tensor of timm's vision transformer with attention pooling."""
+    layer = _VIT_LAYER.fullmatch(inner)
+    pooled = re.fullmatch(r"attn_pool\.(q|kv)\.(weight|bias)", inner)
+    if inner in _SIGLIP_TRUNK:
+        made.rename(name, _SIGLIP_TRUNK[inner])
+    elif inner == "pos_embed":
+        made.reshape(name, "vision_model.embeddings.position_embedding.weight", made.specs[name].shape[1:])
+    elif pooled is not None and f"{trunk}attn_pool.q.{pooled[2]}" in made.specs:
+        if pooled[1] == "kv":
+            queries = f"{trunk}attn_pool.q.{pooled[2]}"
+            made.join([queries, name], f"vision_model.head.attention.in_proj_{pooled[2]}")
+    elif layer is not None and layer[2] == "attn.qkv":
+        places = [f"vision_model.encoder.layers.{layer[1]}.self_attn.{part}.{layer[3]}" for part in _QKV]
+        made.split(name, places)
+    elif layer is not None and layer[2] in _IN_SIGLIP_LAYER:
+        made.rename(name, f"vision_model.encoder.layers.{layer[1]}.{_IN_SIGLIP_LAYER[layer[2]]}.{layer[3]}")
+    else:
+        return False
+    return True
 
 
 def _vit(specs: Mapping[str, TensorSpec], prefix: str) -> Layout | None:
@@ -214,8 +291,55 @@ class _Made:
             )
         )
 
+    def join(self, names: list[str], memory: str) -> None:
+        """Several tensors as the rows of one."""
+        specs = {name: self.specs[name] for name in names}
+        counts = [spec.shape[0] for spec in specs.values()]
+        whole = TensorSpec(specs[names[0]].dtype, (sum(counts), *specs[names[0]].shape[1:]))
+        self.parts.append(
+            Part(
+                specs,
+                {memory: whole},
+                0,
+                lambda tensors: {memory: torch.cat([tensors[name] for name in names])},
+                lambda tensors: dict(zip(names, torch.split(tensors[memory], counts), strict=True)),
+            )
+        )
+
+    def reshape(self, name: str, memory: str, shape: tuple[int, ...]) -> None:
+        """The same numbers with axes of length 1 more or less."""
+        spec = self.specs[name]
+        if spec.shape == shape:
+            self.rename(name, memory)
+            return
+        self.parts.append(
+            Part(
+                {name: spec},
+                {memory: TensorSpec(spec.dtype, shape)},
+                0,
+                lambda tensors: {memory: tensors[name].reshape(shape)},
+                lambda tensors: {name: tensors[memory].reshape(spec.shape)},
+            )
+        )
+
     def layout(self) -> Layout:
         return Layout(self.renamed, tuple(self.parts), tuple(self.unknown))
+
+
+def layout_in(model: nn.Module | None, specs: Mapping[str, TensorSpec]) -> Layout:
+    """Find how a file's tensors lie in a module, if the file has the names of open_clip or timm, too.
+
+    Args:
+        model: A module of transformers; any other stores its own names.
+        specs: The file's tensors.
+
+    Returns:
+        The layout.
+    """
+    public = public_layout(specs) if model is None or hasattr(model, "save_pretrained") else None
+    if public is None:
+        return layout_of(model, specs)
+    return in_memory_of(public, layout_of(model, public.memory_specs(specs)).renamed)
 
 
 def in_memory_of(layout: Layout, names: Mapping[str, str]) -> Layout:

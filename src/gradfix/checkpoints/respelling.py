@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from gradfix.checkpoints.architecture import skeleton
-from gradfix.checkpoints.layouts import AsStored, InMemory, Layout, layout_of
+from gradfix.checkpoints.layouts import AsStored, InMemory, Layout
 from gradfix.checkpoints.names import match_names
-from gradfix.checkpoints.public_layouts import beside_the_model, in_memory_of, public_layout
+from gradfix.checkpoints.public_layouts import beside_the_model, layout_in, public_layout
 from gradfix.checkpoints.tensors import TensorSource, TensorSpec
 
 _NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
@@ -150,8 +150,8 @@ def _by_tables(source: Spelled, target: Spelled) -> Respelling | None:
     public = public_layout(source.specs), public_layout(target.specs)
     if models == (None, None) and public == (None, None):
         return None
-    ours = _layout(public[0], models[0] or models[1], source.specs)
-    theirs = _layout(public[1], models[1] or models[0], target.specs)
+    ours = layout_in(models[0] or models[1], source.specs)
+    theirs = layout_in(models[1] or models[0], target.specs)
     match = match_names(ours.memory_specs(source.specs), theirs.memory_specs(target.specs))
     of_source = {new: old for old, new in match.names.items()}
     names = {
@@ -198,14 +198,6 @@ def _by_tables(source: Spelled, target: Spelled) -> Respelling | None:
         match.remove,
         (ours, of_source, theirs),
     )
-
-
-def _layout(public: Layout | None, model: Any, specs: Mapping[str, TensorSpec]) -> Layout:
-    """The layout of a file, in the names that a module of transformers has."""
-    if public is None:
-        return layout_of(model, specs)
-    known = layout_of(model, public.memory_specs(specs))
-    return in_memory_of(public, known.renamed)
 
 
 def _same_parts(ours: Layout, theirs: Layout, of_source: Mapping[str, str]) -> dict[str, str]:

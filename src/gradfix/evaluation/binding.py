@@ -4,10 +4,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gradfix.checkpoints import Checkpoint
-from gradfix.errors import GradfixError
+from gradfix.errors import GradfixError, option
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.recipes import Sampling
-from gradfix.tasks import Classification, HeadedClassification, Labelled, LanguageModel, ModelTask
+from gradfix.tasks import (
+    Classification,
+    HeadedClassification,
+    Labelled,
+    LanguageModel,
+    ModelTask,
+    ZeroShotImageClassification,
+)
 from gradfix.tasks.data import Row, origin
 from gradfix.tasks.sampling import choose
 from gradfix.vectors.brought import brought_template
@@ -61,8 +68,10 @@ def bind(
     if target.directory is not None:
         task.bind(target.directory, trust_remote_code=trust_remote_code)
     elif not task.builds_model:
+        zero_shot = isinstance(task, ZeroShotImageClassification)
+        whole = f", or the whole model it is of with {option('text_from')}" if zero_shot else ""
         raise GradfixError(
-            f"{target.location}: has no tokenizer or processor beside it; give a model directory"
+            f"{target.location}: has no tokenizer or processor beside it; give a model directory{whole}"
         )
     if tau is not None and tau.config:
         task.use_tuned(tau.config)
@@ -72,6 +81,22 @@ def bind(
             task.use_template(template)
     if isinstance(task, Labelled) and not task.has_labels:
         task.use_labels(task.names_in(rows))
+
+
+def refuse_idle_text(task: ModelTask, target: Checkpoint) -> None:
+    """Refuse a text side from elsewhere for a model that has its own.
+
+    Args:
+        task: Bound to the target.
+        target: θ_B.
+
+    Raises:
+        GradfixError: if the target is whole.
+    """
+    if isinstance(task, ZeroShotImageClassification) and task.text_from and not task.builds_model:
+        raise GradfixError(
+            f"{option('text_from')} {task.text_from}: {target.location} has a text side of its own; leave it out"
+        )
 
 
 def choose_support(

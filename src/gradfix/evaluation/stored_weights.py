@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from gradfix.checkpoints import Checkpoint, TensorSource
 from gradfix.checkpoints.expressions import Padded, Selection
-from gradfix.checkpoints.layouts import AsStored, InMemory, layout_of
+from gradfix.checkpoints.layouts import AsStored, InMemory
+from gradfix.checkpoints.public_layouts import layout_in
 from gradfix.vectors.task_vector import Placement
 
 
@@ -58,7 +59,7 @@ class StoredWeights:
             for name, theirs in placement.outputs.items()
         }
         aliases = {alias: target.specs[name] for alias, name in target.ties.items()}
-        self.layout = layout_of(model, {**aliases, **specs})
+        self.layout = layout_in(model, {**aliases, **specs})
 
     def find(self, name: str) -> StoredAs:
         """Find where a tensor's value is stored.

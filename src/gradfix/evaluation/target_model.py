@@ -102,6 +102,7 @@ class TargetModel:
             if home == NOT_STORED and not is_computed(model, name)
         }
         if task.builds_model:
+            self._missing -= set(task.brought(model))
             self.require_weights()
             self._require_shapes()
         else:

@@ -129,6 +129,7 @@ _OPTIONS = {
     "candidates": "candidate",
     "prefix": "prefix",
     "templates": "templates",
+    "text_from": "text_from",
     "max_length": "max_length",
     "metric": "metric",
     "max_new_tokens": "max_new_tokens",

@@ -4,7 +4,7 @@ Letters used below: B samples in a batch, L tokens, C classes, d features.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -110,7 +110,7 @@ class ModelTask(ABC):
     """Whether `encode` makes the same of a sample whatever its batch: then each is encoded once for training."""
     rows_are: ClassVar[str] = ""
     """What is said of rows that tell by themselves that they are of this task."""
-    builds_model: ClassVar[bool] = False
+    builds_model: bool = False
     """Whether `load_model` makes an empty module without looking at a place, so that weights need no directory around
     them; all its parameters and buffers are then filled from the weights."""
 
@@ -442,6 +442,18 @@ class ModelTask(ABC):
             Entries of ``config.json``; none for a task without a head of its own.
         """
         return {}
+
+    def brought(self, model: nn.Module) -> Collection[str]:
+        """Name the parameters that a built model has from elsewhere than its weights.
+
+        Args:
+            model: As `load_model` made it.
+
+        Returns:
+            Names; where the weights have such a parameter, it is theirs.
+        """
+        del model
+        return ()
 
     def voters(self, model: nn.Module) -> list[str]:
         """The parameters whose gradients vote.

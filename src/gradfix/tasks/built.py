@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from gradfix.tasks.base import ModelTask
 class BuildsModel(ModelTask):
     """A task whose model is made by a function, and filled from files tensor by tensor."""
 
-    builds_model: ClassVar[bool] = True
+    builds_model = True
 
     @abstractmethod
     def built(self) -> Any:

@@ -1,6 +1,6 @@
 """Zero-shot image classification: an image is of the class whose prompts its features resemble most."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +9,22 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from typing_extensions import override
 
-from gradfix.errors import GradfixError
+from gradfix.errors import GradfixError, listed, option
 from gradfix.tasks.base import Batch, register
 from gradfix.tasks.forward import evaluating
 from gradfix.tasks.images import ImageInputs
 from gradfix.tasks.labels import Labels
-from gradfix.tasks.loading import load_tokenizer
+from gradfix.tasks.loading import load_config, load_tokenizer
 from gradfix.text_files import read_text
 
 TEMPLATES = ("a photo of a {}.",)
-VISION = ("vision_model.", "visual_projection.")
+TOWER = "vision_model."
+VISION = (TOWER, "visual_projection.")
+SAME = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size",
+    "hidden_act", "layer_norm_eps",
+)  # fmt: skip
+"""What a vision tower alone must have in common with that of the model whose text side it is used with."""
 PROMPTS_AT_ONCE = 256
 
 
@@ -37,6 +43,8 @@ class ZeroShotImageClassification(ImageInputs):
         labels: The class names, in order, as the prompts should say them; underscores are read as blanks.
             Where not given, take them from data with `label_names` and `use_labels`.
         templates: Prompts with ``{}`` for the class: a list, a single one, or a text file with one a line.
+        text_from: A whole model, directory or Hub id, that gives what a vision tower alone, or a file of weights,
+            lacks: text tower, projection, scale, tokenizer. Such weights are then filled into its architecture.
     """
 
     name = "zero-shot-image-classification"
@@ -49,26 +57,91 @@ class ZeroShotImageClassification(ImageInputs):
         *,
         labels: Sequence[str] | Mapping[Any, str] | None = None,
         templates: Sequence[str] | str | Path = TEMPLATES,
+        text_from: str | Path | None = None,
     ) -> None:
         super().__init__(image, label, labels)
         self.templates = read_templates(templates)
+        self.text_from: str | Path | None = None
+        if text_from is not None:  # as for a file of weights, beside which there is nothing to bind to
+            self.bind(text_from)
+            self.text_from, self.builds_model = text_from, True
         self._weights: Tensor | None = None
         self._scale, self._bias = 1.0, 0.0
 
     @override
     def _bind_processors(self, location: str | Path, trust_remote_code: bool) -> None:
-        if not self.runs({"model_type": self.config.model_type}):
+        self.builds_model = _is_tower(self.config.model_type)
+        if not self.builds_model:
+            super()._bind_processors(location, trust_remote_code)
+            self.tokenizer = load_tokenizer(location, trust_remote_code=trust_remote_code)
+            return
+        if self.text_from is None:
             raise GradfixError(
                 f"{location}: is a vision tower alone ({self.config.model_type}), without the text tower that makes "
-                "class weights of prompts; give the whole model as the target (towers alone can be the source's base "
-                "and tuned model)"
+                f"class weights of prompts; give the whole model it is of with {option('text_from')}"
             )
-        super()._bind_processors(location, trust_remote_code)
-        self.tokenizer = load_tokenizer(location, trust_remote_code=trust_remote_code)
+        whole = load_config(self.text_from, trust_remote_code=trust_remote_code)
+        tower = getattr(whole, "vision_config", whole)
+        differing = [
+            f"{key} {getattr(self.config, key, None)!r} against {getattr(tower, key, None)!r}"
+            for key in SAME
+            if getattr(self.config, key, None) != getattr(tower, key, None)
+        ]
+        if differing:
+            raise GradfixError(
+                f"{location}: is no vision tower of {self.text_from} ({listed(differing)}); give the model it is of "
+                f"with {option('text_from')}"
+            )
+        own = Path(location, "preprocessor_config.json").exists()
+        super()._bind_processors(location if own else self.text_from, trust_remote_code)
+        self.tokenizer = load_tokenizer(self.text_from, trust_remote_code=trust_remote_code)
 
     @override
     def runs(self, config: Mapping[str, Any]) -> bool:
-        return not str(config.get("model_type")).endswith("_vision_model")
+        # A source is run with the text side it was trained with, which a tower or a file alone has not.
+        known = self.text_from is None or bool(config.get("model_type"))
+        return known and not _is_tower(config.get("model_type"))
+
+    @override
+    def load_model(
+        self,
+        location: str | Path,
+        *,
+        dtype: torch.dtype | str = "auto",
+        device: torch.device | str = "cpu",
+        trust_remote_code: bool = False,
+        **config: Any,
+    ) -> nn.Module:
+        """Load the model; for a vision tower or a file of weights, what it is filled into.
+
+        Args:
+            location: A model directory or Hub id.
+            dtype: Of the weights; as stored by default.
+            device: Where to put it.
+            trust_remote_code: Allow the code that a repository brings.
+            **config: Values that replace the configuration's.
+
+        Returns:
+            The model in eval mode; the tower that is to be filled is NaN.
+        """
+        if self.config is None:
+            self.bind(location, trust_remote_code=trust_remote_code)
+        filled = self.builds_model and self.text_from is not None
+        place = self.text_from if filled and self.text_from is not None else location
+        model = super().load_model(
+            place, dtype=dtype, device=device, trust_remote_code=trust_remote_code, **config
+        )
+        for name, parameter in model.named_parameters() if filled else ():
+            if name.startswith(TOWER):
+                nn.init.constant_(parameter, torch.nan)  # so that one that is never filled shows
+        return model
+
+    @override
+    def brought(self, model: nn.Module) -> Collection[str]:
+        """All but the vision tower, where the text side comes from elsewhere."""
+        if self.text_from is None:
+            return ()
+        return [name for name, _ in model.named_parameters() if not name.startswith(TOWER)]
 
     @override
     def _labels_of(self, config: Any) -> Labels | None:
@@ -187,6 +260,10 @@ def read_templates(templates: Sequence[str] | str | Path) -> list[str]:
                 f"{source}: expected one {{}} for the class in each template, found {template!r}"
             )
     return list(templates)
+
+
+def _is_tower(model_type: Any) -> bool:
+    return str(model_type).endswith("_vision_model")
 
 
 def _pooled(output: Any) -> Tensor:
