@@ -1,4 +1,4 @@
-"""A Hub on this machine: the addresses that huggingface_hub asks, answered from memory and counted."""
+"""A Hub on this machine: the addresses that huggingface_hub and datasets ask, answered from memory and counted."""
 
 import base64
 import hashlib
@@ -6,22 +6,24 @@ import json
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import huggingface_hub
 import pytest
 
-LARGE = (".safetensors", ".bin")
+LARGE = (".safetensors", ".bin", ".parquet")
 """Files that the Hub keeps apart and sends the client to by a redirect."""
+
+_API = r"/api/(models|datasets)/([^/]+/[^/]+)"
 
 
 class FakeHub:
-    """Repositories of models: commits of files in memory, the last of them the main branch.
+    """Repositories: commits of files in memory, the last of them the main branch. Names of data begin with datasets/.
 
     Attributes:
         commits: Files of each commit of each repository, the head last.
@@ -58,6 +60,18 @@ class FakeHub:
         commit = hashlib.sha1(content.encode()).hexdigest()
         self.commits.setdefault(name, {})[commit] = found
         return commit
+
+    def push_data(
+        self, name: str, folder: Path, splits: Mapping[str, Sequence[Mapping[str, Any]]], **features: Any
+    ) -> str:
+        """Commit labelled rows as the Hub has them, a file of parquet a split; ``features`` by column."""
+        import datasets
+
+        for split, rows in splits.items():
+            (folder / "data").mkdir(parents=True, exist_ok=True)
+            made = datasets.Dataset.from_list(list(rows), features=datasets.Features(features))
+            made.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
+        return self.push(f"datasets/{name}", folder)
 
     def weight_bytes(self, name: str) -> int:
         """Bytes sent of a repository's weights since the last :meth:`forget`."""
@@ -108,6 +122,20 @@ def use(endpoint: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
+def use_data(endpoint: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Point datasets, which reads its environment likewise, at an address and a cache; after :func:`use`."""
+    import datasets
+
+    constants = datasets.config
+    monkeypatch.setattr(constants, "HF_ENDPOINT", endpoint)
+    monkeypatch.setattr(
+        constants, "HUB_DATASETS_URL", endpoint + "/datasets/{repo_id}/resolve/{revision}/{path}"
+    )
+    monkeypatch.setattr(constants, "HF_DATASETS_CACHE", cache)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "USE_PARQUET_EXPORT", False)  # a service of its own, at another address
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     hub: FakeHub
@@ -129,13 +157,18 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         path, user = unquote(urlsplit(self.path).path), self._user()
-        if user is None:
+        if asked := re.fullmatch(_API + r"/paths-info/([^/]+)", path):
+            wanted = parse_qs(content.decode())["paths"]
+            found = self._commit(_repository(asked[1], asked[2]), asked[3])
+            if found is not None:
+                self._json(200, [entry for entry in _tree(found[1]) if entry["path"] in wanted])
+        elif user is None:
             self._json(401, {"error": "Invalid username or password."})
         elif path == "/api/repos/create":
-            asked = json.loads(content)
-            name = f"{asked.get('organization') or user['name']}/{asked['name']}"
+            new = json.loads(content)
+            name = f"{new.get('organization') or user['name']}/{new['name']}"
             self.server.hub.commits.setdefault(name, {})
-            if asked.get("visibility") == "private" or asked.get("private"):
+            if new.get("visibility") == "private" or new.get("private"):
                 self.server.hub.private.add(name)
             self._json(200, {"url": f"http://{self.headers['Host']}/{name}", "name": name, "id": name})
         elif path == "/api/validate-yaml":
@@ -176,9 +209,9 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/api/whoami-v2":
             user = self._user()
             self._json(*((401, {"error": "Invalid user token."}) if user is None else (200, user)))
-        elif api := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path):
-            self._describe(api[1], api[2], api[3] or "main")
-        elif file := re.fullmatch(r"/(kept/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+        elif api := re.fullmatch(_API + r"(?:/(revision|tree)/([^/]+)(?:/(.*))?)?", path):
+            self._describe(_repository(api[1], api[2]), api[3], api[4] or "main", api[5] or "")
+        elif file := re.fullmatch(r"/(kept/)?((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._file(file[2], file[3], file[4], kept=file[1] is not None, body=body)
         else:
             self._refuse("EntryNotFound")
@@ -191,17 +224,25 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         return commit, commits[commit]
 
-    def _describe(self, name: str, what: str | None, revision: str) -> None:
+    def _describe(self, name: str, what: str | None, revision: str, folder: str) -> None:
         if (found := self._commit(name, revision)) is None:
             return
         commit, files = found
-        answer: Any = {"id": name, "sha": commit, "siblings": [{"rfilename": path} for path in files]}
+        answer: Any = {
+            "id": name.removeprefix("datasets/"),
+            "sha": commit,
+            "siblings": [{"rfilename": path} for path in files],
+        }
         if what == "tree":
-            answer = [
-                {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-                for path, data in files.items()
-            ]
-        self._send(200, {"Content-Type": "application/json"}, json.dumps(answer).encode())
+            inside = f"{folder}/" if folder else ""
+            below = [entry for entry in _tree(files) if entry["path"].startswith(inside)]
+            if folder and not below:
+                self._refuse("EntryNotFound")
+                return
+            if parse_qs(urlsplit(self.path).query).get("recursive", ["false"])[0].lower() != "true":
+                below = [entry for entry in below if "/" not in entry["path"].removeprefix(inside)]
+            answer = below
+        self._json(200, answer)
 
     def _file(self, name: str, revision: str, path: str, *, kept: bool, body: bool) -> None:
         if (found := self._commit(name, revision)) is None:
@@ -258,3 +299,19 @@ class _Handler(BaseHTTPRequestHandler):
                     self.server.hub.sent[count] += len(part)
         except ConnectionError:  # the client has read what it wanted
             self.close_connection = True
+
+
+def _repository(kind: str, name: str) -> str:
+    return name if kind == "models" else f"datasets/{name}"
+
+
+def _tree(files: Mapping[str, bytes]) -> list[dict[str, Any]]:
+    """Every file and folder of a commit, as the Hub lists them."""
+    folders = {str(folder) for path in files for folder in PurePosixPath(path).parents} - {"."}
+    return [
+        *({"type": "directory", "path": folder, "oid": "0" * 40, "size": 0} for folder in sorted(folders)),
+        *(
+            {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+            for path, data in files.items()
+        ),
+    ]

@@ -1,5 +1,6 @@
 """CLIP and ViT as open_clip, timm and the public collections of fine-tunes store them: the same numbers."""
 
+import json
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ from gradfix.checkpoints.public_layouts import public_layout
 from gradfix.checkpoints.reading import registries
 from gradfix.errors import GradfixError
 from gradfix.transport.checks import Findings, open_models
-from gradfix.vectors.placement import place
+from gradfix.vectors.placement import own_weights, place
 from gradfix.vectors.task_vector import TaskVector
 from tests import tiny
 from tests.builders import gradfix, tuned_from
@@ -205,18 +206,75 @@ def test_another_activation_is_named(clips: dict[str, Path], tmp_path: Path) -> 
     assert any("does not state its activation" in each.text for each in found.findings)
 
 
-def test_a_target_of_one_tower_is_refused(clips: dict[str, Path], tmp_path: Path) -> None:
-    from transformers import CLIPVisionModel
+def _tower_of(place: Path, folder: Path) -> Path:
+    """The vision tower of a model alone, as transformers saves it."""
+    import transformers
 
-    tower = tmp_path / "tower"
-    shutil.copytree(clips["target"], tower)
-    CLIPVisionModel.from_pretrained(clips["target"]).save_pretrained(tower)
+    family = json.loads((place / "config.json").read_text())["model_type"]
+    kind = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}[family]
+    getattr(transformers, kind).from_pretrained(place).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_a_target_of_one_tower_or_file_takes_its_text_side_from_elsewhere(
+    family: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    models: dict[str, Path] = request.getfixturevalue(f"{family}s")
     rows = tiny.save_image_folder(tmp_path / "rows", tiny.images(6))
-    done = gradfix(
-        "check", "--source-base", clips["base"], "--source-tuned", clips["tuned"], "--target-base", tower,
-        "--task", "zero-shot-image-classification", "--support", rows,
+    towers = {role: _tower_of(place, tmp_path / f"{role}-tower") for role, place in models.items()}
+    weights = load_file(models["target"] / "model.safetensors")
+    tower = towers["target"]
+    places = {"tower": tower, "whole": models["target"]}
+    if family == "clip":
+        places["file"] = LAYOUTS["bare vision tower"](weights, tmp_path)
+        places["whole file"] = LAYOUTS["open_clip"](weights, tmp_path)
+    else:
+        places["file"] = _saved(siglip_trunk(weights), tmp_path / "trunk.safetensors")
+    command = (
+        "transport", "--source-base", towers["base"], "--source-tuned", towers["tuned"],
+        "--task", "zero-shot-image-classification", "--support", rows, "--mask", "none", "--alpha", 0.5, "--test", rows,
     )  # fmt: skip
-    assert "is a vision tower alone" in done.output
+    scores, written = {}, {}
+    (tmp_path / "out").mkdir()
+    for name, location in places.items():
+        text = ["--text-from", models["target"]] if name != "whole" else []
+        output = tmp_path / "out" / name
+        done = gradfix(*command, "--target-base", location, "--output", output, *text)
+        assert done.exit_code == 0, done.output
+        record = json.loads((output / "gradfix.json").read_text())
+        scores[name] = record["judgement"]["transported"]["loss"]
+        written[name] = place(own_weights(Checkpoint.open(output)), Checkpoint.open(models["target"])).vector
+    assert len(set(scores.values())) == 1
+    vision = [name for name in weights if name.startswith("vision_model")]
+    for name, laid in written.items():
+        assert all(torch.equal(laid[each], written["whole"][each]) for each in vision), name
+    again = gradfix(
+        "evaluate", "--model", tmp_path / "out" / "tower", "--task", "zero-shot-image-classification",
+        "--data", rows, "--text-from", models["target"], "--json",
+    )  # fmt: skip
+    assert json.loads(again.stdout)["loss"] == pytest.approx(scores["whole"])
+    alone = gradfix(*command, "--target-base", tower, "--output", tmp_path / "alone")
+    assert "is a vision tower alone" in alone.output
+    assert "--text-from" in alone.output
+    idle = gradfix(
+        *command,
+        "--target-base",
+        models["target"],
+        "--text-from",
+        models["base"],
+        "--output",
+        tmp_path / "idle",
+    )
+    assert "has a text side of its own; leave it out" in idle.output
+    config = json.loads((tower / "config.json").read_text())
+    (tower / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
+    other = gradfix(
+        *command, "--target-base", tower, "--text-from", models["target"], "--output", tmp_path / "other"
+    )
+    assert "is no vision tower of" in other.output
+    assert "hidden_act 'relu' against" in other.output
 
 
 def timm_names(weights: Mapping[str, Tensor]) -> Weights:
@@ -244,6 +302,102 @@ def timm_names(weights: Mapping[str, Tensor]) -> Weights:
         elif "attention.attention" not in new:
             found[new] = value
     return found
+
+
+def siglip_names(weights: Mapping[str, Tensor]) -> Weights:
+    """A SigLIP as open_clip names it: timm's vision transformer, and a text tower of open_clip's."""
+    text = {
+        "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
+        "text_model.embeddings.position_embedding.weight": "positional_embedding",
+        **{f"text_model.final_layer_norm.{end}": f"ln_final.{end}" for end in ("weight", "bias")},
+        **{f"text_model.head.{end}": f"text_projection.{end}" for end in ("weight", "bias")},
+    }
+    return {
+        **_prefixed("visual.trunk.", siglip_trunk(weights)),
+        **_prefixed("text.", _tower(weights, "text_model")),
+        **{f"text.{new}": weights[old] for old, new in text.items()},
+        **{name: weights[name].reshape(()) for name in ("logit_scale", "logit_bias")},
+    }
+
+
+def siglip_trunk(weights: Mapping[str, Tensor]) -> Weights:
+    """A vision tower of SigLIP as timm names it."""
+    plain = {
+        "vision_model.embeddings.patch_embedding": "patch_embed.proj",
+        "vision_model.post_layernorm": "norm",
+        "vision_model.head.layernorm": "attn_pool.norm",
+        "vision_model.head": "attn_pool",
+        "vision_model.encoder.layers": "blocks",
+        "attention.out_proj": "proj",
+        "self_attn.out_proj": "attn.proj",
+        "layer_norm": "norm",
+        "attn_pool.probe": "attn_pool.latent",
+    }
+    found: Weights = {}
+    for name, value in weights.items():
+        new = name
+        for old, other in plain.items():
+            new = new.replace(old, other)
+        if name == "vision_model.embeddings.position_embedding.weight":
+            found["pos_embed"] = value[None]
+        elif "in_proj_" in name:
+            end = name.rpartition("_")[2]
+            parts = value.chunk(3)
+            found |= {f"attn_pool.q.{end}": parts[0].clone(), f"attn_pool.kv.{end}": torch.cat(parts[1:])}
+        elif ".self_attn.q_proj" in name and name.startswith("vision_model"):
+            parts = [weights[name.replace("q_proj", f"{part}_proj")] for part in "qkv"]
+            found[new.replace("self_attn.q_proj", "attn.qkv")] = torch.cat(parts)
+        elif name.startswith("vision_model") and "_proj." not in name.replace("out_proj", ""):
+            found[new] = value
+    return found
+
+
+@pytest.fixture(scope="module")
+def siglips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("siglips")
+    base = tiny.save_tiny_siglip(root / "old", seed=0)
+    return {
+        "base": base,
+        "tuned": tuned_from(root / "mine", base, "AutoModel"),
+        "target": tiny.save_tiny_siglip(root / "new", seed=2),
+    }
+
+
+@pytest.mark.parametrize("layout", ["open_clip", "bare trunk"])
+def test_siglip_is_read_as_the_same_task_vector(
+    layout: str, siglips: dict[str, Path], tmp_path: Path
+) -> None:
+    renamed = {"open_clip": siglip_names, "bare trunk": siglip_trunk}[layout]
+    base, tuned = (
+        _saved(renamed(load_file(siglips[role] / "model.safetensors")), tmp_path / f"{role}.safetensors")
+        for role in ("base", "tuned")
+    )
+    target = Checkpoint.open(siglips["target"])
+    expected = place(TaskVector.between(siglips["base"], siglips["tuned"]), target).vector
+    tower = {name for name in expected if name.startswith("vision_model")}
+    for source in (TaskVector.between(siglips["base"], tuned), TaskVector.between(base, tuned)):
+        assert not source.additions.specs
+        found = place(source, target)
+        assert not found.unplaced
+        assert set(found.vector) == (set(expected) if layout == "open_clip" else tower)
+        for name in found.vector:
+            assert torch.equal(found.vector[name], expected[name]), name
+    file = _saved(
+        siglip_names(load_file(siglips["target"] / "model.safetensors")), tmp_path / "new.safetensors"
+    )
+    back = place(TaskVector.between(siglips["base"], siglips["tuned"]), Checkpoint.open(file)).vector
+    assert set(back) == set(load_file(file))
+    ours = siglip_names({name: expected[name] for name in expected})
+    assert all(torch.equal(back[name], ours[name]) for name in back)
+
+
+def test_another_vision_transformer_of_timm_with_attention_pooling_is_left_alone(
+    siglips: dict[str, Path],
+) -> None:
+    weights = siglip_trunk(load_file(siglips["base"] / "model.safetensors"))
+    specs = {name: TensorSpec(value.dtype, tuple(value.shape)) for name, value in weights.items()}
+    assert public_layout(specs) is not None
+    assert public_layout({**specs, "blocks.0.attn.q_norm.weight": TensorSpec(torch.float32, (8,))}) is None
 
 
 def test_a_vit_of_timm_is_read_as_the_same_task_vector(tmp_path: Path) -> None:
@@ -323,6 +477,47 @@ def test_open_clips_own_model_computes_the_same(activation: str) -> None:
         features = ours.get_image_features(images).pooler_output, ours.get_text_features(tokens).pooler_output
         assert torch.allclose(features[0], theirs.encode_image(images), atol=1e-5)
         assert torch.allclose(features[1], theirs.encode_text(tokens), atol=1e-5)
+
+
+def test_open_clips_own_siglip_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    open_clip = pytest.importorskip("open_clip", reason="the extra vision is not installed")
+    timm = pytest.importorskip("timm", reason="the extra vision is not installed")
+    from transformers import SiglipConfig, SiglipModel
+
+    shape = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    made = timm.models.VisionTransformer
+
+    def trunk(name: str, *, num_classes: int, global_pool: str, **_: object) -> torch.nn.Module:
+        assert name == "vit_base_patch16_siglip_224"
+        model: torch.nn.Module = made(**shape, class_token=False, global_pool="map", num_classes=num_classes)
+        return model
+
+    monkeypatch.setattr(timm, "create_model", trunk)
+    torch.manual_seed(0)
+    settings = open_clip.get_model_config("ViT-B-16-SigLIP")
+    theirs = open_clip.model.CustomTextCLIP(
+        embed_dim=32,
+        vision_cfg={**settings["vision_cfg"], "image_size": 16},
+        text_cfg={
+            **{key: value for key, value in settings["text_cfg"].items() if "tokenizer" not in key},
+            "context_length": 12, "vocab_size": 96, "width": 32, "heads": 2, "layers": 2,
+        },
+        init_logit_bias=-10,
+    ).eval()  # fmt: skip
+    shared = {
+        "hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "hidden_act": "gelu",
+    }  # fmt: skip
+    text = {**shared, "vocab_size": 96, "max_position_embeddings": 12, "projection_size": 32}
+    config = SiglipConfig(text_config=text, vision_config={**shared, "image_size": 16, "patch_size": 4})
+    ours = SiglipModel(config).eval()
+    ours.load_state_dict(_in_transformers(dict(theirs.state_dict())))
+    images, tokens = torch.randn(3, 3, 16, 16), torch.randint(1, 90, (3, 12))
+    with torch.no_grad():
+        features = ours.get_image_features(images).pooler_output, ours.get_text_features(tokens).pooler_output
+        assert torch.allclose(features[0], theirs.encode_image(images), atol=1e-5)
+        assert torch.allclose(features[1], theirs.encode_text(tokens), atol=1e-5)
+    assert torch.equal(ours.logit_bias, theirs.logit_bias.reshape(1))
 
 
 def test_timms_own_model_computes_the_same() -> None:

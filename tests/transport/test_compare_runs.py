@@ -12,12 +12,22 @@ import torch
 import yaml
 
 import gradfix as gf
+from gradfix.alignment.rotation import families
 from gradfix.errors import GradfixError
 from gradfix.evaluation.finetuning import finetune
 from gradfix.recipes import CompareRecipe, validate
 from gradfix.recipes.fields import COMPARED
 from gradfix.transport import methods
-from gradfix.transport.comparison import AUTO, BASELINES, FEW_SHOT, FULL, ORACLE, ZERO_SHOT, compare
+from gradfix.transport.comparison import (
+    AUTO,
+    BASELINES,
+    FEW_SHOT,
+    FULL,
+    ORACLE,
+    PERMUTATION,
+    ZERO_SHOT,
+    compare,
+)
 from gradfix.transport.comparison.sharing import FEWEST, processes_for
 from tests.builders import Job, gradfix, job
 
@@ -43,7 +53,7 @@ def scores(table: Any) -> list[Any]:
 
 
 def test_the_rows_are_those_that_were_asked_for(work: Job, tmp_path: Path) -> None:
-    assert set(COMPARED) == {*BASELINES, AUTO, FEW_SHOT, ORACLE, FULL}
+    assert set(COMPARED) == {*BASELINES, PERMUTATION, AUTO, FEW_SHOT, ORACLE, FULL}
     told: list[tuple[str, int, int]] = []
     table = gf.compare(
         **asked(work, methods=(*ROWS, "few-shot"), finetune_steps=3, output=tmp_path / "t"),
@@ -54,7 +64,7 @@ def test_the_rows_are_those_that_were_asked_for(work: Job, tmp_path: Path) -> No
     assert max(steps) <= 3
     assert ("draw 2 of 2, 2 a class: few-shot fine-tuning", 3, 4) in told
     assert (tmp_path / "t" / "report.html").exists()
-    with pytest.raises(GradfixError, match=r"methods: expected one of naive, random.* found 'nave'"):
+    with pytest.raises(GradfixError, match=r"methods: expected one of naive, permutation.* found 'nave'"):
         gf.compare(**asked(work, methods=("nave",)))
     with pytest.raises(GradfixError, match="methods oracle needs target_tuned"):
         gf.compare(**asked(work, methods=("oracle",)))
@@ -194,3 +204,55 @@ def counted(steps: list[int], walk: Any) -> Any:
     for step in walk:
         steps.append(step)
         yield step
+
+
+def test_the_best_alpha_on_test_stands_beside_the_chosen_one_and_says_so(work: Job, tmp_path: Path) -> None:
+    methods = ("naive", "permutation", "gradfix", "few-shot")
+    table = gf.compare(
+        **asked(work, methods=methods, finetune_steps=1, best_on_test=True, output=tmp_path / "table")
+    )
+    lines = {line.method: line for line in table.lines}
+    bounds = [name for name in lines if name.endswith("-best-on-test")]
+    assert bounds == [f"{name}-best-on-test" for name in methods[:3]]
+    for name in bounds:
+        best, chosen = lines[name], lines[name.removesuffix("-best-on-test")]
+        assert all(one.score >= two.score for one, two in zip(best.outcomes, chosen.outcomes, strict=True))
+        assert best.label == f"{chosen.label}: best α on test"
+        assert best.over_control is None
+    places = {key: str(path) for key, path in work.models.items()}
+    aligned = {"align": "permutation", "align_data": work.held_out}
+    for name, more in (("naive", {}), ("permutation", aligned)):
+        found = lines[f"{name}-best-on-test"].outcomes[0]
+        assert found == lines[f"{name}-best-on-test"].outcomes[1]  # no draw shapes the vector
+        alpha = found.setting["alpha"] or 0.6
+        made = gf.transport(
+            **places, task=work.task, support=work.held_out[:6], mask="none", alpha=alpha, test=work.rows,
+            output=tmp_path / name, **more,
+        )  # fmt: skip
+        assert made.judgement.transported.score == found.score or not found.setting["alpha"]
+        assert made.judgement.transported.score <= found.score
+    validated = gf.compare(
+        **asked(work, methods=("naive",), seeds=1, validation=work.held_out, validation_split=None)
+    )
+    found = {line.method: line.outcomes[0] for line in validated.lines}
+    assert list(found) == [ZERO_SHOT, "naive", "naive-by-validation"]
+    made = gf.transport(
+        **places, task=work.task, support=work.held_out[:6], mask="none", validation=work.held_out, test=work.rows,
+        output=tmp_path / "validated",
+    )  # fmt: skip
+    assert found["naive-by-validation"].setting["alpha"] == made.alpha.alpha
+    assert found["naive-by-validation"].score == made.judgement.transported.score
+    assert f"or on {len(work.held_out)} validation samples" in validated.caption
+    page = (tmp_path / "table" / "report.html").read_text()
+    assert "but for the rows that say so, which are bounds" in page
+    assert (
+        "GradFix (majority, agreement): best α on test" in (tmp_path / "table" / "comparison.md").read_text()
+    )
+
+
+def test_a_permutation_that_is_not_known_names_the_row(work: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(families, "KNOWN", frozenset({"t5"}))
+    with pytest.raises(
+        GradfixError, match=r"methods permutation: .*'bert' may be rotated; .*; leave the row out"
+    ):
+        gf.compare(**asked(work, methods=("permutation",)))

@@ -11,11 +11,11 @@ from torch import nn
 
 from gradfix.checkpoints import Checkpoint
 from gradfix.errors import GradfixError
+from gradfix.paper.data import task_rows
 from gradfix.paper.study import Study, StudyTask
 from gradfix.progress import Progress, silent
 from gradfix.recipes.paper import PaperFinetuneRecipe
 from gradfix.tasks import ModelTask, get_task
-from gradfix.tasks.data import load_rows
 from gradfix.tasks.labelled import Labelled
 
 STATE_FILE = "training.pt"
@@ -86,13 +86,11 @@ def train(
         say: Told where an earlier run is taken up.
         progress: Told the steps done.
     """
-    rows = load_rows(task.data, split=task.split, configuration=task.configuration)
-    label = task.columns.get("label", "label")
-    rows = rows.select([number for number, row in enumerate(rows) if row.get(label) is not None])
+    rows = task_rows(task, test=False)
     bound = _task(study, task, folder)
     bound.bind(base)
     if isinstance(bound, Labelled):
-        bound.use_labels(task.labels or bound.names_in(rows))
+        bound.use_labels(list(dict.fromkeys(task.names.values())) or bound.names_in(rows))
     model = bound.load_model(base, dtype=torch.float32, device=recipe.device)
     bound.prepare(model)
     trained = {*bound.voters(model), *bound.head(model)}

@@ -15,6 +15,7 @@ CORE_GIGAFLOPS = 30.0
 
 PASSES = {
     "naive": 13,
+    "permutation": 13,
     "random": 13,
     "random-sign": 13,
     "few-shot": 900,
@@ -24,6 +25,9 @@ PASSES = {
 }
 """Forward passes over each support sample that a row makes to choose its setting; three for a backward pass."""
 VOTING = 4 * 13 + 4 * 3
+SAME_EACH_DRAW = ("naive", "permutation", "oracle")
+"""Rows of a vector that no draw shapes: their best α on test is looked for once."""
+WITHOUT_ALPHA = ("auto", "few-shot", "full")
 
 
 @dataclass(frozen=True)
@@ -81,11 +85,23 @@ def plan(study: Study, tasks: dict[str, StudyTask], recipe: PaperRecipe) -> Plan
         for budget in recipe.samples_per_class:
             support = budget * task.classes
             forward += recipe.seeds * ((len(rows) + 1) * judged + support * _passes(rows))
+        with_alpha = sum(row not in WITHOUT_ALPHA for row in rows)
+        draws = recipe.seeds * len(recipe.samples_per_class)
+        forward += draws * with_alpha * (len(SETTINGS.alphas) * recipe.validation + judged)
+        if recipe.best_on_test:
+            forward += judged * len(SETTINGS.alphas) * _searches(rows, recipe)
     return Plan(list(dict.fromkeys(downloads)), forward, study.gigaflops)
 
 
 def _passes(rows: Sequence[str]) -> int:
     return sum(PASSES.get(row, VOTING) for row in rows) + len(SETTINGS.alphas)
+
+
+def _searches(rows: Sequence[str], recipe: PaperRecipe) -> int:
+    """How often all α are measured on the test data."""
+    once = sum(row in SAME_EACH_DRAW for row in rows)
+    each = sum(row not in (*SAME_EACH_DRAW, *WITHOUT_ALPHA) for row in rows)
+    return once + each * recipe.seeds * len(recipe.samples_per_class)
 
 
 def _time(seconds: float) -> str:

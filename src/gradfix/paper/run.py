@@ -7,18 +7,17 @@ from typing import Any
 
 from gradfix.checkpoints import Checkpoint
 from gradfix.checkpoints.writing.single import write_text
-from gradfix.errors import GradfixError, option
-from gradfix.evaluation.binding import Rows
+from gradfix.errors import GradfixError, listed, option
 from gradfix.evaluation.evaluate import evaluate
+from gradfix.paper.data import task_rows, training_rows
 from gradfix.paper.study import Study, StudyTask
 from gradfix.paper.table import PaperTable
 from gradfix.progress import Progress, silent
 from gradfix.recipes import CompareRecipe, validate
 from gradfix.recipes.paper import PAPER_ROWS, PaperRecipe
-from gradfix.report.record import ComparisonRecord
+from gradfix.report.record import ComparisonRecord, read_record
 from gradfix.tasks import get_task
-from gradfix.tasks.data import load_rows
-from gradfix.tasks.sampling import spread
+from gradfix.text_files import read_json
 from gradfix.transport.checks import Finding, ignore
 from gradfix.transport.comparison import compare
 
@@ -59,11 +58,13 @@ def run(
         done = recipe.output / "tasks" / options.output.name / "comparison.json"
         record = _finished(done, options)
         if record is None:
-            rows = _rows(task, options, recipe)
+            pool, validation = training_rows(task, pool=POOL * task.classes, validation=recipe.validation)
+            rows = {"data": pool, "test": task_rows(task, test=True, most=recipe.limit)}
+            rows |= {"validation": validation} if recipe.validation else {}
             record = compare(options, rows=rows, tell=tell, progress=progress).record()
         lines[name] = record.rows
         if task.prompt is not None:
-            generated[name] = _generated(study, task, recipe, options)
+            generated[name] = _generated(study, task, recipe, options.output)
         table = PaperTable(study, dict(lines), dict(generated), recipe.model_dump(mode="json"))
         for file, text in table.files().items():
             write_text(recipe.output / file, text, overwrite=True)
@@ -101,7 +102,7 @@ def comparison(study: Study, name: str, task: StudyTask, recipe: PaperRecipe, fo
         "target_tuned": None if place is None else place.replace("{task}", name),
         "task": study.task,
         "column": [f"{role}={column}" for role, column in task.columns.items()],
-        "label": task.labels,
+        "label": list(dict.fromkeys(task.names.values())),
         "templates": None if task.templates is None else folder / task.templates,
         "configuration": task.configuration,
         "data": task.data,
@@ -109,6 +110,9 @@ def comparison(study: Study, name: str, task: StudyTask, recipe: PaperRecipe, fo
         "test": task.test or task.data,
         "test_split": task.test_split,
         "methods": recipe.methods or [*PAPER_ROWS, *bounds],
+        "validation": task.data if recipe.validation else None,
+        "validation_split": task.split if recipe.validation else None,
+        "best_on_test": recipe.best_on_test,
         "samples_per_class": recipe.samples_per_class,
         "seeds": recipe.seeds,
         "batch_size": recipe.batch_size,
@@ -122,45 +126,36 @@ def _finished(path: Path, options: CompareRecipe) -> ComparisonRecord | None:
     """What an earlier run of the very same options wrote."""
     if not path.exists():
         return None
-    record = ComparisonRecord.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    if record.recipe != options.model_dump(mode="json"):
+    _, record = read_record(path.parent)
+    if not isinstance(record, ComparisonRecord) or record.recipe != options.model_dump(mode="json"):
         raise GradfixError(
             f"{path.parent}: was made with other options; give another {option('output')}, or remove it"
         )
     return record
 
 
-def _rows(task: StudyTask, options: CompareRecipe, recipe: PaperRecipe) -> dict[str, Rows]:
-    """The pool that draws are taken from, and the test samples; of image data whole sets are large."""
-    label = task.columns.get("label", "label")
-
-    def drawn(location: str, split: str | None, most: int | None) -> Rows:
-        rows = load_rows(location, split=split, configuration=task.configuration)
-        names: dict[str, int] = {}
-        labels = [row.get(label) for row in rows]
-        known = [number for number, name in enumerate(labels) if name is not None]
-        classes = [names.setdefault(str(labels[number]), len(names)) for number in known]
-        chosen = spread(classes, len(known) if most is None else most, 0)
-        return rows.select([known[place] for place in chosen])
-
-    return {
-        "data": drawn(options.data, options.split, POOL * task.classes),
-        "test": drawn(options.test, options.test_split, recipe.limit),
-    }
-
-
-def _generated(study: Study, task: StudyTask, recipe: PaperRecipe, options: CompareRecipe) -> float:
-    """How often the new base's own answer to a prompt is right: the likeliest of the study's answers."""
-    rows = _rows(task, options, recipe)["test"]
+def _generated(study: Study, task: StudyTask, recipe: PaperRecipe, beside: Path) -> float:
+    """How often the new base's own answer to a prompt is right: the likeliest of the study's answers. Measured once."""
+    kept = beside.with_name(f"{beside.name}-generated.json")
+    asked_for = {"model": study.target_base, "task": task.model_dump(mode="json"), "limit": recipe.limit}
+    if kept.exists():
+        known = read_json(kept)
+        if known.get("of") == asked_for:
+            return float(known["score"])
+    rows = task_rows(task, test=True, most=recipe.limit)
     label = task.columns.get("label", "label")
     assert task.prompt is not None
-    asked = [
-        {"input": task.prompt.format(**row), "target": task.answers[str(row[label])]}
-        for row in rows
-        if str(row.get(label)) in task.answers
-    ]
+    unknown = sorted({str(row[label]) for row in rows} - task.answers.keys())
+    if unknown:
+        raise GradfixError(
+            f"{task.test or task.data}: column {label!r}: the study has no answer for {listed(unknown)}; it has "
+            f"{listed(task.answers)}"
+        )
+    asked = [{"input": task.prompt.format(**row), "target": task.answers[str(row[label])]} for row in rows]
     target = Checkpoint.open(study.target_base)
     target.fetch()
     asking = get_task("text-to-text", candidates=list(dict.fromkeys(task.answers.values())))
     model = asking.load_model(target.directory or study.target_base, device=recipe.device)
-    return evaluate(model, asking, asked, batch_size=recipe.batch_size).score
+    score = evaluate(model, asking, asked, batch_size=recipe.batch_size).score
+    write_text(kept, json.dumps({"of": asked_for, "score": score}), overwrite=True)
+    return score

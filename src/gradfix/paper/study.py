@@ -35,7 +35,7 @@ class StudyTask(_Part):
         test_split: Of the test data.
         configuration: Of a Hub data set that has several.
         columns: The data's column for each role of the task.
-        labels: Class names in order, where the data have none.
+        names: What prompts call each label, in the order of classes, where the data's own word says nothing.
         templates: Prompts for zero-shot images; a file of the study's folder.
         prompt: For the row of generated answers: with the columns' names in braces.
         answers: What is to be generated for each label.
@@ -50,7 +50,7 @@ class StudyTask(_Part):
     test_split: str = "test"
     configuration: str | None = None
     columns: dict[str, str] = {}
-    labels: list[str] = []
+    names: dict[str, str] = {}
     templates: str | None = None
     prompt: str | None = None
     answers: dict[str, str] = {}

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gradfix.paper.study import Study
+from gradfix.recipes.fields import BEST_ON_TEST, BY_VALIDATION
 from gradfix.report.numbers import MINUS
 from gradfix.report.record import Line
 
@@ -60,7 +61,12 @@ class PaperTable:
             if comparable
             else "the paper has no such column"
         )
-        return "\n".join([*rows, "", f"Accuracy in %, means over draws; {figure}."])
+        bound = (
+            " Rows of the best α on test are chosen on the test data: bounds, no results."
+            if any(method.endswith(BEST_ON_TEST) for method in methods)
+            else ""
+        )
+        return "\n".join([*rows, "", f"Accuracy in %, means over draws; {figure}.{bound}"])
 
     def _cell(self, line: Line | None, method: str, task: str, comparable: bool) -> str:
         if line is None:
@@ -69,7 +75,8 @@ class PaperTable:
         text = f"{score.value * 100:.1f}"
         if score.low is not None:
             text += f" ± {(score.value - score.low) * 100:.1f}"
-        paper = self.study.figures.get(method, {}).get(task)
+        plain = method.removesuffix(BEST_ON_TEST).removesuffix(BY_VALIDATION)
+        paper = self.study.figures.get(plain, {}).get(task)
         if paper is None or not comparable:
             return text
         return f"{text} ({paper:.1f}, {score.value * 100 - paper:+.1f})".replace("-", MINUS)

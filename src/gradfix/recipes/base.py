@@ -19,6 +19,7 @@ ASKED_EACH_TIME: dict[str, Any] = {"asked": "each time"}
 INPUTS = (
     "source_base", "source_tuned", "target_base", "target_tuned", "task_vector", "votes", "model", "support", "data",
     "validation", "test", "samples", "unlabelled", "align_data", "retain", "templates",
+    "text_from",
 )  # fmt: skip
 """Options, of whichever command, that say where something is read."""
 

@@ -265,10 +265,16 @@ IN_PYTHON = "rows given in Python"
 """What a recipe says in place of a location where rows came from memory."""
 
 COMPARED = (
-    "naive", "random", "random-sign", "mean", "force", "soft", "gradfix", "control", "auto", "few-shot", "oracle",
-    "full",
+    "naive", "permutation", "random", "random-sign", "mean", "force", "soft", "gradfix", "control", "auto", "few-shot",
+    "oracle", "full",
 )  # fmt: skip
 """The rows of a comparison beside the new base; a test keeps them those of :mod:`gradfix.transport.comparison`."""
+
+BY_VALIDATION, BEST_ON_TEST = "-by-validation", "-best-on-test"
+"""After the name of a row: the same with α chosen on validation data, or with the α that scores best on test data."""
+
+BY_NAME = ("permutation",)
+"""Rows that stand in the table only where they are named: not every architecture's units can be reordered."""
 
 ROWS = ("support", "data", "validation", "unlabelled", "align_data")
 """The options of a transport that name rows which shape the model."""

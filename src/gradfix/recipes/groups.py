@@ -10,11 +10,12 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "column", "label", "configuration", "encoding", "retain",
     ),
     "The task": (
-        "candidate", "prefix", "templates", "max_length", "metric", "max_new_tokens", "beta", "strict", "head",
+        "candidate", "prefix", "templates", "text_from", "max_length", "metric", "max_new_tokens", "beta", "strict",
+        "head",
     ),
     "The method": (
         "space", "granularity", "alpha", "mask", "confidence", "vote", "steps", "vote_at", "votes_dtype", "align",
-        "training", "finetune_steps", "density", "coefficients", "order", "seed",
+        "training", "best_on_test", "finetune_steps", "density", "coefficients", "order", "seed",
     ),
     "What is written": (
         "output_format", "rank", "energy", "whole", "dtype", "rounding", "shard_size", "examples", "overwrite",

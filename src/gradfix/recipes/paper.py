@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from gradfix.recipes.base import Recipe
 from gradfix.recipes.fields import COMPARED, BatchSize, Output
 
-PAPER_ROWS = ("naive", "gradfix", "control", "auto", "few-shot")
+PAPER_ROWS = ("naive", "permutation", "gradfix", "control", "auto", "few-shot")
 """Rows of the paper's tables that need no fine-tune of the new base, with the control and the default beside them."""
 
 
@@ -37,6 +37,16 @@ class PaperRecipe(_Study):
     methods: Annotated[
         list[str], Field(description=f"rows, repeatable: of {', '.join(COMPARED)}; the paper's if not given")
     ] = []
+    validation: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="samples of the training data, on which α is chosen, too, as the paper does; 0 for none",
+        ),
+    ] = 1000
+    best_on_test: Annotated[
+        bool, Field(description="also each row's best α on the test data, as the authors report it: a bound")
+    ] = True
     samples_per_class: Annotated[list[int], Field(description="budgets, repeatable")] = [1, 2, 5, 10]
     seeds: Annotated[int, Field(ge=1, description="draws a budget; 5 is the fewest with intervals")] = 5
     limit: Annotated[int | None, Field(ge=1, description="test samples a task at most, drawn at random")] = (

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from gradfix.errors import option
 from gradfix.recipes.base import ASKED_EACH_TIME, Recipe
 from gradfix.recipes.fields import (
+    BY_NAME,
     COMPARED,
     MOST,
     TASKS,
@@ -59,6 +60,12 @@ class TaskRecipe(Recipe):
     prefix: Annotated[str | None, Field(description="text-to-text: put before every input")] = None
     templates: Annotated[
         Path | None, Field(description="prompt templates for zero-shot images, one a line")
+    ] = None
+    text_from: Annotated[
+        str | None,
+        Field(
+            description="zero-shot images: the whole model, where the target is a vision tower or a file alone"
+        ),
     ] = None
     configuration: Annotated[str | None, Field(description="of a Hub data set that has several")] = None
     encoding: Encoding = None
@@ -112,6 +119,7 @@ class TaskRecipe(Recipe):
             "candidates": self.candidate,
             "prefix": self.prefix,
             "templates": self.templates,
+            "text_from": self.text_from,
             "max_length": self.max_length,
             "metric": self.metric,
             "max_new_tokens": self.max_new_tokens,
@@ -249,6 +257,12 @@ class CompareRecipe(TaskRecipe):
     split: Annotated[str | None, Field(description="of the data, where it has several")] = None
     test: Annotated[str, Field(description="labelled data to judge on; nothing is chosen there")]
     test_split: Annotated[str | None, Field(description="of the test data, where it has several")] = None
+    validation: Annotated[
+        str | None, Field(description="labelled data to choose each row's α on, too, in a row of its own")
+    ] = None
+    validation_split: Annotated[
+        str | None, Field(description="of the validation data, where it has several")
+    ] = None
     align: Annotated[
         AlignName,
         Field(
@@ -267,10 +281,13 @@ class CompareRecipe(TaskRecipe):
     methods: Annotated[
         list[str],
         Field(
-            description=f"rows of the table, repeatable; all of {', '.join(COMPARED)} if not given; a mask of "
-            "yours, module:function, stands alone or beside all"
+            description=f"rows of the table, repeatable, of {', '.join(COMPARED)}; all but {', '.join(BY_NAME)} if not "
+            "given; a mask of yours, module:function, stands alone or beside all"
         ),
     ] = []
+    best_on_test: Annotated[
+        bool, Field(description="also each row's best α on the test data, marked as such: a bound, no result")
+    ] = False
     finetune_steps: Annotated[
         int | None, Field(ge=1, le=MOST, description="steps of training at most, in every row that trains")
     ] = None
@@ -307,6 +324,8 @@ class CompareRecipe(TaskRecipe):
             raise ValueError(f"{option('methods')} {bounds[0]} needs {option('target_tuned')}")
         if self.space == "weights" and self.granularity != "coordinate":
             raise ValueError(f"{option('granularity')}: {option('space')} weights votes on each coordinate")
+        if self.validation is None and self.validation_split is not None:
+            raise ValueError(f"{option('validation_split')}: there is no validation data; leave it out")
         if self.space == "adapter" and self.target_tuned is not None:
             raise ValueError(f"{option('target_tuned')}: {option('space')} adapter has no such bounds")
         return self
@@ -318,9 +337,10 @@ class CompareRecipe(TaskRecipe):
             method: Its name.
 
         Returns:
-            Whether it is named, or none is.
+            Whether it is named, or none is and it needs no naming.
         """
-        return not self.methods or ALL in self.methods or method in self.methods
+        every = not self.methods or ALL in self.methods
+        return method in self.methods or (every and method not in BY_NAME)
 
     def own_masks(self) -> list[str]:
         """List the rows that are masks of the user's own.

@@ -7,7 +7,7 @@ from typing import Any
 
 from gradfix.checkpoints.writing.publishing import require_writable
 from gradfix.errors import ArchitectureError, GradfixError, column_option, listed
-from gradfix.evaluation.binding import Rows, bind, used_columns, without_labels
+from gradfix.evaluation.binding import Rows, bind, refuse_idle_text, used_columns, without_labels
 from gradfix.recipes import IN_PYTHON, CheckRecipe, CompareRecipe, TaskRecipe, TransportRecipe
 from gradfix.tasks import Classification, ModelTask, get_task
 from gradfix.tasks.data import load_rows, origin
@@ -95,9 +95,11 @@ class Data:
             place = getattr(recipe, name)
             return given[name] if name in given else rows_at(recipe, place, split) if place else ()
 
+        validation = rows("validation", recipe.validation_split)
         return cls(
             pool=rows("data", recipe.split),
-            held={"test": rows("test", recipe.test_split)},
+            held={"test": rows("test", recipe.test_split)}
+            | ({"validation": validation} if validation else {}),
             budget=max(recipe.samples_per_class),
             align_data=rows("align_data"),
             unlabelled=rows("unlabelled"),
@@ -161,6 +163,7 @@ def ready_task(
     if task is not asked:
         found.add("note", f"the rows are {task.rows_are} (the task {task.name})")
     bind(task, models.target, models.tau, data.pool, trust_remote_code=recipe.trust_remote_code)
+    refuse_idle_text(task, models.target)
     task.check(data.pool, support=True)
     for rows in data.held.values():
         task.check(rows)

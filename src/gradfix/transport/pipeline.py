@@ -19,7 +19,7 @@ from gradfix.checkpoints.writing.publishing import pushing
 from gradfix.checkpoints.writing.single import claimed, write_text
 from gradfix.errors import listed
 from gradfix.evaluation.adapter_model import AdapterModel
-from gradfix.evaluation.binding import Rows, bind, choose_support, describe_head, use_head
+from gradfix.evaluation.binding import Rows, bind, choose_support, describe_head, refuse_idle_text, use_head
 from gradfix.evaluation.certificate import Certificate, certify
 from gradfix.evaluation.evaluate import Evaluation
 from gradfix.evaluation.judgement import Judgement, judge
@@ -175,6 +175,7 @@ def transport(
     candidate: Sequence[str] = (),
     prefix: str | None = None,
     templates: str | Path | None = None,
+    text_from: str | Path | None = None,
     configuration: str | None = None,
     encoding: str | None = None,
     max_length: int | None = None,
@@ -246,6 +247,7 @@ def transport(
         candidate: Text-to-text: answers to rank, in place of generating.
         prefix: Text-to-text: put before every input.
         templates: Prompt templates for zero-shot images, one a line.
+        text_from: Zero-shot images: the whole model, where the target is a vision tower or a file alone.
         configuration: Of a Hub data set that has several.
         encoding: Of csv, tsv and json files, such as latin-1 or utf-16; UTF-8 if not given.
         max_length: Longest input in tokens; the model's context if not given.
@@ -657,6 +659,7 @@ def open_target(
         rows,
         trust_remote_code=recipe.trust_remote_code,
     )
+    refuse_idle_text(task, target)
     task.check(rows, support=support)
     note_unread(task, rows, found)
     model = load_target(task, target, placement, **recipe.loading())

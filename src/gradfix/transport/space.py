@@ -79,6 +79,8 @@ def _obstacle(recipe: TransportRecipe | CompareRecipe, placement: Placement) -> 
         return placement.adapter.obstacle
     if recipe.task and recipe.task not in TASKS and _builds_model(recipe):
         return "the task builds its own model, on which peft puts no adapter"
+    if recipe.text_from is not None:
+        return f"{option('text_from')} builds its own model, on which peft puts no adapter"
     if recipe.align not in (None, "none", "auto") or recipe.align_data is not None:
         return "alignment makes changes that are not of low rank"
     if isinstance(recipe, CompareRecipe):

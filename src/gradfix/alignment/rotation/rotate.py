@@ -159,7 +159,10 @@ def rotation(
     Raises:
         GradfixError: if the architecture is not known.
     """
-    present = [name for name, stored in names.items() if stored in vector.specs]
+    # What is zero stays so: a head that only the tuned model has was recorded in no base.
+    present = [
+        name for name, stored in names.items() if stored in vector.specs and not vector.is_zero(stored)
+    ]
     spaces = _spaces(model, present)
     places = {names[name]: place for name, place in spaces.places.items()}
     finder = FINDERS[method]

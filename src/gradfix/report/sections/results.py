@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from textwrap import wrap
 from typing import Any
 
+from gradfix.recipes.fields import BEST_ON_TEST, BY_VALIDATION
 from gradfix.report.elements import Cell, Figure, Section, Table, label
 from gradfix.report.facts import Evaluation, Interval, Judgement
 from gradfix.report.numbers import between, metric_name, number, percent, points, score_unit, shown_score
@@ -238,6 +239,7 @@ def comparison_results(rows: Sequence[Line], caption: str, metric: str) -> Secti
     columns = ["method", metric, "95 % interval", "points over base", "points over the control"]
     several = len(budgets) > 1
     ours = transported(rows)
+    chosen = [row for row in rows if not row.method.endswith((BY_VALIDATION, BEST_ON_TEST))]
     table = Table(
         [*(["samples a class"] if several else []), *columns, *(["retained"] if retained else [])],
         [_line(row, metric, several=several, retention=retained) for row in rows],
@@ -246,17 +248,25 @@ def comparison_results(rows: Sequence[Line], caption: str, metric: str) -> Secti
     )
     reference = next((row.score.value for row in rows if row.method == "zero-shot"), None)
     if len(budgets) == 1:
-        values = [(row.label, row.score, row.method == ours) for row in rows]
-        figure = dots(_best(rows, metric), values, metric, reference=reference)
+        values = [(row.label, row.score, row.method == ours) for row in chosen]
+        figure = dots(_best(chosen, metric), values, metric, reference=reference)
     else:
-        figure = curves(_best(rows, metric), rows, metric)
+        figure = curves(_best(chosen, metric), chosen, metric)
+    how = "Each method chose its settings on the labelled samples alone; the test data chose nothing"
+    if any(row.method.endswith(BEST_ON_TEST) for row in rows):
+        how += ", but for the rows that say so, which are bounds"
+    how += "."
+    if any(row.method.endswith(BY_VALIDATION) for row in rows):
+        how += " Rows that say so had their α chosen on validation data."
+    if any(row.method in {"oracle", "full"} for row in rows):
+        how += (
+            " The oracle mask and full fine-tuning need a full fine-tune of the new base, so they are bounds and not "
+            "rivals."
+        )
     return Section(
         "comparison",
         "Beside the baselines",
-        "Each method chose its settings on the labelled samples alone; the test data chose nothing. The oracle mask "
-        "and full fine-tuning need a full fine-tune of the new base, so they are bounds and not rivals."
-        if any(row.method in {"oracle", "full"} for row in rows)
-        else "Each method chose its settings on the labelled samples alone; the test data chose nothing.",
+        how,
         [figure, table],
     )
 

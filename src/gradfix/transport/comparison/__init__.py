@@ -10,6 +10,7 @@ from gradfix.transport.comparison.draws import (
     FULL,
     LABELS,
     ORACLE,
+    PERMUTATION,
     ZERO_SHOT,
     Judge,
     Outcome,
@@ -17,6 +18,7 @@ from gradfix.transport.comparison.draws import (
     baseline,
     chosen_along,
     draw,
+    label_of,
 )
 from gradfix.transport.comparison.table import (
     Line,
@@ -37,6 +39,7 @@ __all__ = [
     "FULL",
     "LABELS",
     "ORACLE",
+    "PERMUTATION",
     "ZERO_SHOT",
     "Comparison",
     "Judge",
@@ -50,6 +53,7 @@ __all__ = [
     "compare",
     "compare_tasks",
     "draw",
+    "label_of",
     "summarise",
     "table_csv",
     "table_lines",

@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gradfix.alignment import align, run_source
+from gradfix.alignment import SourceRun, align, run_source
 from gradfix.checkpoints import Checkpoint
 from gradfix.checkpoints.writing.atomic import refuse_taken, write_folder
-from gradfix.errors import ArchitectureError, option
+from gradfix.errors import ArchitectureError, GradfixError, option
 from gradfix.evaluation.binding import Rows, bind, choose_support, use_head
 from gradfix.evaluation.evaluate import EncodedRows
 from gradfix.evaluation.intervals import interval_words
@@ -26,7 +26,17 @@ from gradfix.report.record import ComparisonRecord
 from gradfix.report.summary import Summarised, Summary
 from gradfix.tasks import ModelTask, get_task
 from gradfix.transport.checks import Finding, Findings, check_weights, ignore, lay_apart, open_models
-from gradfix.transport.comparison.draws import AUTO, BASELINES, FEW_SHOT, FULL, LABELS, ORACLE, Judge, draw
+from gradfix.transport.comparison.draws import (
+    AUTO,
+    BASELINES,
+    FEW_SHOT,
+    FULL,
+    ORACLE,
+    PERMUTATION,
+    Judge,
+    draw,
+    label_of,
+)
 from gradfix.transport.comparison.kept import KeptDraws, identity_of
 from gradfix.transport.comparison.sharing import Claims, Draw, helpers, processes_for
 from gradfix.transport.comparison.table import (
@@ -200,22 +210,24 @@ def prepared(
         note_apart(models.target, found)
     found.release()
     with ExitStack() as stack:
-        source = run_source(
+        run = partial(
+            run_source,
             models.base,
             models.tau,
             task,
             data.pool,
             stack,
-            align="none" if models.adapter else recipe.align,
             alike=found.cosine_target,
             apart=models.apart is not None,
             align_data=data.align_data,
-            unlabelled=data.unlabelled,
-            control_seed=0,
             loading=recipe.loading(),
             remark=partial(found.add, "note"),
             progress=progress,
         )
+        source = run(
+            align="none" if models.adapter else recipe.align, unlabelled=data.unlabelled, control_seed=0
+        )
+        permutable = _permutable(recipe, run, adapter=models.adapter)
         placement = with_granularity(models.placement, recipe)
         if recipe.head == "copy" and not models.adapter:
             placement = with_movable_head(placement)
@@ -224,6 +236,7 @@ def prepared(
         if recipe.head == "copy":
             model.require_weights()
         aligned = align(source, model, control_seed=0) if source is not None else None
+        permuted = align(permutable, model, control_seed=None) if permutable is not None else None
         oracle = None
         if recipe.target_tuned is not None:
             oracle = model.restricted(place(TaskVector.between(target, recipe.target_tuned), target).vector)
@@ -232,9 +245,12 @@ def prepared(
             model,
             model.encode(data.held["test"]),
             _retention(recipe, own, rows.get("retain"), model, target),
+            model.encode(data.held["validation"]) if "validation" in data.held else None,
+            recipe.best_on_test,
         )
         options = {
-            "methods": [name for name in names if name in (*BASELINES, *recipe.own_masks())],
+            "methods": [name for name in names if name in _baselines(recipe)],
+            "permuted": None if permuted is None else permuted.vector,
             "oracle": oracle,
             "few_shot": FEW_SHOT in names,
             "settings": _settings(recipe.finetune_steps),
@@ -297,7 +313,10 @@ def compare(
         f"cross-fitting on the support set"
     )
     space = "every row in the coordinates of the adapter" if adapter else ""
-    caption = "; ".join(filter(None, (caption, space, chosen_ways(lines))))
+    validated = len(ready.data.held.get("validation", ()))
+    chosen = f"or on {validated} validation samples where a row says so" if validated else ""
+    bound = "best α on test is chosen on the test data, so a bound" if recipe.best_on_test else ""
+    caption = "; ".join(filter(None, (caption, chosen, bound, space, chosen_ways(lines))))
     identity = "" if task is not None else identity_of(recipe, rows or {})
     comparison = Comparison(tuple(lines), metric, caption, recipe, identity)
     if recipe.output is not None:
@@ -316,17 +335,41 @@ def _settings(finetune_steps: int | None) -> SelectionSettings:
 
 def _rows(recipe: CompareRecipe, apart: str | None) -> list[str]:
     """The rows that are wanted; where τ's coordinates have no place in the target, those that need none."""
-    coordinates = [*BASELINES, *recipe.own_masks(), ORACLE]
+    coordinates = [*BASELINES, PERMUTATION, *recipe.own_masks(), ORACLE]
     if apart is not None and (named := [name for name in recipe.methods if name in coordinates]):
         raise ArchitectureError(f"{apart}; {option('methods')} {named[0]} needs them equal: leave it out")
     bounds = (ORACLE, FULL) if recipe.target_tuned is not None else ()
     last = [name for name in (AUTO, FEW_SHOT, *bounds) if recipe.asks_for(name)]
-    rows = [*filter(recipe.asks_for, BASELINES), *recipe.own_masks(), *last]
+    rows = [*_baselines(recipe), *last]
     return rows if apart is None else [name for name in rows if name not in coordinates]
 
 
+def _baselines(recipe: CompareRecipe) -> list[str]:
+    """The rows that add or mask something, in the order of the table."""
+    first, *others = BASELINES
+    return [*filter(recipe.asks_for, (first, PERMUTATION, *others)), *recipe.own_masks()]
+
+
+def _permutable(
+    recipe: CompareRecipe, run: Callable[..., SourceRun | None], *, adapter: bool
+) -> SourceRun | None:
+    """Run the source so that τ can be permuted, where that row is asked for."""
+    if not recipe.asks_for(PERMUTATION):
+        return None
+    if adapter:
+        raise GradfixError(
+            f"{option('methods')} {PERMUTATION}: an adapter's coordinates can't be permuted; give {option('space')} "
+            "weights"
+        )
+    try:
+        return run(align=PERMUTATION)
+    except GradfixError as error:
+        why = str(error).removesuffix("; use --align none")
+        raise GradfixError(f"{option('methods')} {PERMUTATION}: {why}; leave the row out") from error
+
+
 def _tell(progress: Progress, stage: str, names: Sequence[str], method: str) -> None:
-    progress(f"{stage}: {LABELS.get(method, method)}", names.index(method), len(names), "methods")
+    progress(f"{stage}: {label_of(method)}", names.index(method), len(names), "methods")
 
 
 def _retention(

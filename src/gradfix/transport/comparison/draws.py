@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gradfix.alignment import Aligned
 from gradfix.errors import GradfixError
 from gradfix.evaluation.evaluate import EncodedRows
 from gradfix.evaluation.target_model import TargetModel
+from gradfix.recipes.fields import BEST_ON_TEST, BY_VALIDATION
 from gradfix.recipes.settings import SETTINGS, SelectionSettings
 from gradfix.tasks import ModelTask
 from gradfix.transport.context import SelectionContext, Setting, StartingPoint, controls
@@ -23,10 +24,12 @@ from gradfix.vectors.task_vector import TaskVector
 
 ZERO_SHOT, CONTROL, FEW_SHOT, ORACLE, FULL = "zero-shot", "control", "few-shot", "oracle", "full"
 AUTO, AUTO_CONTROL = "auto", "auto-control"
+PERMUTATION = "permutation"
 
 LABELS = {
     ZERO_SHOT: "new base as it is",
     "naive": "naive addition",
+    PERMUTATION: "addition of the permuted τ (as TransFusion)",
     "random": "random mask",
     "random-sign": "random signs",
     "mean": "mean vote",
@@ -43,15 +46,32 @@ LABELS = {
 """What tables call each method, in the order of tables."""
 
 BASELINES = ("naive", "random", "random-sign", "mean", "force", "soft", "gradfix", CONTROL)
-"""The methods that need no fine-tune of the target."""
+"""The methods that need neither a fine-tune of the target nor its coordinates matched."""
+
+_CHOSEN = {BY_VALIDATION: "α on validation data", BEST_ON_TEST: "best α on test"}
+
+
+def label_of(method: str) -> str:
+    """Say what tables call a method.
+
+    Args:
+        method: Its name.
+
+    Returns:
+        The label; of a mask of the user's own its name.
+    """
+    for suffix, how in _CHOSEN.items():
+        if method.endswith(suffix):
+            return f"{label_of(method.removesuffix(suffix))}: {how}"
+    return LABELS.get(method, method)
 
 
 def baseline(name: str, tau: TaskVector, settings: SelectionSettings, seed: int) -> Method:
     """Make a baseline: a way like any other, so that its setting is chosen as those of a transport are.
 
     Args:
-        name: One of :data:`BASELINES`, or ``few-shot``; or a mask of the user's own.
-        tau: The target's task vector.
+        name: One of :data:`BASELINES`, ``permutation`` or ``few-shot``; or a mask of the user's own.
+        tau: The target's task vector; of ``permutation`` the permuted one.
         settings: The numbers of the selection.
         seed: Of the control's shuffle.
 
@@ -65,7 +85,7 @@ def baseline(name: str, tau: TaskVector, settings: SelectionSettings, seed: int)
         return MaskVector(name, label, vector=tau, grid=grid, strategy=name)
     if name == FEW_SHOT:
         return training_from(StartingPoint(), None, settings)
-    if name == "naive":
+    if name in {"naive", PERMUTATION}:
         return AddVector(name, label, vector=tau, grid=grid)
     if name in {"random", "random-sign"}:
         return AddVector(name, label, vector=tau, grid=grid, strategy=name)
@@ -104,11 +124,16 @@ class Judge:
         model: The target.
         test: Test samples of the task.
         retain: Samples of what the model could do before, and the task they are of; None for neither.
+        validation: Samples to choose each method's α on, too; None for not.
+        best_on_test: Also give the best score of all α on the test samples, of each method that has an α.
     """
 
     model: TargetModel
     test: EncodedRows
     retain: tuple[ModelTask, EncodedRows] | None = None
+    validation: EncodedRows | None = None
+    best_on_test: bool = False
+    _best: dict[str, Outcome] = field(init=False, default_factory=dict, repr=False)
 
     def measure(self, setting: Mapping[str, float], started: float) -> Outcome:
         """Measure the model where it stands.
@@ -127,6 +152,35 @@ class Judge:
             retained = self.model.evaluate(rows, task=task).score
         return Outcome(found.score, found.loss, setting, retained, time.perf_counter() - started)
 
+    def best(self, context: SelectionContext, way: Method) -> Outcome | None:
+        """Find a way's best setting on the test samples, which nothing else may do: a bound, and marked as such.
+
+        Args:
+            context: The model and its samples; the model is at θ_B afterwards.
+            way: The way.
+
+        Returns:
+            The best of the settings that the samples choose among, the first of equals; None where that was not asked
+            for, or the way has no α.
+        """
+        started = time.perf_counter()
+        places = way.places(context, ()) if self.best_on_test else None
+        if places is None:
+            return None
+        same_each_draw = way.name in {"naive", PERMUTATION, ORACLE}
+        if same_each_draw and way.name in self._best:
+            return self._best[way.name]
+        known = list(places)
+        try:
+            scores = list(self.model.evaluate_each([(delta, alpha, self.test) for _, delta, alpha in known]))
+        finally:
+            self.model.restore()
+        found, (setting, _, _) = max(zip(scores, known, strict=True), key=lambda pair: pair[0].score)
+        best = Outcome(found.score, found.loss, setting, None, time.perf_counter() - started)
+        if same_each_draw:
+            self._best[way.name] = best
+        return best
+
 
 def draw(
     judge: Judge,
@@ -135,6 +189,7 @@ def draw(
     seed: int,
     methods: Sequence[str] = BASELINES,
     others: Sequence[Method] = (),
+    permuted: TaskVector | None = None,
     oracle: TaskVector | None = None,
     few_shot: bool = True,
     settings: SelectionSettings = SETTINGS,
@@ -151,8 +206,9 @@ def draw(
         judge: The target and the data to judge on. The model is at θ_B afterwards.
         support: The drawn samples.
         seed: Of folds, random masks and shuffles.
-        methods: Which of :data:`BASELINES`, and masks of the user's own.
+        methods: Which of :data:`BASELINES` and ``permutation``, and masks of the user's own.
         others: Further ways, each known by its name.
+        permuted: τ with its units in the target's order, for ``permutation``.
         oracle: τ_B, restricted like the target's vector, for the oracle mask and full fine-tuning.
         few_shot: Also fine-tune on the samples alone.
         settings: What every method may select among.
@@ -164,7 +220,8 @@ def draw(
         tell: Told each method before it begins.
 
     Yields:
-        Method name and outcome.
+        Method name and outcome; after a method with an α, where the judge is asked for it, the same with α chosen
+        otherwise, under names that end with :data:`BY_VALIDATION` and :data:`BEST_ON_TEST`.
 
     Raises:
         GradfixError: if there is only one sample.
@@ -176,9 +233,13 @@ def draw(
         raise GradfixError("one sample is too few to select settings on; draw at least two")
     yield ZERO_SHOT, judge.measure({}, time.perf_counter())
     with SelectionContext(model, support, folds, seed=seed, settings=settings, more=more) as context:
-        for way in (*(baseline(name, tau, settings, seed) for name in methods), *others):
-            tell(way.name)
-            yield way.name, chosen_along(judge, context, way)
+        for name in methods:
+            vector = permuted if name == PERMUTATION else tau
+            if vector is None:
+                raise GradfixError(f"{PERMUTATION}: there is no permuted task vector")
+            yield from _measured(judge, context, baseline(name, vector, settings, seed), tell)
+        for way in others:
+            yield from _measured(judge, context, way, tell)
         if auto:
             tell(AUTO)
             yield from _auto(judge, context, aligned, alike)
@@ -186,13 +247,26 @@ def draw(
             tell(FEW_SHOT)
             yield FEW_SHOT, chosen_along(judge, context, baseline(FEW_SHOT, tau, settings, seed))
         if oracle is not None and ORACLE in bounds:
-            tell(ORACLE)
             bound = AddVector(ORACLE, LABELS[ORACLE], vector=mask(tau, oracle), grid=settings.alphas)
-            yield ORACLE, chosen_along(judge, context, bound)
+            yield from _measured(judge, context, bound, tell)
         if oracle is not None and FULL in bounds:
             tell(FULL)
             full = AddVector(FULL, LABELS[FULL], vector=oracle, grid=(1.0,))
             yield FULL, arrived(judge, context, full, {"alpha": 1.0}, time.perf_counter())
+
+
+def _measured(
+    judge: Judge, context: SelectionContext, way: Method, tell: Callable[[str], None]
+) -> Iterator[tuple[str, Outcome]]:
+    tell(way.name)
+    yield way.name, chosen_along(judge, context, way)
+    if judge.validation is not None and way.places(context, ()) is not None:
+        started = time.perf_counter()
+        found = cross_validate(context, way, validation=judge.validation)
+        yield way.name + BY_VALIDATION, arrived(judge, context, way, found.setting, started)
+    best = judge.best(context, way)
+    if best is not None:
+        yield way.name + BEST_ON_TEST, best
 
 
 def chosen_along(judge: Judge, context: SelectionContext, way: Method) -> Outcome:

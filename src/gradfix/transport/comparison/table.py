@@ -7,8 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gradfix.evaluation.evaluate import Interval, mean_interval, paired_difference
+from gradfix.recipes.fields import BEST_ON_TEST, BY_VALIDATION
 from gradfix.report.record import Line as RecordedLine
-from gradfix.transport.comparison.draws import AUTO, AUTO_CONTROL, CONTROL, FULL, LABELS, ZERO_SHOT, Outcome
+from gradfix.transport.comparison.draws import (
+    AUTO,
+    AUTO_CONTROL,
+    CONTROL,
+    FULL,
+    ZERO_SHOT,
+    Outcome,
+    label_of,
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,7 @@ class Line:
     @property
     def label(self) -> str:
         """What tables call the method."""
-        return LABELS.get(self.method, self.method)
+        return label_of(self.method)
 
 
 def summarise(draws: Sequence[Mapping[str, Outcome]], budget: int) -> list[Line]:
@@ -55,8 +64,10 @@ def summarise(draws: Sequence[Mapping[str, Outcome]], budget: int) -> list[Line]
         outcomes = tuple(outcome[method] for outcome in draws)
         scores = [outcome.score for outcome in outcomes]
         bounds = (-1.0 if min(scores) < 0 else 0.0, 1.0)  # a correlation may be negative
-        shuffled_way = AUTO_CONTROL if method == AUTO else CONTROL
-        compared = shuffled_way in draws[0] and method not in {ZERO_SHOT, CONTROL, AUTO_CONTROL, FULL}
+        suffix = next((end for end in (BY_VALIDATION, BEST_ON_TEST) if method.endswith(end)), "")
+        shuffled_way = (AUTO_CONTROL if method == AUTO else CONTROL) + suffix
+        alone = method.removesuffix(suffix) in {ZERO_SHOT, CONTROL, AUTO_CONTROL, FULL}
+        compared = shuffled_way in draws[0] and not alone
         kept = [outcome.retained for outcome in outcomes if outcome.retained is not None]
         lines.append(
             Line(
@@ -154,7 +165,7 @@ def table_cells(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
     budgets = sorted({line.budget for line in lines})
     found = {(line.method, line.budget): line.score for line in lines}
     rows = [
-        [LABELS.get(method, method), *(score_cell(found.get((method, budget))) for budget in budgets)]
+        [label_of(method), *(score_cell(found.get((method, budget))) for budget in budgets)]
         for method in dict.fromkeys(line.method for line in lines)
     ]
     return ["method", *(f"{budget} a class" for budget in budgets)], rows
@@ -191,7 +202,7 @@ def table_markdown(lines: Sequence[Line], caption: str) -> str:
     rows = ["| samples a class | " + " | ".join(map(str, budgets)) + " |", "|---" * (len(budgets) + 1) + "|"]
     for method in methods:
         cells = [_cell(found.get((method, budget))) for budget in budgets]
-        rows.append(f"| {LABELS.get(method, method)} | " + " | ".join(cells) + " |")
+        rows.append(f"| {label_of(method)} | " + " | ".join(cells) + " |")
     return "\n".join([*rows, "", caption, ""])
 
 

@@ -42,6 +42,7 @@ def check(
     candidate: Sequence[str] = (),
     prefix: str | None = None,
     templates: str | Path | None = None,
+    text_from: str | Path | None = None,
     configuration: str | None = None,
     encoding: str | None = None,
     max_length: int | None = None,
@@ -109,6 +110,7 @@ def check(
         candidate: Text-to-text: answers to rank, in place of generating.
         prefix: Text-to-text: put before every input.
         templates: Prompt templates for zero-shot images, one a line.
+        text_from: Zero-shot images: the whole model, where the target is a vision tower or a file alone.
         configuration: Of a Hub data set that has several.
         encoding: Of csv, tsv and json files, such as latin-1 or utf-16; UTF-8 if not given.
         max_length: Longest input in tokens; the model's context if not given.

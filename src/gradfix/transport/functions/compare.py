@@ -32,6 +32,7 @@ def compare(
     candidate: Sequence[str] = (),
     prefix: str | None = None,
     templates: str | Path | None = None,
+    text_from: str | Path | None = None,
     configuration: str | None = None,
     encoding: str | None = None,
     max_length: int | None = None,
@@ -46,6 +47,8 @@ def compare(
     trust_remote_code: bool = False,
     split: str | None = None,
     test_split: str | None = None,
+    validation: str | Path | RowSource | None = None,
+    validation_split: str | None = None,
     align: Align | str | Callable[..., Tensor] | None = "auto",
     align_data: str | Path | RowSource | None = None,
     space: Literal["adapter", "weights"] | None = None,
@@ -53,6 +56,7 @@ def compare(
     head: Literal["copy", "probe"] = "copy",
     unlabelled: str | Path | RowSource | None = None,
     methods: Sequence[str] = (),
+    best_on_test: bool = False,
     finetune_steps: int | None = None,
     retain: str | Path | RowSource | None = None,
     sampling: Literal["random", "herding", "k-medoids", "coreset"] = "random",
@@ -79,6 +83,7 @@ def compare(
         candidate: Text-to-text: answers to rank, in place of generating.
         prefix: Text-to-text: put before every input.
         templates: Prompt templates for zero-shot images, one a line.
+        text_from: Zero-shot images: the whole model, where the target is a vision tower or a file alone.
         configuration: Of a Hub data set that has several.
         encoding: Of csv, tsv and json files, such as latin-1 or utf-16; UTF-8 if not given.
         max_length: Longest input in tokens; the model's context if not given.
@@ -95,6 +100,8 @@ def compare(
         trust_remote_code: Run code that a model repository brings.
         split: Of the data, where it has several.
         test_split: Of the test data, where it has several.
+        validation: Labelled data to choose each row's α on, too, in a row of its own, as a location or as rows.
+        validation_split: Of the validation data, where it has several.
         align: Carry τ over by activations first; auto: where the two bases are not alike; or a
             function of your own.
         align_data: Inputs to align on, likewise; else the labelled data's own.
@@ -103,7 +110,8 @@ def compare(
         granularity: In adapter space: a vote on each coordinate of B, each row, or each singular direction.
         head: Copy the tuned head, or refit it on the samples.
         unlabelled: Inputs without labels that vote too, as the tuned source labels them, as a location or as rows.
-        methods: Rows of the table, such as ``("naive", "gradfix", "auto")``; all by default.
+        methods: Rows of the table, such as ``("naive", "gradfix", "auto")``; all but ``permutation`` by default.
+        best_on_test: Also give each row's best α on the test data, marked as such: a bound, no result.
         finetune_steps: Steps of training at most, in every row that trains.
         retain: Labelled data of what the model could do before.
         sampling: How to choose them.
