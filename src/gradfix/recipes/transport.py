@@ -294,6 +294,6 @@ def only_in_python(recipe: Mapping[str, Any]) -> list[str]:
     functions = [
         name
         for name, known in own.items()
-        if recipe.get(name, known[0]) not in known and not lasting(recipe[name])
+        if isinstance(given := recipe.get(name), str) and given not in known and not lasting(given)
     ]
     return [*functions, *rows]
