@@ -1,12 +1,14 @@
 """Votes of a model fetched block by block: memory and time beside an ordinary pass that holds the model in memory.
 
-    python benchmarks/streamed.py [FOLDER]                1.1 B parameters, 22 and 44 blocks
-    python benchmarks/streamed.py --small [FOLDER]        0.1 B: to see that it runs
-    python benchmarks/streamed.py --whole [FOLDER]        a whole transport of an 8 B shape with a LoRA (48 GB of disk)
+    python benchmarks/streamed.py [FOLDER]                     1.1 B parameters, 22 and 44 blocks
+    python benchmarks/streamed.py --shape small [FOLDER]       0.1 B: to see that it runs
+    python benchmarks/streamed.py --whole --shape 8B [FOLDER]  a whole transport with a LoRA (34 GB of disk)
+    python benchmarks/streamed.py --formats                    votes that half precision changes, on real models
 
 Models are random, of Llama's shape, in bfloat16, in FOLDER (a temporary one by default). Each measurement is a process
-of its own. Memory is the highest anonymous memory over that of the process before it opens the model: what is read
-stays in the page cache, which the system takes back when it likes.
+of its own, and says what ``--memory`` would say on the command line. Memory is the highest anonymous memory over that
+of the process before it opens the model: what is read stays in the page cache, which the system takes back when it
+likes. The gradient of the mean is computed in the same number format and as often.
 """
 
 import argparse
@@ -22,16 +24,32 @@ from typing import Any
 
 import torch
 
+from gradfix.recipes.fields import parse_size
+
 SAMPLES, TOKENS = 8, 64
 SHAPES: dict[str, dict[str, int]] = {
     "small": {"hidden": 768, "wide": 2048, "heads": 12, "pairs": 4, "vocabulary": 8000, "blocks": 12},
     "1.1B": {"hidden": 2048, "wide": 5632, "heads": 32, "pairs": 4, "vocabulary": 32000, "blocks": 22},
+    "3B": {"hidden": 3072, "wide": 8192, "heads": 24, "pairs": 8, "vocabulary": 128256, "blocks": 28},
     "8B": {"hidden": 4096, "wide": 14336, "heads": 32, "pairs": 8, "vocabulary": 128256, "blocks": 32},
 }
 
 
-def make(directory: Path, shape: dict[str, int], blocks: int, seed: int = 0) -> Path:
-    """Write a random model of Llama's shape, a shard a block, with a tokenizer of one word a token."""
+def make(
+    directory: Path, shape: dict[str, int], blocks: int, seed: int = 0, like: Path | None = None
+) -> Path:
+    """Write a random model of Llama's shape, a shard a block, with a tokenizer of one word a token.
+
+    Args:
+        directory: Where to.
+        shape: Its sizes.
+        blocks: How many.
+        seed: Of its weights.
+        like: A model of the same shape, whose shards are used again but for the first block's: it spares disk.
+
+    Returns:
+        The directory.
+    """
     from safetensors.torch import save_file
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, PreTrainedTokenizerFast
@@ -65,10 +83,14 @@ def make(directory: Path, shape: dict[str, int], blocks: int, seed: int = 0) -> 
 
     index: dict[str, str] = {}
 
-    def save(number: int, tensors: dict[str, torch.Tensor]) -> None:
+    def save(number: int, sizes: dict[str, tuple[int, ...]]) -> None:
         name = f"model-{number + 1:05}-of-{blocks + 1:05}.safetensors"
-        save_file(tensors, directory / name, metadata={"format": "pt"})
-        index.update(dict.fromkeys(tensors, name))
+        if like is not None and number:
+            (directory / name).hardlink_to(like / name)
+        else:
+            tensors = {key: drawn(*size) if len(size) > 1 else norm.clone() for key, size in sizes.items()}
+            save_file(tensors, directory / name, metadata={"format": "pt"})
+        index.update(dict.fromkeys(sizes, name))
 
     narrow = hidden // heads * shape["pairs"]
     sides = {
@@ -82,17 +104,15 @@ def make(directory: Path, shape: dict[str, int], blocks: int, seed: int = 0) -> 
     }
     norm = torch.ones(hidden, dtype=torch.bfloat16)
     for block in range(blocks):
-        tensors = {f"model.layers.{block}.{name}.weight": drawn(*size) for name, size in sides.items()}
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            tensors[f"model.layers.{block}.{name}.weight"] = norm.clone()
-        save(block, tensors)
+        norms = {name: (hidden,) for name in ("input_layernorm", "post_attention_layernorm")}
+        save(
+            block,
+            {f"model.layers.{block}.{name}.weight": size for name, size in {**sides, **norms}.items()},
+        )
     table = shape["vocabulary"], hidden
-    ends = {
-        "model.embed_tokens.weight": drawn(*table),
-        "lm_head.weight": drawn(*table),
-        "model.norm.weight": norm.clone(),
-    }
-    save(blocks, ends)
+    save(
+        blocks, {"model.embed_tokens.weight": table, "lm_head.weight": table, "model.norm.weight": (hidden,)}
+    )
     (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
     return directory
 
@@ -130,17 +150,20 @@ class Peak:
             self.bytes = max(self.bytes, self._now())
 
 
-def opened(directory: Path) -> Any:
+def opened(directory: Path, memory: int) -> Any:
     """Open a model to be fetched block by block, every parameter of which votes."""
     from gradfix.checkpoints import Checkpoint
     from gradfix.evaluation.binding import bind
-    from gradfix.evaluation.streaming.streamed_model import StreamedModel
+    from gradfix.evaluation.streaming.choice import load_target
     from gradfix.tasks import get_task
     from gradfix.vectors.placement import own_weights, place
 
-    target, task = Checkpoint.open(directory), get_task("causal-lm")
+    target, task = Checkpoint.open(directory), get_task("causal-lm", max_length=TOKENS)
     bind(task, target, None, rows())
-    return StreamedModel.load(task, target, place(own_weights(target), target), compute_dtype=torch.float32)
+    model = load_target(task, target, place(own_weights(target), target), memory=memory, batch_size=SAMPLES)
+    if not model.streams or model._batch_size != SAMPLES:
+        raise SystemExit(f"--memory {memory}: the model is held in memory, or not all samples fit at once")
+    return model
 
 
 def timed(function: Callable[[], Any]) -> dict[str, float]:
@@ -150,7 +173,7 @@ def timed(function: Callable[[], Any]) -> dict[str, float]:
     return {"seconds": time.perf_counter() - started, "processor": time.process_time() - processor}
 
 
-def measure(part: str, directory: Path, runs: int) -> dict[str, float]:
+def measure(part: str, directory: Path, runs: int, memory: int) -> dict[str, float]:
     """Measure one thing in this process; the last run counts, as it is warm."""
     import transformers
 
@@ -163,9 +186,9 @@ def measure(part: str, directory: Path, runs: int) -> dict[str, float]:
         warm_up = torch.randn(256, 256)
         (warm_up @ warm_up).sum()
         with Peak() as peak:
-            model = opened(directory)
+            model = opened(directory, memory)
             found = [timed(lambda: model.votes(rows())) for _ in range(runs)]
-        return {"bytes": peak.bytes, **found[-1]}
+        return {"bytes": peak.bytes, "first": found[0]["processor"], **found[-1]}
     from gradfix.tasks import get_task
 
     task = get_task("causal-lm")
@@ -178,12 +201,13 @@ def measure(part: str, directory: Path, runs: int) -> dict[str, float]:
             task.loss(model, batch).mean().backward()
 
         found = [timed(mean_pass) for _ in range(runs)]
-    return {"bytes": peak.bytes, **found[-1]}
+    return {"bytes": peak.bytes, "first": found[0]["processor"], **found[-1]}
 
 
-def in_a_process(part: str, directory: Path, runs: int = 2) -> dict[str, float]:
+def in_a_process(part: str, directory: Path, runs: int, memory: str) -> dict[str, float]:
     """Measure in a process of its own."""
-    command = [sys.executable, __file__, "--part", part, "--runs", str(runs), str(directory)]
+    command = [sys.executable, __file__, "--part", part, "--runs", str(runs), "--memory", memory]
+    command.append(str(directory))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
@@ -191,13 +215,13 @@ def in_a_process(part: str, directory: Path, runs: int = 2) -> dict[str, float]:
     return found
 
 
-def whole(folder: Path, shape: dict[str, int]) -> dict[str, float]:
+def whole(folder: Path, shape: dict[str, int], memory: str) -> dict[str, float]:
     """A whole transport from two bases and a LoRA on q and v, three values of α."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    old = make(folder / "old", shape, shape["blocks"])
-    make(folder / "new", shape, shape["blocks"], seed=1)
+    new = make(folder / "new", shape, shape["blocks"])
+    old = make(folder / "old", shape, shape["blocks"], seed=1, like=new)
     with torch.device("meta"):
         from transformers import AutoConfig
 
@@ -214,11 +238,13 @@ def whole(folder: Path, shape: dict[str, int]) -> dict[str, float]:
     (folder / "tuned").mkdir()
     save_file(tensors, folder / "tuned" / "adapter_model.safetensors")
     names.save_pretrained(folder / "tuned")
-    return in_a_process("transport", folder)
+    return in_a_process("transport", folder, 1, memory)
 
 
-def transport(folder: Path) -> dict[str, float]:
+def transport(folder: Path, memory: str) -> dict[str, float]:
     """Run the transport in this process."""
+    from transformers import LlamaForCausalLM  # noqa: F401 - loaded before memory is measured
+
     import gradfix as gf
 
     with Peak() as peak:
@@ -231,62 +257,106 @@ def transport(folder: Path) -> dict[str, float]:
                 support=rows(),
                 alpha="0.5,1,2",
                 space="weights",
-                memory="4GB",
+                memory=memory,
+                batch_size=SAMPLES,
                 output=folder / "out",
             )
         )
     return {"bytes": peak.bytes, **found}
 
 
+def formats(samples: int = 20) -> None:
+    """Print the share of votes that half precision changes, on the embedded models and real images."""
+    from gradfix.checkpoints import Checkpoint
+    from gradfix.demo.bench import task_of
+    from gradfix.demo.datasets import available_tasks, load_task
+    from gradfix.demo.pair import load
+    from gradfix.evaluation.binding import bind
+    from gradfix.evaluation.target_model import TargetModel
+    from gradfix.vectors.placement import place
+    from gradfix.vectors.task_vector import TaskVector
+
+    print(
+        f"| {samples} images, votes in bfloat16 against float32 | single votes changed | majorities changed |"
+    )
+    print("|---|---|---|")
+    for name in available_tasks():
+        target, tau = Checkpoint.open(load("B")), TaskVector.between(load("A"), load(f"A-{name}"))
+        pool, task = load_task(name).rows("train")[:samples], task_of(name)
+        bind(task, target, tau, pool)
+        votes = [
+            TargetModel.load(task, target, place(tau, target), compute_dtype=dtype, batch_size=samples).votes(
+                pool
+            )
+            for dtype in (torch.float32, torch.bfloat16)
+        ]
+        single = majority = total = 0
+        for key in votes[0]:
+            one, other = (found[key].int() for found in votes)
+            single += int((one - other).abs().sum())
+            majority += int((one.sign() != other.sign()).sum())
+            total += one.numel()
+        # A vote that turns moves a count by two; two that turn against each other are not seen.
+        print(f"| {name} | {single / (2 * samples * total):.1%} | {majority / total:.1%} |", flush=True)
+
+
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", nargs="?", type=Path)
-    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--shape", choices=list(SHAPES), default="1.1B")
     parser.add_argument("--whole", action="store_true")
+    parser.add_argument("--formats", action="store_true")
+    parser.add_argument("--memory", help="700MB; 4GB for a whole transport; 200MB for the small shape")
     parser.add_argument(
         "--runs", type=int, default=2, help="passes in each process, of which the last counts"
     )
     parser.add_argument("--once", action="store_true", help="leave the model with twice as many blocks out")
     parser.add_argument("--part", choices=["votes", "mean", "transport"], help=argparse.SUPPRESS)
     options = parser.parse_args()
+    memory = options.memory or ("4GB" if options.whole else "200MB" if options.shape == "small" else "700MB")
     if options.part:
         found = (
-            transport(options.folder)
+            transport(options.folder, memory)
             if options.part == "transport"
-            else measure(options.part, options.folder, options.runs)
+            else measure(options.part, options.folder, options.runs, parse_size(memory))
         )
         print(json.dumps(found))
         return
+    if options.formats:
+        formats()
+        return
     folder = options.folder or Path(tempfile.mkdtemp(prefix="gradfix-streamed-"))
-    name = "small" if options.small else "1.1B"
     threads = torch.get_num_threads()
     print(
-        f"| {SAMPLES} × {TOKENS} tokens, float32, {threads} threads | memory | seconds | processor | ratio |"
+        f"| {SAMPLES} × {TOKENS} tokens, float32, {threads} threads, --memory {memory} | memory | seconds | "
+        "processor | ratio | first pass |"
     )
-    print("|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|")
+    shape = SHAPES[options.shape]
     if options.whole:
-        line("whole transport, 3 α", whole(folder, SHAPES["small" if options.small else "8B"]))
+        line(f"whole transport of {options.shape}, 3 α", whole(folder, shape, memory))
         return
-    shape = SHAPES[name]
-    model = folder / name
+    model = folder / options.shape
     if not model.exists():
         make(model, shape, shape["blocks"])
-    mean = in_a_process("mean", model, options.runs)
-    line(f"mean gradient of {name} in memory", mean)
-    line("votes block by block", in_a_process("votes", model, options.runs), mean)
+    mean = in_a_process("mean", model, options.runs, memory)
+    line(f"mean gradient of {options.shape} in memory", mean)
+    line("votes block by block", in_a_process("votes", model, options.runs, memory), mean)
     if not options.once:
-        twice = in_a_process(
-            "votes", make(folder / f"{name}-twice", shape, 2 * shape["blocks"]), options.runs
-        )
-        line("votes, twice as many blocks", twice)
+        double = folder / f"{options.shape}-twice"
+        if not double.exists():
+            make(double, shape, 2 * shape["blocks"])
+        line("votes, twice as many blocks", in_a_process("votes", double, options.runs, memory))
 
 
 def line(what: str, found: dict[str, float], beside: dict[str, float] | None = None) -> None:
-    """Print a line of the table; ratios are of the processor's time."""
-    ratio = f"{found['processor'] / beside['processor']:.2f}" if beside else ""
+    """Print a line of the table; ratios are of the processor's time, warm, and of the first pass."""
+    ratios = [f"{found[key] / beside[key]:.2f}" if beside else "" for key in ("processor", "first")]
     times = f"{found['seconds']:.1f} | {found['processor']:.1f}"
-    print(f"| {what} | {found['bytes'] / 1e6:.0f} MB | {times} | {ratio} |", flush=True)
+    print(f"| {what} | {found['bytes'] / 1e6:.0f} MB | {times} | {' | '.join(ratios)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -160,7 +160,10 @@ def opened(
 ) -> TargetModel:
     """Open a model, every parameter of which votes."""
     target = Checkpoint.open(directory)
-    task = get_task(task_name, **({"candidates": None} if task_name == "text-to-text" else {}))
+    ranked = task_name == "text-to-text"
+    task = get_task(
+        task_name, **({"candidates": list(dict.fromkeys(row["target"] for row in rows))} if ranked else {})
+    )
     bind(task, target, None, rows)
     model = kind.load(task, target, place(own_weights(target), target), **options)
     model.keep_reference(rows)

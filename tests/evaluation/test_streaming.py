@@ -46,13 +46,17 @@ def test_streamed_equals_resident(family: str, tmp_path: Path) -> None:
     assert turned(found, expected) <= (MOST_TURNED if family in PLAIN else 0)
     assert torch.equal(streamed.features(rows[:3]), resident.features(rows[:3]))
 
-    if not streamed.task.generates:
-        ours, theirs = streamed.evaluate(rows, logits=True), resident.evaluate(rows, logits=True)
-        assert (ours.losses, ours.scores, ours.predictions) == (
-            theirs.losses,
-            theirs.scores,
-            theirs.predictions,
-        )
+    ours, theirs = streamed.evaluate(rows, logits=True), resident.evaluate(rows, logits=True)
+    assert (ours.losses, ours.scores, ours.predictions) == (
+        theirs.losses,
+        theirs.scores,
+        theirs.predictions,
+    )
+    alphas, encoded = (0.0, 0.5, 1.0), streamed.encode(rows)
+    curve = list(streamed.evaluate_each([(streamed.vector, alpha, encoded) for alpha in alphas]))
+    expected_curve = list(resident.evaluate_each([(resident.vector, alpha, encoded) for alpha in alphas]))
+    assert [found.losses for found in curve] == [found.losses for found in expected_curve]
+    resident.restore()
     mean, theirs_mean = streamed.votes(rows, vote="mean"), resident.votes(rows, vote="mean")
     assert mean.record == theirs_mean.record
     assert turned(mean, theirs_mean) <= MOST_TURNED
@@ -66,6 +70,18 @@ def test_streamed_equals_resident(family: str, tmp_path: Path) -> None:
     assert turned(found, expected) <= (MOST_TURNED if family in PLAIN else 0)
     streamed.restore()
     assert streamed.votes(rows[:4]).fingerprints != found.fingerprints
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_votes_alike_and_is_recorded(dtype: torch.dtype, tmp_path: Path) -> None:
+    rows, directory = chats(COUNT), FAMILIES["llama"][0](tmp_path / "llama")
+    resident, streamed = (
+        opened(kind, directory, "causal-lm", rows, batch_size=BATCH, compute_dtype=dtype).votes(rows)
+        for kind in (TargetModel, StreamedModel)
+    )
+    assert streamed.record == resident.record
+    assert f"torch.{streamed.record.dtype}" == str(dtype)
+    assert turned(streamed, resident) == 0
 
 
 def test_a_sample_alone_in_its_batch_votes_as_in_memory(tmp_path: Path) -> None:
@@ -99,6 +115,7 @@ def test_training_is_refused(tmp_path: Path) -> None:
 
 def test_generating_is_refused(tmp_path: Path) -> None:
     _, streamed, rows = both("t5", tmp_path, 3)
+    streamed.task.candidates = None  # type: ignore[attr-defined]
     with pytest.raises(GradfixError, match=r"token by token.*--candidate"):
         streamed.evaluate(rows)
 
@@ -256,9 +273,9 @@ def test_several_candidates_pass_a_block_while_it_is_there(tmp_path: Path) -> No
     encoded, loaded = streamed.encode(rows), []
     load = streamed._execution._load
 
-    def watched(unit: Any, point: Any) -> None:
+    def watched(unit: Any, *where: Any, **options: Any) -> None:
         loaded.append(unit.name)
-        load(unit, point)
+        load(unit, *where, **options)
 
     streamed._execution._load = watched  # type: ignore[method-assign]
     alphas = (0.0, 0.5, 1.0)
@@ -295,7 +312,7 @@ def test_check_tells_how_a_model_is_held_and_what_that_needs(tmp_path: Path) -> 
     said = " ".join(small.output.split())
     assert "is fetched block by block (2 blocks), in float32: about" in said
     assert "one block's weights" in said
-    assert "each count reads" in said
+    assert "each gradient reads" in said
     refused = gradfix("check", *options, "--memory", "1KB")
     assert refused.exit_code == 1
     assert "block by block it needs" in " ".join(refused.output.split())
@@ -364,9 +381,18 @@ def save_wide(directory: Path, seed: int) -> None:
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-def test_votes_on_a_gpu_are_those_of_the_processor(tmp_path: Path) -> None:
-    """Never run so far: no machine of the project has had a GPU."""
+@pytest.mark.parametrize("room", [None, 0])
+def test_votes_on_a_gpu_are_those_of_the_processor(room: int | None, tmp_path: Path) -> None:
+    """Never run so far: no machine of the project has had a GPU. Without room on the device inputs go to the host."""
     _, streamed, rows = both("llama", tmp_path, COUNT, batch_size=BATCH)
     expected = streamed.votes(rows)
-    there = opened(StreamedModel, tmp_path / "llama", "causal-lm", rows, batch_size=BATCH, device="cuda")
-    assert turned(there.votes(rows), expected) < 0.01
+    resident, there = (
+        opened(kind, tmp_path / "llama", "causal-lm", rows, batch_size=BATCH, device="cuda")
+        for kind in (TargetModel, StreamedModel)
+    )
+    assert isinstance(there, StreamedModel)
+    there.keep_inputs(room)
+    found = there.votes(rows)
+    assert turned(found, expected) < 0.01
+    assert turned(found, resident.votes(rows)) == 0
+    assert there.evaluate(rows).losses == resident.evaluate(rows).losses

@@ -160,6 +160,11 @@ class TransportRecipe(SupportRecipe, WritingRecipe):
             raise ValueError(dropped)
         return self
 
+    @property
+    def counts_votes(self) -> bool:
+        """Whether samples vote: all methods may try it but the one that is told a mask without votes."""
+        return self.method != "gradfix" or mask_needs(self.mask) != "nothing"
+
     def _without_effect(self) -> Iterator[str | None]:
         """Say which of the given options another one makes idle: what was asked for is done, or refused."""
         told = self.method == "gradfix"

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from typing_extensions import override
 
 from gradfix.errors import GradfixError, column_option, option
@@ -199,9 +200,9 @@ class CausalLM(LanguageModel):
         return self.padded(samples, rows, strict=strict)
 
     def _next_tokens(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits ``[B, L − 1, vocabulary]`` with the labels ``[B, L − 1]`` that they predict."""
+        """Logits ``[B, L, vocabulary]`` with the labels ``[B, L]`` that they predict: none at the last."""
         logits: Tensor = model(**placed(model, batch)).logits
-        return logits[:, :-1], batch["labels"][:, 1:].to(logits.device)
+        return logits, functional.pad(batch["labels"][:, 1:], (0, 1), value=-100).to(logits.device)
 
     @override
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:

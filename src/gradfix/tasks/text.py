@@ -118,6 +118,9 @@ def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
         ``[B]`` float32: each sample's mean over its tokens, so that a long sample weighs as much as a short
         one.
     """
-    # The sum is written without indexing by a mask, so that it works under torch.func transforms too.
-    losses = cross_entropy(logits.float().transpose(1, 2), labels, reduction="none", ignore_index=-100)
-    return losses.sum(dim=1) / (labels != -100).sum(dim=1)
+    # The sum is written without indexing by a mask, so that it works under torch.func transforms too; and a row a token
+    # lies in memory as it is needed, where scores by class would be copied.
+    each = cross_entropy(
+        logits.float().flatten(0, 1), labels.flatten(), reduction="none", ignore_index=-100
+    ).view(labels.shape)
+    return each.sum(dim=1) / (labels != -100).sum(dim=1)

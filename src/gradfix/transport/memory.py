@@ -94,11 +94,11 @@ def note_cost(
     length = _longest(task, rows)
     loading = recipe.loading()
     dtype = compute_dtype_of(target, loading["compute_dtype"], recipe.device, adapter=models.adapter)
-    voting: Collection[str] = () if models.adapter else models.placement.vector.specs.keys()
+    voting: Collection[str] = models.placement.vector.specs.keys() if recipe.counts_votes else ()
     planned = partial(
         plan_memory,
         target,
-        voting=voting,
+        voting=() if models.adapter else voting,
         memory=loading["memory"],
         compute_dtype=dtype,
         device=recipe.device,
@@ -117,17 +117,19 @@ def note_cost(
     if not held:
         plan.refuse(target.location)
         kept = sum(target.specs[name].numel for name in voting if name in target.specs)
-        if models.adapter and models.placement.adapter is not None:
+        if recipe.counts_votes and models.adapter and models.placement.adapter is not None:
             kept = sum(update.specs[0].numel for update in models.placement.adapter.parts.updates.values())
+        written = {"of votes": kept, "of inputs of blocks for a while": plan.scratch}
+        there = " and ".join(f"{_gigabytes(size)} {what}" for what, size in written.items() if size)
         found.add(
             "note",
-            f"each count reads {_gigabytes(plan.read)} of weights, and keeps {_gigabytes(kept)} of votes beside the "
-            f"output{_free(recipe)}",
+            f"each gradient reads {_gigabytes(plan.read)} of weights"
+            + (f", and keeps {there} beside the output{_free(recipe)}" if there else ""),
         )
     weights = sum(spec.numel for spec in target.specs.values() if spec.dtype.is_floating_point)
     settings = len(recipe.alphas() or SETTINGS.alphas)
     # A count, every α on the samples, the certificate at five places and its slope, and three models judged.
-    forward = (3 if held else 4) * 2 + settings + 5
+    forward = (3 if held else 4) * (1 + recipe.counts_votes) + settings + 5
     operations = 2 * weights * length * (samples * forward + judged * (settings + 3))
     judge = task.judging()
     if judge.generates:  # of four models, a token at a time

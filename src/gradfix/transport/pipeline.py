@@ -357,6 +357,7 @@ def _transported(
                 placement,
                 dtype=dtype,
                 adapter=models.adapter,
+                counts_votes=recipe.counts_votes,
                 **recipe.loading(),
             )
             recipe = possible(recipe, model, found)

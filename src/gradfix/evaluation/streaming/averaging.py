@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from gradfix.errors import GradfixError
-from gradfix.evaluation.streaming.execution import Call, Execution, Pass, Visitor
+from gradfix.evaluation.streaming.calls import Call, Pass
+from gradfix.evaluation.streaming.execution import Execution
 from gradfix.evaluation.streaming.store import CountStore
+from gradfix.evaluation.streaming.visitor import Visitor
 
 
 class GradientVisitor(Visitor):

@@ -26,6 +26,7 @@ def load_target(
     memory: str | int = "auto",
     compute_dtype: str = "auto",
     adapter: bool = False,
+    counts_votes: bool = True,
     device: str = "cpu",
     batch_size: int = 32,
     **options: Any,
@@ -39,6 +40,7 @@ def load_target(
         memory: Bytes that may be used; ``auto`` for most of what is free.
         compute_dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         adapter: Move it in the coordinates of τ's adapter.
+        counts_votes: Whether samples will vote: votes take memory.
         device: Where to compute.
         batch_size: Samples a forward pass; fewer where so many don't fit.
         **options: Of :meth:`TargetModel.load`.
@@ -54,7 +56,7 @@ def load_target(
     options = {**options, "device": device, "compute_dtype": number}
     plan = plan_memory(
         target,
-        voting=() if adapter else placement.vector.specs.keys(),
+        voting=() if adapter or not counts_votes else placement.vector.specs.keys(),
         memory=memory,
         compute_dtype=number,
         device=device,
@@ -66,7 +68,9 @@ def load_target(
         return resident.load(task, target, placement, batch_size=batch_size, **options)
     plan.refuse(target.location)
     streamed = StreamedAdapterModel if adapter else StreamedModel
-    return streamed.load(task, target, placement, batch_size=plan.batch, **options)
+    model = streamed.load(task, target, placement, batch_size=plan.batch, **options)
+    model.keep_inputs(plan.kept)
+    return model
 
 
 @contextmanager
@@ -85,6 +89,7 @@ def keeping_counts(model: TargetModel, output: Path) -> Iterator[None]:
         return
     place = Path(output).absolute()
     model.kept_counts = place.parent / f".{place.name}.counting"
+    model.keep_inputs(folder=place.parent)
     try:
         yield
     except BaseException:

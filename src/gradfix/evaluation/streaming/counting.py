@@ -12,17 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from gradfix.errors import GradfixError
-from gradfix.evaluation.streaming.execution import (
-    Call,
-    Execution,
-    Pass,
-    Visitor,
-    differentiable,
-)
+from gradfix.evaluation.streaming.calls import Call, Pass, differentiable
+from gradfix.evaluation.streaming.execution import Execution
 from gradfix.evaluation.streaming.store import CountStore
 from gradfix.evaluation.streaming.units import Unit
+from gradfix.evaluation.streaming.visitor import Visitor
 from gradfix.tasks.batches import batch_size, tensors_of
 from gradfix.votes.fast.accumulate import Blocks, Tally
 from gradfix.votes.fast.contributions import Contribution, Summed
@@ -214,6 +212,27 @@ class VoteVisitor(Visitor):
             job()
 
 
+class InnerProducts(Function):
+    """⟨output, gradient⟩ of each sample, without a copy of either: those of a head over the vocabulary are large."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, gradient: Tensor) -> Tensor:
+        """Compute them in float32 at least."""
+        ctx.gradient = gradient
+        wide = torch.promote_types(output.dtype, torch.float32)
+        pairs = zip(output, gradient, strict=True)
+        return torch.stack([(one.to(wide) * other.to(wide)).sum() for one, other in pairs])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, weights: Tensor) -> tuple[Tensor, None]:
+        """Hand the gradient on: of the sum of the losses as it is."""
+        gradient: Tensor = ctx.gradient
+        if bool((weights == 1).all()):
+            return gradient, None
+        return gradient * weights.view(-1, *[1] * (gradient.ndim - 1)).to(gradient.dtype), None
+
+
 class UnitLoss:
     """The part of the losses that goes through one call of a unit: its outputs times their gradients.
 
@@ -246,9 +265,13 @@ class UnitLoss:
         losses: Tensor | None = None
         for number, output in differentiable(self._run(self.inputs(batch["inputs"]))):
             if number in gradients:
-                wide = torch.promote_types(output.dtype, torch.float32)
-                products = output.to(wide) * gradients[number].to(wide)
-                part = products.reshape(len(products), -1).sum(1)
+                gradient, wide = gradients[number], torch.promote_types(output.dtype, torch.float32)
+                # What has no dimension of samples is made of weights alone: the rules must see it meet them.
+                part: Tensor = (
+                    InnerProducts.apply(output, gradient)  # type: ignore[no-untyped-call]
+                    if output.shape == gradient.shape
+                    else (output.to(wide) * gradient.to(wide)).flatten(1).sum(1)
+                )
                 losses = part if losses is None else losses + part
         assert losses is not None
         return losses

@@ -6,217 +6,31 @@ block's graph for one batch, are ever there.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from gradfix.checkpoints.fingerprint import tensor_fingerprint
-from gradfix.errors import GradfixError
-from gradfix.evaluation.streaming.lanes import Lane, current_lane
+from gradfix.evaluation.streaming.calls import (
+    Call,
+    Pass,
+    Request,
+    cut,
+    differentiable,
+    leaves_of,
+    refuse_caches,
+)
+from gradfix.evaluation.streaming.device import Fetch, Supply, Touch
+from gradfix.evaluation.streaming.kept import KeptInputs, Room
+from gradfix.evaluation.streaming.lanes import current_lane
 from gradfix.evaluation.streaming.placeholders import placeholder
 from gradfix.evaluation.streaming.units import Unit, divide
-from gradfix.tasks.batches import map_tensors, tensors_of
-from gradfix.votes.isolation import autocast, checked_losses
-from gradfix.votes.plain import refuse_not_finite
-
-Fetch = Callable[[str, Any], Tensor]
-"""Gives a parameter's value at a point: ``fetch(name, point)``, in the format and on the device of the computation."""
-
-
-@dataclass
-class Request:
-    """One call of a unit.
-
-    Attributes:
-        unit: What is called.
-        arguments: Its arguments: a tuple, and a dictionary of those with names.
-    """
-
-    unit: Unit
-    arguments: tuple[tuple[Any, ...], dict[str, Any]]
-
-
-class Call:
-    """What is kept of one call of a unit for the backward pass.
-
-    Attributes:
-        unit: What was called.
-        tensors: The tensors among the arguments, in order, as the model's code handed them over.
-        samples: N of the batch.
-        gradients: By number of the output tensor, as far as they have arrived.
-    """
-
-    def __init__(self, request: Request, samples: int) -> None:
-        self.unit, self.samples = request.unit, samples
-        self.tensors = [tensor for _, tensor in tensors_of(request.arguments)]
-        self.gradients: dict[int, Tensor] = {}
-        self._arguments = request.arguments
-        self._versions = [tensor._version for tensor in self.tensors]
-
-    def arguments(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Give the arguments with other tensors in the places of the kept ones."""
-        for tensor, version in zip(self.tensors, self._versions, strict=True):
-            if tensor._version != version:
-                raise GradfixError(
-                    f"{self.unit.name}: the model writes into an input of this block after it has run, so it can't be "
-                    "run again; give --memory a size that the model fits in"
-                )
-        following = iter(tensors)
-        found: tuple[tuple[Any, ...], dict[str, Any]] = map_tensors(
-            self._arguments, lambda _: next(following)
-        )
-        return found
-
-    def take(self, number: int, gradient: Tensor) -> None:
-        """Add to the gradient of an output."""
-        known = self.gradients.get(number)
-        self.gradients[number] = gradient if known is None else known + gradient
-
-
-class Boundary(Function):
-    """An output of a unit where the graph of the model's own code begins; its gradient goes to the call."""
-
-    @staticmethod
-    def forward(ctx: Any, anchor: Tensor, value: list[Tensor], call: Call, number: int) -> Tensor:
-        """Hand the value through."""
-        ctx.call, ctx.number = call, number
-        return value[0]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, ...]:
-        """Keep the gradient."""
-        ctx.call.take(ctx.number, gradient)
-        return (None,) * 4
-
-
-class Pass(Lane):
-    """One batch on its way through the model.
-
-    Attributes:
-        point: Where the model stands for it.
-        number: Its place among the passes.
-        samples: N of the batch.
-        calls: What it called, in order, as far as no gradient has gone back through it.
-    """
-
-    def __init__(self, function: Callable[[], Any], point: Any, number: int, samples: int = 0) -> None:
-        super().__init__(function)
-        self.point, self.number, self.samples = point, number, samples
-        self.calls: list[Call] = []
-        self._first: dict[int, int] = {}
-        self._pending: dict[int, Tensor] = {}
-
-    def add(self, call: Call) -> None:
-        """Note a call."""
-        for tensor in call.tensors:
-            self._first.setdefault(id(tensor), len(self.calls))
-        self.calls.append(call)
-
-    def remaining(self, name: str) -> int:
-        """Count the calls left of units with a parameter."""
-        return sum(name in call.unit.names for call in self.calls)
-
-    def go_back(self, gradients: Sequence[Tensor | None]) -> None:
-        """Leave the last call, and hand the gradients of its inputs to the model's code before it.
-
-        A tensor that several calls were given (a mask, an encoder's states) waits until all of them have passed: then
-        its gradient goes back once, summed in the order in which autograd would have summed it.
-
-        Args:
-            gradients: One for each of the call's tensors; None where there is none.
-        """
-        call = self.calls.pop()
-        for tensor, gradient in dict(zip(call.tensors, gradients, strict=True)).items():
-            if gradient is not None:
-                known = self._pending.get(id(tensor))
-                self._pending[id(tensor)] = gradient if known is None else known + gradient
-        ready = {
-            id(tensor): tensor for tensor in call.tensors if self._first.get(id(tensor)) == len(self.calls)
-        }
-        found = [(tensor, self._pending.pop(key)) for key, tensor in ready.items() if key in self._pending]
-        if found:
-            tensors, sums = zip(*found, strict=True)
-            torch.autograd.backward(tensors, sums, retain_graph=True)
-        for key in ready:
-            del self._first[key]
-
-
-class Visitor:
-    """What is done with the units while gradients are computed; this one only hands gradients on."""
-
-    def __init__(self, device: torch.device, lower: torch.dtype | None = None) -> None:
-        """Prepare.
-
-        Args:
-            device: Where the model computes.
-            lower: Autocast's dtype; None for the model's own precision.
-        """
-        self.device, self.lower = device, lower
-
-    def running(self, unit: Unit, samples: int) -> AbstractContextManager[Any]:
-        """Surround a unit's run in the forward pass."""
-        return autocast(self.device, self.lower)
-
-    def finished(self, item: Pass) -> None:
-        """Refuse losses of a pass that are not one finite number a sample."""
-        losses = checked_losses(item.result, item.samples)
-        for n in range(item.samples):
-            refuse_not_finite(losses[n].detach(), self.first_sample(item) + n, "the loss")
-
-    def first_sample(self, item: Pass) -> int:
-        """Give the index of a pass's first sample, for messages."""
-        return 0
-
-    def go_back(self, item: Pass, call: Call, run: Callable[[Sequence[Tensor]], Any]) -> list[Tensor | None]:
-        """Compute the gradients of a call's inputs, the last one of a pass.
-
-        Args:
-            item: The pass.
-            call: The call; at least one output has a gradient. Its unit's weights are there.
-            run: Runs the unit on other tensors in the place of the call's.
-
-        Returns:
-            A gradient for each of the call's tensors that requires one.
-        """
-        return self.gradients(call, run)
-
-    def settle(self, passes: Sequence[Pass]) -> None:
-        """Put away what is complete: no pass will come to it any more."""
-
-    def gradients(
-        self, call: Call, run: Callable[[Sequence[Tensor]], Any], weights: Sequence[Tensor] = ()
-    ) -> list[Tensor | None]:
-        """Run a unit again and send the gradients of its outputs back, of all samples together.
-
-        Args:
-            call: Has the gradients.
-            run: Runs the unit on other tensors in the place of the call's.
-            weights: Parameters whose gradients are wanted, too.
-
-        Returns:
-            A gradient for each of the call's tensors that requires one.
-        """
-        leaves = leaves_of(call.tensors)
-        wanted = [leaf for leaf in dict.fromkeys(leaves) if leaf.requires_grad]
-        if not wanted and not weights:
-            return [None] * len(leaves)
-        with autocast(self.device, self.lower):
-            outputs = differentiable(run(leaves))
-        pairs = [(output, call.gradients[number]) for number, output in outputs if number in call.gradients]
-        # An output of weights alone has one row for all samples.
-        gradients = [
-            gradient if gradient.shape == output.shape else gradient.sum(0, keepdim=True)
-            for output, gradient in pairs
-        ]
-        torch.autograd.backward([output for output, _ in pairs], gradients, inputs=[*wanted, *weights])
-        return [leaf.grad for leaf in leaves]
+from gradfix.evaluation.streaming.visitor import Visitor
 
 
 @dataclass
@@ -226,11 +40,13 @@ class Execution:
     Attributes:
         model: The module; all of its parameters but a few small ones become placeholders.
         fetch: Gives a parameter's value.
+        touch: Reads a parameter's stored value ahead.
         device: Where to compute.
         dtype: Number format of the computation.
         point: Where the model stands when it is called as it is, outside of :meth:`forward` and :meth:`gradients`.
         check: Called before weights are fetched.
         wanted: Parameters that require a gradient while gradients are computed.
+        room: How much of what blocks are given may be kept where.
         division: The model in units.
         placeholders: By the parameters' names.
         fingerprints: Of the wanted parameters where gradients were computed last.
@@ -238,17 +54,21 @@ class Execution:
 
     model: nn.Module
     fetch: Fetch
+    touch: Touch
     device: torch.device
     dtype: torch.dtype
     point: Any = None
     wanted: frozenset[str] = frozenset()
     check: Callable[[], None] = lambda: None
+    room: Room = field(default_factory=Room)
     fingerprints: dict[str, str] = field(default_factory=dict, init=False)
     _values: dict[str, nn.Parameter] = field(default_factory=dict, init=False, repr=False)
     _present: dict[Unit, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.division = divide(self.model)
+        self._supply = Supply(self.device, lambda name, point: self.fetch(name, point), self.touch)
+        self._following = dict(pairwise(self.division.units))
         self._forwards: dict[Unit, Callable[..., Any]] = {}
         self.placeholders: dict[str, nn.Parameter] = {}
         shared: dict[int, nn.Parameter] = {}
@@ -268,7 +88,7 @@ class Execution:
                     module._parameters[name] = shared[id(parameter)]
 
     def forward(self, jobs: Sequence[tuple[Callable[[], Any], Any]]) -> list[Any]:
-        """Run passes without gradients, all of them through each block while its weights are there.
+        """Run passes without gradients, as many as there is room for through each block while its weights are there.
 
         Args:
             jobs: What to run, and at which point.
@@ -287,7 +107,9 @@ class Execution:
                 return self._forwards[request.unit](*args, **kwargs)
 
         with self._ending(passes):
-            self._advance(passes, run, lambda item: None)
+            left: Sequence[Pass] = passes
+            while left:
+                left = self._advance(left, run, lambda item: None, room=self.room.device)
         return [item.result for item in passes]
 
     def gradients(self, jobs: Sequence[tuple[Callable[[], Tensor], Any, int]], visitor: Visitor) -> None:
@@ -297,16 +119,19 @@ class Execution:
             jobs: What computes the losses of a batch, one a sample; at which point; and N.
             visitor: What to do with each unit on the way back.
         """
-        anchor = torch.zeros((), device=self.device, requires_grad=True)
+        anchor, kept = torch.zeros((), device=self.device, requires_grad=True), KeptInputs(self.room)
         self.fingerprints = {}
         passes = [Pass(function, point, number, size) for number, (function, point, size) in enumerate(jobs)]
 
         def run(item: Pass, request: Request) -> Any:
-            call = Call(request, item.samples)
+            call = Call(request, item.samples, kept)
             refuse_caches(call.unit, request.arguments)
             with torch.enable_grad(), visitor.running(call.unit, item.samples):
-                outputs = self._run(call, leaves_of(call.tensors))
-            item.add(call)
+                outputs = self._run(call, leaves_of(request.tensors))
+            if differentiable(
+                outputs
+            ):  # otherwise nothing comes back to it: all below the first weight that is wanted
+                item.add(call)
             return cut(outputs, call, anchor)
 
         def finished(item: Pass) -> None:
@@ -317,7 +142,7 @@ class Execution:
             while item.calls and not item.calls[-1].unit.block:
                 self._go_back(item, visitor)
 
-        with torch.inference_mode(False), torch.enable_grad(), self._ending(passes):
+        with closing(kept), torch.inference_mode(False), torch.enable_grad(), self._ending(passes):
             self._advance(passes, run, finished, settle=lambda: visitor.settle(passes))
             visitor.settle(passes)
             while left := [item for item in passes if item.calls]:
@@ -334,6 +159,7 @@ class Execution:
 
     def release(self) -> None:
         """Let go of all weights that are there."""
+        self._supply.close()
         for unit in list(self._present):
             self._unload(unit)
 
@@ -346,9 +172,11 @@ class Execution:
 
     def _go_back(self, item: Pass, visitor: Visitor) -> None:
         call = item.calls[-1]
-        found: Sequence[Tensor | None] = [None] * len(call.tensors)
+        found: Sequence[Tensor | None] = [None] * len(call.inputs)
         if call.gradients:
-            self._load(call.unit, item.point)
+            before = (other.unit for other in reversed(item.calls) if other.unit is not call.unit)
+            self._load(call.unit, item.point, before=next(before, None))
+            call.recall()
             with torch.enable_grad():
                 found = visitor.go_back(item, call, partial(self._run, call))
         item.go_back(found)
@@ -363,31 +191,49 @@ class Execution:
         run: Callable[[Pass, Request], Any],
         finished: Callable[[Pass], None],
         settle: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Bring all passes to their end: those at one block together, and each by itself between the blocks."""
+        room: int | None = None,
+    ) -> Sequence[Pass]:
+        """Bring passes to their end: those at one block together, and each by itself between the blocks.
+
+        Args:
+            passes: Which; at least the first is brought to its end.
+            run: Runs a unit.
+            finished: Called with each that has ended.
+            settle: Called after that.
+            room: Bytes that the tensors on their way may take together; None for any number.
+
+        Returns:
+            Those for which there was no room, not begun yet.
+        """
 
         def resume(item: Pass, answer: Any = None) -> None:
             item.resume(answer)
             while item.request is not None and not item.request.unit.block:
-                self._load(item.request.unit, item.point)
+                unit = item.request.unit
+                self._load(unit, item.point, before=self._following.get(unit))
                 item.resume(run(item, item.request))
             if item.done:
                 finished(item)
                 settle()
 
-        for item in passes:
-            resume(item)
-        while waiting := [item for item in passes if item.request is not None]:
+        begun, held = 0, 0
+        while begun < len(passes) and (not begun or room is None or held < room):
+            resume(passes[begun])
+            if (request := passes[begun].request) is not None:
+                held += sum(tensor.nbytes for tensor in request.tensors)
+            begun += 1
+        while waiting := [item for item in passes[:begun] if item.request is not None]:
             unit = waiting[0].request.unit
             here = [item for item in waiting if item.request.unit is unit]
             answers = []
             for point in {id(item.point): item.point for item in here}.values():
                 for item in here:
                     if item.point is point:
-                        self._load(unit, point)
+                        self._load(unit, point, before=self._following.get(unit))
                         answers.append((item, run(item, item.request)))
             while answers:
                 resume(*answers.pop(0))
+        return passes[begun:]
 
     @contextmanager
     def _ending(self, passes: Sequence[Pass]) -> Iterator[None]:
@@ -406,8 +252,14 @@ class Execution:
         self._load(unit, self.point)
         return self._forwards[unit](*args, **kwargs)
 
-    def _load(self, unit: Unit, point: Any) -> None:
-        """Fetch a unit's weights, unless they are there. A block is there alone, what is outside of blocks together."""
+    def _load(self, unit: Unit, point: Any, before: Unit | None = None) -> None:
+        """Fetch a unit's weights, unless they are there. A block is there alone, what is outside of blocks together.
+
+        Args:
+            unit: Which.
+            point: Where the model stands.
+            before: The unit that this one most likely stands before: its weights are brought meanwhile.
+        """
         if unit in self._present and self._present[unit] is point:
             return
         self.check()
@@ -418,12 +270,14 @@ class Execution:
         with torch.inference_mode(False), torch.no_grad():
             for slot in unit.slots:
                 if slot.name not in self._values:
-                    value = self.fetch(slot.name, point)
+                    value = self._supply.take(slot.name, point)
                     if slot.name in self.wanted and slot.name not in self.fingerprints:
                         self.fingerprints[slot.name] = tensor_fingerprint(value)
                     self._values[slot.name] = nn.Parameter(value, requires_grad=slot.name in self.wanted)
                 slot.owner._parameters[slot.attribute] = self._values[slot.name]
         self._present[unit] = point
+        if before is not None:
+            self._supply.expect([name for name in before.names if name not in self._values], point)
 
     def _unload(self, unit: Unit) -> None:
         del self._present[unit]
@@ -433,77 +287,6 @@ class Execution:
         for slot in unit.slots:
             if slot.name not in still:
                 self._values.pop(slot.name, None)
-
-
-def leaves_of(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Copy tensors without their graphs, without copying their numbers.
-
-    Args:
-        tensors: Any; one that occurs twice is one leaf.
-
-    Returns:
-        Leaves that require a gradient where the tensors do.
-    """
-    made: dict[int, Tensor] = {}
-    for tensor in tensors:
-        if id(tensor) not in made:
-            made[id(tensor)] = tensor.detach().requires_grad_(tensor.requires_grad)
-    return [made[id(tensor)] for tensor in tensors]
-
-
-def differentiable(outputs: Any) -> list[tuple[int, Tensor]]:
-    """Give the tensors among a unit's outputs that have a gradient, with their numbers."""
-    return [
-        (number, tensor) for number, (_, tensor) in enumerate(tensors_of(outputs)) if tensor.requires_grad
-    ]
-
-
-def cut(outputs: Any, call: Call, anchor: Tensor) -> Any:
-    """Take a unit's outputs out of its graph.
-
-    Args:
-        outputs: A nesting of tensors.
-        call: Gets their gradients.
-        anchor: A scalar that requires a gradient.
-
-    Returns:
-        The same nesting, with a graph that begins here.
-
-    Raises:
-        GradfixError: where an output's samples are not in its first dimension.
-    """
-    number = -1
-
-    def begun(tensor: Tensor) -> Tensor:
-        nonlocal number
-        number += 1
-        value = tensor.detach()
-        if not tensor.requires_grad:
-            return value
-        if value.shape[:1] != (call.samples,):
-            if value.shape[:1] != (1,):
-                raise GradfixError(
-                    f"{call.unit.name}: an output of shape {list(value.shape)} for {call.samples} samples has not the "
-                    "sample as its first dimension, so the block can't be run again for one sample; give --memory a "
-                    "size that the model fits in"
-                )
-            # Made of weights alone, as T5's relative positions: each sample gets a gradient of its own.
-            value = value.expand(call.samples, *value.shape[1:])
-        begins: Tensor = Boundary.apply(anchor, [value], call, number)  # type: ignore[no-untyped-call]
-        return begins
-
-    return map_tensors(outputs, begun)
-
-
-def refuse_caches(unit: Unit, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
-    """Refuse a block that is handed a cache of keys and values: run again, it would add to it twice."""
-    args, kwargs = arguments
-    found = [value for value in (*args, *kwargs.values()) if type(value).__name__.endswith("Cache")]
-    if found:
-        raise GradfixError(
-            f"{unit.name}: is given a {type(found[0]).__name__}, and would write to it each time that it is run; set "
-            "use_cache to false in the model's config.json"
-        )
 
 
 def _inferring(function: Callable[[], Any]) -> Any:

@@ -4,14 +4,12 @@ Index letters: ``T`` tokens of a batch (samples times their length). A matrix of
 tokens leaves its input, T·C numbers, and its output's gradient, T·R numbers: that is what activations are estimated by.
 """
 
-import os
 import re
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +17,9 @@ import torch
 from gradfix.checkpoints import Checkpoint
 from gradfix.checkpoints.tensors import TensorSpec
 from gradfix.errors import GradfixError
+from gradfix.evaluation.streaming.device import computes_natively, copies_of_weights, free_memory
 from gradfix.ranks import Alone, ranks
+from gradfix.votes.fast.verification import FEWEST
 
 USUAL_LENGTH = 512
 """Tokens of a sample that are reckoned with where nothing limits them: most are shorter, and padded to the longest."""
@@ -28,8 +28,8 @@ SHARE = 0.85
 """Of the memory that is free, what may be used."""
 
 _BLOCK = re.compile(r"^(.*?\.\d+)\.")
-SCORES = 4
-"""Copies of the head's scores that a loss makes: as they are, in float32, their logarithms, their gradient."""
+SCORES = 3
+"""Copies of the head's scores that a loss makes: as they are, their logarithms, their gradient."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class MemoryPlan:
         limit: Bytes that may be used.
         resident: Bytes by part with all weights in memory.
         streamed: The same with one block's.
+        scratch: Bytes of kept inputs for which there is no memory: they go into a file.
         batch: Samples that run through a block at once.
         blocks: How many there are.
         read: Bytes read from the checkpoint a count, where it is streamed: each weight twice.
@@ -48,6 +49,7 @@ class MemoryPlan:
     limit: int
     resident: Mapping[str, int]
     streamed: Mapping[str, int]
+    scratch: int
     batch: int
     blocks: int
     read: int
@@ -56,6 +58,11 @@ class MemoryPlan:
     def streams(self) -> bool:
         """Whether the model must be fetched block by block."""
         return sum(self.resident.values()) > self.limit
+
+    @property
+    def kept(self) -> int:
+        """Bytes that inputs of blocks may take."""
+        return max(0, self.limit - sum(self.streamed.values()) + self.streamed[KEPT])
 
     def refuse(self, location: str) -> None:
         """Refuse a model of which not even one block fits.
@@ -73,6 +80,9 @@ class MemoryPlan:
                 f"{location}: block by block it needs {needed / 1e9:.2f} GB for one sample at a time ({parts}), and "
                 f"{self.limit / 1e9:.2f} GB may be used; give more with --memory, or shorter samples with --max-length"
             )
+
+
+KEPT = "inputs kept of all blocks"
 
 
 def plan_memory(
@@ -113,7 +123,7 @@ def plan_memory(
     table = max(outside.values(), key=lambda spec: spec.numel, default=TensorSpec(torch.float32, (0, 0)))
     vocabulary = table.shape[0] if len(table.shape) == 2 else 0
     length = length or usual_length(target.config)
-    voted = {name: spec for name, spec in target.specs.items() if name in voting}
+    device = torch.device(device)
 
     def activations(specs: Mapping[str, TensorSpec], samples: int) -> int:
         sides = sum(
@@ -123,36 +133,50 @@ def plan_memory(
 
     def scores(samples: int) -> int:
         # Only a head over the vocabulary has scores for each token.
-        return SCORES * samples * length * vocabulary * item if _scores_tokens(target.config) else 0
+        return samples * length * vocabulary * item if _scores_tokens(target.config) else 0
+
+    def voted(specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
+        return {name: spec for name, spec in specs.items() if name in voting}
+
+    def gradient(specs: Mapping[str, TensorSpec]) -> int:
+        # Verified, a parameter is handed its gradient of one sample as a whole, once.
+        return item * max((spec.numel for spec in voted(specs).values()), default=0)
 
     everything = {name: spec for specs in blocks.values() for name, spec in specs.items()}
     resident = {
         "weights": item * (_elements(everything) + _elements(outside)),
-        "votes": _elements(voted),
-        "activations": activations(everything, batch_size) + scores(batch_size),
+        "votes": max(_elements(voted(target.specs)), gradient(target.specs)),
+        "activations": activations(everything, batch_size) + SCORES * scores(batch_size),
     }
     limit = usable_memory(device) if memory == "auto" else int(memory)
     width = min(table.shape[-1] if table.shape else 0, 2**16)
-    kept = (samples or batch_size) * length * width * item * (len(blocks) + 1)
+    one = (samples or batch_size) * length * width * item
 
     def streamed(samples: int) -> dict[str, int]:
-        weights = max(_elements(largest), table.numel)
-        votes = max(
-            _elements({n: s for n, s in largest.items() if n in voting}),
-            max((s.numel for n, s in outside.items() if n in voting), default=0),
-        )
+        few = min(samples, FEWEST)
+        counted = [  # of a unit: its votes and activations
+            (_elements(voted(largest)), activations(largest, samples)),
+            (gradient(largest), activations(largest, few)),
+            (max((spec.numel for spec in voted(outside).values()), default=0), SCORES * scores(samples)),
+            (gradient(outside), scores(samples) + SCORES * scores(few)),
+        ]
+        votes, activated = max(counted, key=sum)
         return {
-            "one block's weights": item * weights,
-            "its votes": votes,
-            "its activations": max(activations(largest, samples), scores(samples)),
-            "inputs kept of all blocks": kept,
+            "one block's weights": copies_of_weights(device) * item * max(_elements(largest), table.numel),
+            "its votes, or a gradient while its rules are verified": votes,
+            "its activations": activated,
+            KEPT: one,
         }
 
     batch = max(
         1, bisect_right(range(1, batch_size + 1), limit, key=lambda samples: sum(streamed(samples).values()))
     )
+    parts = streamed(batch)
+    # The inputs of one block at least are in memory, all others in a file if need be.
+    parts[KEPT] = max(one, min(one * (len(blocks) + 1), limit - sum(parts.values()) + one))
     read = 2 * sum(spec.nbytes for specs in (outside, *blocks.values()) for spec in specs.values())
-    return MemoryPlan(limit, resident, streamed(batch), batch, len(blocks), read)
+    scratch = one * (len(blocks) + 1) - parts[KEPT]
+    return MemoryPlan(limit, resident, parts, scratch, batch, len(blocks), read)
 
 
 def compute_dtype_of(
@@ -180,11 +204,7 @@ def compute_dtype_of(
         if spec.dtype.is_floating_point:
             sizes[spec.dtype] += spec.numel
     stored = max(sizes, key=lambda dtype: sizes[dtype], default=torch.float32)
-    native = {
-        torch.bfloat16: _native_bfloat16(torch.device(device)),
-        torch.float16: torch.device(device).type != "cpu",
-    }
-    everywhere = all(ranks().gather("number format", native.get(stored, False)))
+    everywhere = all(ranks().gather("number format", computes_natively(torch.device(device), stored)))
     return stored if everywhere else torch.float32
 
 
@@ -203,45 +223,8 @@ def usable_memory(device: str | torch.device) -> int:
 
 @lru_cache(maxsize=8)  # one answer a job: all of its models are held in the same way
 def _usable_memory(place: torch.device, group: Alone) -> int:
-    return min(group.gather("memory", _usable_here(place)))
-
-
-def _usable_here(place: torch.device) -> int:
-    if place.type == "cuda":
-        return int(SHARE * torch.cuda.mem_get_info(place)[0])
-    free = available_memory()
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        try:
-            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
-        except (OSError, ValueError):
-            continue  # no such limit here
-    return max(0, int(SHARE * free) // ranks().on_host)
-
-
-def available_memory() -> int:
-    """Tell how much memory this machine could still give.
-
-    Returns:
-        Bytes; where that is not told, all there is.
-    """
-    try:
-        entries = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        return int(entries["MemAvailable"].removesuffix("kB")) * 1024
-    except (OSError, KeyError, ValueError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _native_bfloat16(device: torch.device) -> bool:
-    if device.type != "cpu":
-        return True
-    try:
-        flags = Path("/proc/cpuinfo").read_text(errors="replace")
-    except OSError:
-        return False
-    return re.search(r"\b(avx512_bf16|amx_bf16|svebf16|bf16)\b", flags) is not None
+    here = max(0, int(SHARE * free_memory(place)))
+    return min(group.gather("memory", here if place.type == "cuda" else here // group.on_host))
 
 
 def usual_length(config: Mapping[str, Any]) -> int:

@@ -56,7 +56,7 @@ class StreamedAdapterModel(AdapterModel, StreamedModel):
         state = self.model.get_submodule(path).state_dict(keep_vars=True)
         point = self._execution.point
         return {
-            key: self._value(names[id(tensor)], point) if id(tensor) in names else tensor
+            key: self._value(names[id(tensor)], point).to(self._device) if id(tensor) in names else tensor
             for key, tensor in state.items()
         }
 

@@ -20,8 +20,12 @@ from gradfix.evaluation.evaluate import EncodedRows, Evaluation, evaluate, measu
 from gradfix.evaluation.streaming.allocator import give_memory_back
 from gradfix.evaluation.streaming.averaging import GradientVisitor, MeanVisitor
 from gradfix.evaluation.streaming.counting import VoteVisitor
-from gradfix.evaluation.streaming.execution import Execution, Visitor
+from gradfix.evaluation.streaming.device import forked, host_memory
+from gradfix.evaluation.streaming.execution import Execution
+from gradfix.evaluation.streaming.kept import Room
+from gradfix.evaluation.streaming.plan import usable_memory
 from gradfix.evaluation.streaming.store import CountStore
+from gradfix.evaluation.streaming.visitor import Visitor
 from gradfix.evaluation.target_model import TargetModel, mean_product
 from gradfix.progress import Progress, silent
 from gradfix.ranks import ranks
@@ -33,6 +37,9 @@ from gradfix.votes.fast.verification import Plan, settle
 from gradfix.votes.isolation import autocast, number_format, refuse_mixing
 from gradfix.votes.metadata import VoteRecord
 from gradfix.votes.sharing import summed
+
+TOUCHED = 1 << 18
+"""Numbers that are read ahead at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,15 +91,33 @@ class StreamedModel(TargetModel):
         self._device = getattr(model, "gradfix_device", torch.device("cpu"))
         self._at_base = Standing(None, 0.0)
         self._plans: dict[tuple[object, frozenset[str]], Plan] = {}
+        self._room = Room()
         self._execution = self._executing(model)
         self.kept_counts: Path | None = None
         self._files = stamps(target.files)
         super().__init__(model, task, target, placement, **options)
 
     def _executing(self, model: nn.Module) -> Execution:
-        execution = Execution(model, self._value, self._device, self._compute, point=self._at_base)
+        execution = Execution(
+            model, self._value, self._touch, self._device, self._compute, point=self._at_base
+        )
         execution.check = self._refuse_changed
+        execution.room = self._room
         return execution
+
+    def keep_inputs(self, memory: int | None = None, folder: Path | None = None) -> None:
+        """Say how much memory what blocks are given may take, and where the rest goes.
+
+        Args:
+            memory: Bytes on the device; what was said before if None, and as much as is needed if nothing was.
+            folder: Where to make a file for the rest; what was said before if None.
+        """
+        known = self._room
+        self._room = self._execution.room = Room(
+            known.device if memory is None else memory,
+            usable_memory("cpu") if self._device.type != "cpu" else 0,
+            known.folder if folder is None else folder,
+        )
 
     @staticmethod
     @override
@@ -204,14 +229,14 @@ class StreamedModel(TargetModel):
             owner = self.model.get_submodule(place)
             if owner._parameters[attribute].device.type == "meta":  # type: ignore[union-attr]
                 self._parameters[name] = owner._parameters[attribute] = nn.Parameter(
-                    self._value(name, standing), requires_grad=False
+                    self._value(name, standing).to(self._device), requires_grad=False
                 )
             else:
                 with torch.no_grad():
                     self._parameters[name].copy_(self._value(name, standing))
 
     def _value(self, name: str, standing: Standing) -> Tensor:
-        """Compute a parameter where the model stands."""
+        """Compute a parameter where the model stands, in the host's memory."""
         known, home = self._parameters[name], self._stored_as[name]
         if home.theirs and tuple(self._base.specs[home.memory].shape) != tuple(known.shape):
             raise GradfixError(
@@ -219,7 +244,7 @@ class StreamedModel(TargetModel):
                 f"the model that config.json describes has {list(known.shape)}; give a checkpoint that fits its config"
             )
         dtype = self._compute if known.is_floating_point() else known.dtype
-        value = torch.empty(known.shape, dtype=dtype, device=self._device)
+        value = host_memory(known.shape, dtype, self._device)
         if not home.theirs and name not in self._heads and home.addition is None:
             raise GradfixError(
                 f"{self._target.location}: has no weights for {name}, and no tuned model brings them: give a model "
@@ -228,6 +253,13 @@ class StreamedModel(TargetModel):
         self._write_head(name, value)
         self._write(name, value, standing.changes, standing.alpha)
         return value
+
+    def _touch(self, name: str) -> None:
+        """Read a parameter's stored value, so that the system has it."""
+        home = self._stored_as[name]
+        if home.theirs and name not in self._heads:
+            for rows in self._base.specs[home.memory].row_blocks(TOUCHED):
+                self._base.read(home.memory, rows)
 
     @override
     def _here(self) -> TensorSource:
@@ -273,7 +305,7 @@ class StreamedModel(TargetModel):
             (partial(losses, to_device(batch, self._device)), point, batch_size(batch)) for batch in batches
         ]
         execution.wanted = frozenset(wanted)
-        with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
+        with torch.random.fork_rng(devices=forked(self._device)):
             if seed is not None:
                 torch.manual_seed(seed)
             try:

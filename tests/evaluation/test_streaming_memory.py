@@ -1,0 +1,164 @@
+"""What a model fetched block by block keeps, where, and what it brings ahead: the numbers stay the same."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gradfix.checkpoints import Checkpoint
+from gradfix.errors import GradfixError
+from gradfix.evaluation.streaming import kept
+from gradfix.evaluation.streaming.device import Copier, Supply
+from gradfix.evaluation.streaming.kept import KeptInputs, Room
+from gradfix.evaluation.streaming.plan import KEPT, plan_memory
+from tests.evaluation.families import both
+
+BATCH, COUNT = 2, 5
+
+
+@pytest.fixture(autouse=True)
+def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "SMALLEST", 1)
+
+
+@pytest.mark.parametrize("family", ["llama-tied", "t5"])  # the decoder's blocks share the encoder's states
+def test_inputs_kept_in_a_file_give_the_same_votes(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, streamed, rows = both(family, tmp_path, COUNT, batch_size=BATCH)
+    written: list[int] = []
+    write = kept.Scratch.write
+    monkeypatch.setattr(
+        kept.Scratch, "write", lambda self, tensor: written.append(tensor.nbytes) or write(self, tensor)
+    )
+    expected, slope = streamed.votes(rows), streamed.slope(streamed.vector, rows)
+    assert not written
+    streamed.keep_inputs(0, tmp_path / "scratch")
+    found = streamed.votes(rows)
+    assert found.record == expected.record
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert len(written) > 2 * len(streamed.encode(rows).batches)
+    assert not list((tmp_path / "scratch").iterdir())
+    assert streamed.slope(streamed.vector, rows) == slope
+
+
+def test_a_part_is_kept_in_memory_as_far_as_there_is_room(tmp_path: Path) -> None:
+    kept_inputs = KeptInputs(Room(100, 0, tmp_path))
+    tensors = [torch.full((2, 5), float(n), requires_grad=True) * 1 for n in range(4)]  # 40 bytes each
+    held = [kept_inputs.keep(tensor) for tensor in tensors]
+    assert kept_inputs.keep(tensors[3]) is held[3]
+    assert kept_inputs.scratch is not None
+    assert kept_inputs.scratch.size == 80
+    assert [float(each.value("a block")[0, 0].detach()) for each in held] == [0, 1, 2, 3]
+    del held[0], tensors[0]
+    again = kept_inputs.keep(torch.full((2, 5), 4.0, requires_grad=True) * 1)
+    assert kept_inputs.scratch.size == 80
+    assert float(again.value("a block")[0, 0].detach()) == 4
+    kept_inputs.close()
+
+
+def test_a_full_scratch_disk_is_named_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, streamed, rows = both("llama", tmp_path, COUNT, batch_size=BATCH)
+    streamed.keep_inputs(0, tmp_path / "scratch")
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(GradfixError, match=r"scratch: the inputs of blocks.*No space left.*TMPDIR.*--memory"):
+        streamed.votes(rows)
+
+
+def test_samples_pass_in_turns_where_there_is_no_room_for_all(tmp_path: Path) -> None:
+    _, streamed, rows = both("llama", tmp_path, COUNT, batch_size=BATCH)
+    loaded: list[str] = []
+    load = streamed._execution._load
+
+    def watched(unit: Any, *arguments: Any, **options: Any) -> None:
+        loaded.append(unit.name)
+        load(unit, *arguments, **options)
+
+    streamed._execution._load = watched  # type: ignore[method-assign]
+    expected = streamed.evaluate(rows).losses
+    together = loaded.count("model.layers.2")
+    loaded.clear()
+    streamed.keep_inputs(1)
+    assert streamed.evaluate(rows).losses == expected
+    first = [name for name in loaded if "layers" in name]
+    assert together == loaded.count("model.layers.2") == len(streamed.encode(rows).batches)
+    assert first != sorted(first)  # the second batch begins anew
+
+
+class Host(Copier):
+    """Copies as the one for CUDA does, but nowhere."""
+
+    def __init__(self) -> None:
+        self.received: list[torch.Tensor] = []
+
+    def send(self, value: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        return value, None
+
+    def receive(self, sent: tuple[torch.Tensor, Any]) -> torch.Tensor:
+        self.received.append(sent[0])
+        return sent[0]
+
+
+@pytest.mark.parametrize("family", ["llama-tied", "t5"])
+def test_weights_brought_ahead_give_the_same_votes_and_losses(family: str, tmp_path: Path) -> None:
+    _, streamed, rows = both(family, tmp_path, COUNT, batch_size=BATCH)
+    encoded = streamed.encode(rows)
+    places = [(streamed.vector, alpha, encoded) for alpha in (0.0, 0.5)]
+
+    def measured() -> tuple[Any, Any]:
+        return streamed.votes(rows), [found.losses for found in streamed.evaluate_each(places)]
+
+    (votes, losses), host = measured(), Host()
+    execution = streamed._execution
+    execution._supply = Supply(
+        execution.device, lambda name, point: execution.fetch(name, point), execution.touch, lambda: host
+    )
+    again, again_losses = measured()
+    assert again.record == votes.record
+    assert all(torch.equal(again[name], votes[name]) for name in votes)
+    assert again_losses == losses
+    blocks = sum(len(unit.names) for unit in execution.division.units if unit.block)
+    assert len(host.received) >= 1.5 * blocks  # nearly all of those of two passes
+
+
+def test_what_fails_ahead_is_raised_where_it_is_needed(tmp_path: Path) -> None:
+    def failing(name: str, point: object) -> torch.Tensor:
+        raise GradfixError(f"{name}: is damaged")
+
+    supply = Supply(torch.device("cpu"), failing, lambda name: None, Host)
+    supply.expect(["one", "two"], None)
+    with pytest.raises(GradfixError, match="one: is damaged"):
+        supply.take("one", None)
+    supply.close()
+
+
+def test_stored_weights_of_the_next_block_are_read_ahead(tmp_path: Path) -> None:
+    _, streamed, rows = both("llama", tmp_path, COUNT, batch_size=BATCH)
+    touched: list[str] = []
+    streamed._execution._supply.touch = touched.append
+    streamed.votes(rows)
+    assert {name.split(".")[2] for name in touched if "layers" in name} == {"0", "1", "2"}
+
+
+def test_a_plan_puts_into_a_file_what_memory_does_not_hold(tmp_path: Path) -> None:
+    both("llama", tmp_path, COUNT, batch_size=BATCH)
+    target = Checkpoint.open(tmp_path / "llama")
+    options: dict[str, Any] = {"voting": target.specs.keys(), "batch_size": 1, "length": 64, "samples": 100}
+    roomy = plan_memory(target, memory=10**9, **options)
+    assert roomy.scratch == 0
+    least = (
+        sum(roomy.streamed.values()) - roomy.streamed[KEPT] // 4 * 3
+    )  # 3 blocks: inputs of one of four places
+    tight = plan_memory(target, memory=least, **options)
+    assert tight.streamed[KEPT] + tight.scratch == roomy.streamed[KEPT]
+    assert sum(tight.streamed.values()) <= least
+    without = plan_memory(target, memory=10**9, **{**options, "voting": ()})
+    assert sum(without.streamed.values()) < sum(roomy.streamed.values())
