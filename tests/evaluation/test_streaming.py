@@ -318,13 +318,13 @@ def test_check_tells_how_a_model_is_held_and_what_that_needs(tmp_path: Path) -> 
     assert "block by block it needs" in " ".join(refused.output.split())
 
 
-WIDE = {"num_hidden_layers": 12, "hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8}
+WIDE = {"num_hidden_layers": 8, "hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8}
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="anonymous memory is read from /proc")
 def test_a_whole_transport_needs_no_more_anonymous_memory_than_a_few_blocks(tmp_path: Path) -> None:
-    """12 blocks of 12.6 MB: in memory the model takes 151 MB, and as many for its votes and gradients."""
+    """8 blocks of 12.6 MB: in memory the model takes 101 MB, and its votes and gradients come on top."""
     work = job("causal-lm", tmp_path)
     for seed, kind in enumerate(("source_base", "target_base")):
         save_wide(work.models[kind], seed)
@@ -342,7 +342,6 @@ def test_a_whole_transport_needs_no_more_anonymous_memory_than_a_few_blocks(tmp_
     peak = int(done.stdout.split()[-1])
     block = 4 * (4 * 512 * 512 + 3 * 512 * 2048)
     assert peak < 6 * block  # weights, votes and activations of one, and what τ and the mask read
-    assert peak < 12 * block / 2
 
 
 MEASURED = """
@@ -364,7 +363,7 @@ def watch():
         time.sleep(0.02)
 threading.Thread(target=watch, daemon=True).start()
 told = json.loads(sys.argv[1])
-gf.transport(task="causal-lm", alpha="0.5,1", memory="100MB", batch_size=2, output=sys.argv[2], **told)
+gf.transport(task="causal-lm", alpha="0.5,1", memory="75MB", batch_size=2, output=sys.argv[2], **told)
 print(peak - before)
 """
 
