@@ -27,7 +27,8 @@ class Copier:
         Args:
             device: A CUDA device.
         """
-        self._device, self._stream = device, torch.cuda.Stream(device)
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def send(self, value: Tensor) -> tuple[Tensor, Any]:
         """Begin a copy.

@@ -59,7 +59,7 @@ class Scratch:
         Raises:
             GradfixError: if there is no room.
         """
-        start, view = self.size, memoryview(_bytes_of(tensor.detach().cpu().contiguous()).numpy())
+        start, view = self.size, _bytes_of(tensor.detach().cpu().contiguous()).numpy().data
         done = 0
         try:
             while done < len(view):
@@ -88,7 +88,7 @@ class Scratch:
             GradfixError: if the disk fails.
         """
         tensor = torch.empty(shape, dtype=dtype)
-        view, done = memoryview(_bytes_of(tensor).numpy()), 0
+        view, done = _bytes_of(tensor).numpy().data, 0
         while done < len(view):
             count = os.preadv(self._file.fileno(), [view[done:]], start + done)
             if not count:
