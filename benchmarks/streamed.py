@@ -8,11 +8,12 @@
 Models are random, of Llama's shape, in bfloat16, in FOLDER (a temporary one by default). Each measurement is a process
 of its own, and says what ``--memory`` would say on the command line. Memory is the highest anonymous memory over that
 of the process before it opens the model: what is read stays in the page cache, which the system takes back when it
-likes. The gradient of the mean is computed in the same number format and as often.
+likes. The gradient of the mean is computed in the same number format and as often. Both get large pages of memory.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -208,7 +209,8 @@ def in_a_process(part: str, directory: Path, runs: int, memory: str) -> dict[str
     """Measure in a process of its own."""
     command = [sys.executable, __file__, "--part", part, "--runs", str(runs), "--memory", memory]
     command.append(str(directory))
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    large_pages = {**os.environ, "THP_MEM_ALLOC_ENABLE": "1"}  # as the gradfix command sets it
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=large_pages)
     if done.returncode:
         raise SystemExit(done.stderr)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])

@@ -1,11 +1,16 @@
 """Where the ``gradfix`` command starts: Ctrl-C has its answer before anything that takes time is imported."""
 
+import os
+
 from gradfix.interrupts import end_at_once
 
 
 def main() -> None:
     """Run the ``gradfix`` command."""
     end_at_once()
+    # Torch asks for it once, when it first allocates. With small pages, each page of the weights and activations that
+    # come and go is a fault of its own.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     from gradfix.cli import main as run
 
     run()
