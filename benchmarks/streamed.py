@@ -311,14 +311,14 @@ def main() -> None:
     parser.add_argument("--shape", choices=list(SHAPES), default="1.1B")
     parser.add_argument("--whole", action="store_true")
     parser.add_argument("--formats", action="store_true")
-    parser.add_argument("--memory", help="700MB; 4GB for a whole transport; 200MB for the small shape")
+    parser.add_argument("--memory", help="650MB; 4GB for a whole transport; 200MB for the small shape")
     parser.add_argument(
         "--runs", type=int, default=2, help="passes in each process, of which the last counts"
     )
     parser.add_argument("--once", action="store_true", help="leave the model with twice as many blocks out")
     parser.add_argument("--part", choices=["votes", "mean", "transport"], help=argparse.SUPPRESS)
     options = parser.parse_args()
-    memory = options.memory or ("4GB" if options.whole else "200MB" if options.shape == "small" else "700MB")
+    memory = options.memory or ("4GB" if options.whole else "200MB" if options.shape == "small" else "650MB")
     if options.part:
         found = (
             transport(options.folder, memory)
