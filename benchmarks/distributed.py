@@ -4,9 +4,9 @@
     python benchmarks/distributed.py --hosts [FOLDER]     two network namespaces as two hosts (needs root)
 
 A random BERT of 22 M parameters (the shape of all-MiniLM-L6-v2), its fine-tune and its next release, in FOLDER (a
-temporary one by default), 64 samples of 64 tokens to count and 96 to judge on. Each rank computes with one thread.
-Runs of one and of two ranks alternate; a ratio is that of two neighbours. Times are from when everything is imported to
-the end; on a machine that does other work, the processor's time of the busiest rank tells more.
+temporary one by default), 64 samples (or --samples) of 64 tokens to count and 96 to judge on. Each rank computes with
+one thread. Runs of one and of two ranks alternate; a ratio is that of two neighbours. Times are from when everything is
+imported to the end; on a machine that does other work, the processor's time of the busiest rank tells more.
 Outputs are compared byte by byte.
 """
 
@@ -24,11 +24,12 @@ from pathlib import Path
 
 import torch
 
-TOKENS, COUNTED, JUDGED = 64, 64, 96
+TOKENS, JUDGED = 64, 96
+WORK = ("votes", "transport")
 NAMESPACES = ("gradfix-a", "gradfix-b")
 
 
-def make(folder: Path) -> None:
+def make(folder: Path, counted: int) -> None:
     """Write three models and two data sets."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
@@ -51,7 +52,7 @@ def make(folder: Path) -> None:
                 parameter.add_(torch.empty_like(parameter).normal_(0, change, generator=generator))
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
-    for name, count in (("support", COUNTED), ("test", JUDGED)):
+    for name, count in (("support", counted), ("test", JUDGED)):
         texts = [
             " ".join(f"w{5 + (7 * n + 3 * t + len(name)) % 4000}" for t in range(TOKENS))
             for n in range(count)
@@ -213,16 +214,18 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--hosts", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=64, help="labelled samples that vote")
+    parser.add_argument("--work", nargs="+", choices=WORK, default=WORK)
     told = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=told.folder) as name:
         folder = Path(name)
-        make(folder)
+        make(folder, told.samples)
         weights = (folder / "new" / "model.safetensors").stat().st_size // 4
-        print(f"{weights:,} parameters, {COUNTED} samples counted, {JUDGED} judged", flush=True)
+        print(f"{weights:,} parameters, {told.samples} samples counted, {JUDGED} judged", flush=True)
         if told.hosts:
             on_two_hosts(folder)
         else:
-            for what in ("votes", "transport"):
+            for what in told.work:
                 measure(folder, what, told.rounds)
 
 

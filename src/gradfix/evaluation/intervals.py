@@ -9,6 +9,7 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 from gradfix.errors import GradfixError
 from gradfix.recipes.fields import CORRELATIONS
@@ -95,11 +96,10 @@ def mean_interval(values: Sequence[float], *, bounds: tuple[float, float] = (0.0
     mean = math.fsum(values) / n
     if n < ENOUGH or max(values) - min(values) < EQUAL:
         return Interval(mean, None, None, n, "too-few")
-    from scipy.stats import t  # type: ignore[import-untyped]  # half a second that few commands need
+    from scipy.special import stdtrit  # type: ignore[import-untyped]  # scipy.stats takes a second to import
 
-    error = statistics.stdev(values, mean) / math.sqrt(n)
-    low, high = t.interval(0.95, n - 1, loc=mean, scale=error)
-    return Interval(mean, max(float(low), bounds[0]), min(float(high), bounds[1]), n, "student-t")
+    half = float(stdtrit(n - 1, 0.975)) * statistics.stdev(values, mean) / math.sqrt(n)
+    return Interval(mean, max(mean - half, bounds[0]), min(mean + half, bounds[1]), n, "student-t")
 
 
 def interval_words(draws: int) -> str:
@@ -185,8 +185,9 @@ def paired_samples(scores: Sequence[float], baseline: Sequence[float]) -> Interv
 
 
 def _wilson(right: int, n: int) -> tuple[float, float]:
-    """Wilson's interval of a share; scipy's, whose rounding may leave [0, 1]."""
-    from scipy.stats import binomtest
-
-    found = binomtest(right, n).proportion_ci(0.95, method="wilson")
-    return (0.0 if right == 0 else float(found.low)), (1.0 if right == n else float(found.high))
+    """Wilson's interval of a share (JASA 22, 1927), whose rounding may leave [0, 1]."""
+    square = NormalDist().inv_cdf(0.975) ** 2
+    share, shrink = right / n, 1 + square / n
+    middle = (share + square / (2 * n)) / shrink
+    half = math.sqrt(square * (share * (1 - share) + square / (4 * n)) / n) / shrink
+    return (0.0 if right == 0 else middle - half), (1.0 if right == n else middle + half)
