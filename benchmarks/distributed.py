@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -190,10 +190,10 @@ def carried() -> int:
     return int(json.loads(shown.stdout)[0]["stats64"]["tx"]["bytes"])
 
 
-def on_two_hosts(folder: Path) -> None:
+def on_two_hosts(folder: Path, work: Sequence[str]) -> None:
     """Print whether two hosts come to the bytes of one, and what went over the cable."""
     with two_hosts():
-        for what in ("votes", "transport"):
+        for what in work:
             outputs = [
                 folder / f"{what}-{kind}{'.safetensors' * (what == 'votes')}" for kind in ("one", "hosts")
             ]
@@ -223,7 +223,7 @@ def main() -> None:
         weights = (folder / "new" / "model.safetensors").stat().st_size // 4
         print(f"{weights:,} parameters, {told.samples} samples counted, {JUDGED} judged", flush=True)
         if told.hosts:
-            on_two_hosts(folder)
+            on_two_hosts(folder, told.work)
         else:
             for what in told.work:
                 measure(folder, what, told.rounds)

@@ -57,16 +57,15 @@ def require_one_file_system(output: Path) -> None:
     if group.size == 1:
         return
     place = resolve_output(Path(output))
-    probe = place.with_name(f".{place.name}.gradfix-probe-{secrets.token_hex(4)}")
+    token = group.gather("a file that all should see", secrets.token_hex(4))[0]
+    probe = place.with_name(f".{place.name}.gradfix-probe-{token}")
     try:
         if group.first:
             with explain_os_errors(probe, "choose an output in a directory you may write to"):
                 probe.write_text(probe.name)
-        name = group.gather("a file that all should see", probe.name)[0]
-        seen = group.gather("who sees it", _appears(place.with_name(name)))
+        seen = group.gather("who sees it", _appears(probe))
     finally:
-        if group.first:
-            probe.unlink(missing_ok=True)
+        probe.unlink(missing_ok=True)  # by whoever is left: the first rank may have been killed
     blind = [str(number) for number, sees in enumerate(seen) if not sees]
     if blind:
         raise GradfixError(
