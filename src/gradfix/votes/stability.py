@@ -120,7 +120,7 @@ def _chance(
 
 def _log_choose(n: int | npt.NDArray[np.int_], k: npt.NDArray[np.int_]) -> npt.NDArray[np.float64]:
     """Logarithm of n over k, −∞ where k lies outside [0, n]."""
-    from scipy.special import gammaln  # type: ignore[import-untyped]
+    from scipy.special import gammaln
 
     inside = (k >= 0) & (k <= n)
     k = np.where(inside, k, 0)
