@@ -37,6 +37,7 @@ class Runs(ModuleType):
         self.ended: list[int | None] = []
 
     def init(self, **options: Any) -> "Runs":
+        print("a run is open")  # as trackio does
         self.opened.append(options)
         return self
 
@@ -54,7 +55,10 @@ def record() -> TransportRecord:
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
 def test_curve_choices_and_scores_are_logged(
-    name: str, record: TransportRecord, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    record: TransportRecord,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     runs = Runs(name)
     monkeypatch.setitem(sys.modules, name, runs)
@@ -73,6 +77,7 @@ def test_curve_choices_and_scores_are_logged(
     assert outcome["verdict"] == record.verdict
     assert all(isinstance(value, float | int | str) for _, values in runs.logged for value in values.values())
     assert runs.ended == [None]
+    assert capsys.readouterr().out == ""  # where results stand
 
 
 def test_a_failed_transport_ends_its_run_as_failed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,9 @@
 
 import importlib
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any, Protocol
 
 from gradfix.errors import GradfixError, option
@@ -104,26 +105,30 @@ def opened(name: str, recipe: TransportRecipe) -> Tracker:
     try:
         if name == "tensorboard":
             return _TensorBoard(module(f"runs/{title}"), recipe.dump())
-        return _Runs(module, module.init(project=PROJECT, name=title, config=options))
+        return _Runs(module, title, options)
     except Exception as error:  # such as wandb's, where nobody is logged in
         reason = " ".join(str(error).split())[:200]
         raise GradfixError(f"{option('track')} {name}: opens no run ({reason})") from error
 
 
 class _Runs:
-    """A run of wandb, or of trackio, which has the same interface."""
+    """A run of wandb, or of trackio, which has the same interface; what it prints is no result, and goes to stderr."""
 
-    def __init__(self, module: Any, run: Any) -> None:
-        self._module, self._run = module, run
+    def __init__(self, module: Any, title: str, options: dict[str, Any]) -> None:
+        self._module = module
+        with redirect_stdout(sys.stderr):
+            self._run = module.init(project=PROJECT, name=title, config=options)
 
     def log(self, values: Values, step: int) -> None:
-        self._module.log(values, step=step)
+        with redirect_stdout(sys.stderr):
+            self._module.log(values, step=step)
 
     def finish(self, *, failed: bool) -> None:
-        if failed and self._module.__name__ == "wandb":
-            self._run.finish(exit_code=1)
-        else:
-            self._module.finish()
+        with redirect_stdout(sys.stderr):
+            if failed and self._module.__name__ == "wandb":
+                self._run.finish(exit_code=1)
+            else:
+                self._module.finish()
 
 
 class _TensorBoard:
