@@ -18,6 +18,7 @@ from gradfix.paper import finetune, run
 from gradfix.paper.data import task_rows, training_rows
 from gradfix.paper.study import HERE, StudyTask, load_study
 from gradfix.recipes.paper import PaperFinetuneRecipe, PaperVisionRecipe
+from gradfix.tasks.zero_shot import read_templates
 from tests import tiny
 from tests.builders import gradfix, tuned_from
 from tests.fake_hub import FakeHub, serve, use, use_data
@@ -173,6 +174,9 @@ def test_a_dry_run_fetches_nothing_and_builds_no_model(tmp_path: Path, hub: Fake
     assert "to download: about 0.01 GB" in done.output
     assert not hub.sent
     assert not (tmp_path / "out").exists()
+    assert (
+        PaperVisionRecipe(output=Path("out")).inputs() == []
+    )  # else checkpoints, and torch, would be imported
 
 
 def _texts() -> dict[str, list[dict[str, Any]]]:
@@ -298,12 +302,13 @@ def test_a_fine_tune_that_was_ended_goes_on_to_the_same_weights(
 
 
 def test_the_package_brings_both_studies_with_their_prompts() -> None:
-    for table in ("vision", "language"):
+    for table, count in (("vision", 20), ("language", 5)):
         study, folder = load_study(table)
+        assert len(study.tasks) == count
         assert folder == HERE
         assert len(study.default) == 5
         for task in study.tasks.values():
-            assert task.templates is None or "{}" in (folder / task.templates).read_text()
+            assert task.templates is None or read_templates(folder / task.templates)
             assert task.prompt is None or set(task.answers.values())
     assert study.source_tuned is None
     with pytest.raises(GradfixError, match="no such task"):
