@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gradfix.errors import option
 from gradfix.paper.study import Study, StudyTask
 from gradfix.recipes.paper import PAPER_ROWS, PaperRecipe
 from gradfix.recipes.settings import SETTINGS
@@ -59,6 +60,8 @@ class Plan:
             f"to compute: about {self.forward:,} forward passes; {_time(work / GPU_TERAFLOPS / 1000)} on a GPU that "
             f"does {GPU_TERAFLOPS:g} teraflops, {_time(work / cores / CORE_GIGAFLOPS)} on this machine's {cores} cores "
             "(rough: a factor of three either way)",
+            f"shorter with {option('limit')}, fewer {option('seeds')} or {option('samples_per_class')}, or "
+            "--no-best-on-test",
         ]
 
 
@@ -87,7 +90,7 @@ def plan(study: Study, tasks: dict[str, StudyTask], recipe: PaperRecipe) -> Plan
             forward += recipe.seeds * ((len(rows) + 1) * judged + support * _passes(rows))
         with_alpha = sum(row not in WITHOUT_ALPHA for row in rows)
         draws = recipe.seeds * len(recipe.samples_per_class)
-        forward += draws * with_alpha * (len(SETTINGS.alphas) * recipe.validation + judged)
+        forward += draws * with_alpha * (len(SETTINGS.alphas) * recipe.validation_samples + judged)
         if recipe.best_on_test:
             forward += judged * len(SETTINGS.alphas) * _searches(rows, recipe)
     return Plan(list(dict.fromkeys(downloads)), forward, study.gigaflops)

@@ -58,9 +58,11 @@ def run(
         done = recipe.output / "tasks" / options.output.name / "comparison.json"
         record = _finished(done, options)
         if record is None:
-            pool, validation = training_rows(task, pool=POOL * task.classes, validation=recipe.validation)
+            pool, validation = training_rows(
+                task, pool=POOL * task.classes, validation=recipe.validation_samples
+            )
             rows = {"data": pool, "test": task_rows(task, test=True, most=recipe.limit)}
-            rows |= {"validation": validation} if recipe.validation else {}
+            rows |= {"validation": validation} if recipe.validation_samples else {}
             record = compare(options, rows=rows, tell=tell, progress=progress).record()
         lines[name] = record.rows
         if task.prompt is not None:
@@ -110,8 +112,8 @@ def comparison(study: Study, name: str, task: StudyTask, recipe: PaperRecipe, fo
         "test": task.test or task.data,
         "test_split": task.test_split,
         "methods": recipe.methods or [*PAPER_ROWS, *bounds],
-        "validation": task.data if recipe.validation else None,
-        "validation_split": task.split if recipe.validation else None,
+        "validation": task.data if recipe.validation_samples else None,
+        "validation_split": task.split if recipe.validation_samples else None,
         "best_on_test": recipe.best_on_test,
         "samples_per_class": recipe.samples_per_class,
         "seeds": recipe.seeds,

@@ -37,7 +37,7 @@ class PaperRecipe(_Study):
     methods: Annotated[
         list[str], Field(description=f"rows, repeatable: of {', '.join(COMPARED)}; the paper's if not given")
     ] = []
-    validation: Annotated[
+    validation_samples: Annotated[
         int,
         Field(
             ge=0,
