@@ -8,6 +8,7 @@ import torch
 from gradfix.votes import count_votes
 from gradfix.votes.fast import accumulate as blocks
 from gradfix.votes.fast import threads as crew
+from gradfix.votes.fast.contributions import Product
 from tests.models import tiny_bert
 
 
@@ -82,3 +83,18 @@ def test_workers_compute_by_themselves_and_without_graphs(threads):
         team.finish()
     assert found == [(1, False)] * 20
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("long", [1, 1000])
+@pytest.mark.parametrize("shape", [(5, 9, 33, 12), (3, 70, 12, 33), (2, 2, 1, 40)])
+def test_products_of_one_sample_or_of_several_give_the_same_votes(shape, long, monkeypatch):
+    N, T, R, C = shape
+    monkeypatch.setattr(blocks, "LONG", long)
+    monkeypatch.setattr(blocks, "SAMPLE_BYTES", 256)  # several blocks, the last one smaller
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(N, T, side, generator=generator) for side in (R, C))
+    counts = torch.zeros(R, C, dtype=torch.int8)
+    for job in blocks.Blocks().jobs(counts, [Product(left, right)], N):
+        job()
+    gradients = left.double().transpose(1, 2) @ right.double()
+    assert torch.equal(counts, -gradients.sign().sum(0).to(torch.int8))

@@ -73,6 +73,9 @@ BLOCK_BYTES = 2 * 2**20
 SAMPLE_BYTES = 2**20
 """The same, where it is one sample's."""
 
+LONG = 64
+"""Positions of a sample from which its products take longer than the adding of its signs."""
+
 
 class Blocks:
     """Forms the per-sample gradients of one parameter after the other, each thread in one piece of memory."""
@@ -119,7 +122,8 @@ class Blocks:
             if C > R:
                 # the longer side makes the rows: blocks of many short rows are cheaper products than of few long
                 contributions, counts = [first := Product(first.right, first.left)], counts.t()
-            if first.dtype == torch.float32 and counts.device.type == "cpu":
+            long = first.left.shape[1] >= LONG
+            if long and first.dtype == torch.float32 and counts.device.type == "cpu":
                 return [
                     partial(self._add_samples, counts, first, rows)
                     for rows in _ranges(contributions, (1, *counts.shape), SAMPLE_BYTES)
