@@ -19,7 +19,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -123,13 +125,27 @@ def same(one: Path, other: Path) -> bool:
     )
 
 
+def place(folder: Path, what: str, name: str) -> Path:
+    """Where a command writes."""
+    return folder / f"{what}-{name}{'.safetensors' * (what == 'votes')}"
+
+
+def ceiling(folder: Path, what: str) -> float:
+    """How much faster two processes that share nothing are side by side: more can't be had of the machine."""
+    one, *others = (arguments(folder, what, place(folder, what, name)) for name in ("alone", "left", "right"))
+    alone, *_ = run(1, one)
+    with ThreadPoolExecutor(2) as pool:
+        return 2 * alone / max(wall for wall, *_ in pool.map(partial(run, 1), others))
+
+
 def measure(folder: Path, what: str, rounds: int) -> None:
     """Print the times of one and two ranks, and their ratio."""
     ratios: list[tuple[float, float]] = []
+    print(
+        f"{what}: two processes that share nothing are {ceiling(folder, what):.2f} times as fast as one after the other"
+    )
     for number in range(rounds):
-        outputs = {
-            size: folder / f"{what}-{number}-{size}{'.safetensors' * (what == 'votes')}" for size in (1, 2)
-        }
+        outputs = {size: place(folder, what, f"{number}-{size}") for size in (1, 2)}
         found = {size: run(size, arguments(folder, what, output)) for size, output in outputs.items()}
         if not number:
             print(f"{what}: bytes sent a rank {', '.join(f'{each:,}' for each in found[2][2])}", flush=True)
@@ -194,9 +210,7 @@ def on_two_hosts(folder: Path, work: Sequence[str]) -> None:
     """Print whether two hosts come to the bytes of one, and what went over the cable."""
     with two_hosts():
         for what in work:
-            outputs = [
-                folder / f"{what}-{kind}{'.safetensors' * (what == 'votes')}" for kind in ("one", "hosts")
-            ]
+            outputs = [place(folder, what, kind) for kind in ("one", "hosts")]
             run(1, arguments(folder, what, outputs[0]))
             before = carried()
             *_, sent = run(2, arguments(folder, what, outputs[1]), hosts=True)
