@@ -26,10 +26,13 @@ from gradfix.transport.comparison import (
     ORACLE,
     PERMUTATION,
     ZERO_SHOT,
+    Judge,
     compare,
 )
 from gradfix.transport.comparison.sharing import FEWEST, processes_for
-from tests.builders import Job, gradfix, job
+from gradfix.transport.context import SelectionContext
+from gradfix.transport.methods import AddVector
+from tests.builders import Job, gradfix, job, loaded
 
 pytestmark = pytest.mark.slow
 ROWS = ("naive", "gradfix", "control")
@@ -256,3 +259,25 @@ def test_a_permutation_that_is_not_known_names_the_row(work: Job, monkeypatch: p
         GradfixError, match=r"methods permutation: .*'bert' may be rotated; .*; leave the row out"
     ):
         gf.compare(**asked(work, methods=("permutation",)))
+
+
+def test_the_best_alpha_on_test_is_judged_as_every_other_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = job("causal-lm", tmp_path)  # its settings are chosen by tokens, its results are generated
+    model, metrics = loaded(work), list[str]()
+    assert model.judging.metric != model.task.metric
+    evaluate = type(model).evaluate
+
+    def evaluating(*given: Any, **options: Any) -> Any:
+        found = evaluate(*given, **options)
+        metrics.append(found.metric)
+        return found
+
+    monkeypatch.setattr(type(model), "evaluate", evaluating)
+    test, way = model.encode(work.held_out), AddVector("naive", "naive", vector=model.vector, grid=(0.0, 1.0))
+    with SelectionContext(model, work.rows, [[0, 1, 2], [3, 4, 5]]) as context:
+        judge = Judge(model, test, best_on_test=True)
+        judge.measure({}, 0.0)
+        assert judge.best(context, way) is not None
+    assert metrics == [model.judging.metric] * 3

@@ -159,8 +159,7 @@ def row_encoder(
     whole = task.encode(rows, strict=strict)
 
     def take(places: Sequence[int]) -> EncodedRows:
-        starts = range(0, len(places), batch_size)
-        positions = [list(range(len(places)))[start : start + batch_size] for start in starts]
+        positions = _plan(task, [rows[place] for place in places], batch_size)
         return EncodedRows(
             [select(whole, [places[index] for index in part]) for part in positions], positions
         )

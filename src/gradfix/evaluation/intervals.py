@@ -9,7 +9,6 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 from gradfix.errors import GradfixError
 from gradfix.recipes.fields import CORRELATIONS
@@ -185,9 +184,8 @@ def paired_samples(scores: Sequence[float], baseline: Sequence[float]) -> Interv
 
 
 def _wilson(right: int, n: int) -> tuple[float, float]:
-    """Wilson's interval of a share (JASA 22, 1927), whose rounding may leave [0, 1]."""
-    square = NormalDist().inv_cdf(0.975) ** 2
-    share, shrink = right / n, 1 + square / n
-    middle = (share + square / (2 * n)) / shrink
-    half = math.sqrt(square * (share * (1 - share) + square / (4 * n)) / n) / shrink
-    return (0.0 if right == 0 else middle - half), (1.0 if right == n else middle + half)
+    """Wilson's interval of a share; scipy's, whose rounding may leave [0, 1]."""
+    from scipy.stats import binomtest  # type: ignore[import-untyped]  # a second to import, so only where something is judged
+
+    found = binomtest(right, n).proportion_ci(0.95, method="wilson")
+    return (0.0 if right == 0 else float(found.low)), (1.0 if right == n else float(found.high))

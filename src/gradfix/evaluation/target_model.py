@@ -300,12 +300,17 @@ class TargetModel:
         )
 
     def evaluate_each(
-        self, places: Sequence[tuple[TaskVector, float, EncodedRows]], *, logits: bool = False
+        self,
+        places: Sequence[tuple[TaskVector, float, EncodedRows]],
+        *,
+        task: ModelTask | None = None,
+        logits: bool = False,
     ) -> Iterator[Evaluation]:
         """Measure the model at several places; afterwards it stands anywhere.
 
         Args:
             places: δ, α, and the samples to measure on at θ_B + α·δ.
+            task: Of which they are; the model's own by default.
             logits: Keep the scores of the classes.
 
         Yields:
@@ -313,7 +318,7 @@ class TargetModel:
         """
         for delta, alpha, rows in places:
             self.move(delta, alpha)
-            yield self.evaluate(rows, logits=logits)
+            yield self.evaluate(rows, task=task, logits=logits)
 
     def _run(self, function: Callable[[Any], Any], batches: Sequence[Any]) -> Sequence[Any]:
         """Run what needs no gradient on one batch after the other, or their numbers."""

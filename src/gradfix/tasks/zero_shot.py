@@ -126,10 +126,9 @@ class ZeroShotImageClassification(ImageInputs):
         """
         if self.config is None:
             self.bind(location, trust_remote_code=trust_remote_code)
-        filled = self.builds_model and self.text_from is not None
-        place = self.text_from if filled and self.text_from is not None else location
+        filled = self.text_from if self.builds_model else None
         model = super().load_model(
-            place, dtype=dtype, device=device, trust_remote_code=trust_remote_code, **config
+            filled or location, dtype=dtype, device=device, trust_remote_code=trust_remote_code, **config
         )
         for name, parameter in model.named_parameters() if filled else ():
             if name.startswith(TOWER):

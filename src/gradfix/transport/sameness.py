@@ -4,6 +4,7 @@ import os
 import secrets
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from gradfix.checkpoints import Checkpoint
@@ -65,7 +66,8 @@ def require_one_file_system(output: Path) -> None:
                 probe.write_text(probe.name)
         seen = group.gather("who sees it", _appears(probe))
     finally:
-        probe.unlink(missing_ok=True)  # by whoever is left: the first rank may have been killed
+        with suppress(OSError):  # by whoever is left: the first rank may have been killed
+            probe.unlink()
     blind = [str(number) for number, sees in enumerate(seen) if not sees]
     if blind:
         raise GradfixError(

@@ -172,22 +172,26 @@ class StreamedModel(TargetModel):
 
     @override
     def evaluate_each(
-        self, places: Sequence[tuple[TaskVector, float, EncodedRows]], *, logits: bool = False
+        self,
+        places: Sequence[tuple[TaskVector, float, EncodedRows]],
+        *,
+        task: ModelTask | None = None,
+        logits: bool = False,
     ) -> Iterator[Evaluation]:
-        if self.task.generates:
-            self.evaluate(places[0][2])  # refuses
+        task = task or self.task
+        if task.generates:
+            self.evaluate(places[0][2], task=task)  # refuses
         jobs, standings = [], [self._standing(delta, alpha) for delta, alpha, _ in places]
         for standing, (_, alpha, rows) in zip(standings, places, strict=True):
             point = standing if alpha else self._at_base
             jobs += [
-                (partial(measure_batch, self.task, self.model, batch, logits), point)
-                for batch in rows.batches
+                (partial(measure_batch, task, self.model, batch, logits), point) for batch in rows.batches
             ]
         measured = iter(self._forward(jobs))
         for _, _, rows in places:
             yield evaluate(
                 self.model,
-                self.task,
+                task,
                 rows,
                 logits=logits,
                 run=lambda _, batches: [next(measured) for _ in batches],

@@ -167,12 +167,15 @@ class Judge:
         places = way.places(context, ()) if self.best_on_test else None
         if places is None:
             return None
-        same_each_draw = way.name in {"naive", PERMUTATION, ORACLE}
+        same_each_draw = (
+            isinstance(way, AddVector) and way.strategy == "none"
+        )  # nothing is drawn, nobody is asked
         if same_each_draw and way.name in self._best:
             return self._best[way.name]
         known = list(places)
         try:
-            scores = list(self.model.evaluate_each([(delta, alpha, self.test) for _, delta, alpha in known]))
+            wanted = [(delta, alpha, self.test) for _, delta, alpha in known]
+            scores = list(self.model.evaluate_each(wanted, task=self.model.judging))
         finally:
             self.model.restore()
         found, (setting, _, _) = max(zip(scores, known, strict=True), key=lambda pair: pair[0].score)
@@ -214,7 +217,7 @@ def draw(
         settings: What every method may select among.
         aligned: τ in the target's coordinates, with its control, for ``auto`` to select.
         alike: How alike the two bases are; None if unknown.
-        auto: Also select the method itself, as a transport does by default, and cross_validate its control.
+        auto: Also select the method itself, as a transport does by default, and measure its control.
         bounds: Which of the oracle mask and full fine-tuning, where there is an oracle.
         more: Samples that the tuned source labelled.
         tell: Told each method before it begins.
@@ -270,7 +273,7 @@ def _measured(
 
 
 def chosen_along(judge: Judge, context: SelectionContext, way: Method) -> Outcome:
-    """Choose a way's setting on the samples, and cross_validate it.
+    """Choose a way's setting on the samples, and measure it.
 
     Args:
         judge: Who measures.
