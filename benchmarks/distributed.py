@@ -19,9 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -130,20 +128,9 @@ def place(folder: Path, what: str, name: str) -> Path:
     return folder / f"{what}-{name}{'.safetensors' * (what == 'votes')}"
 
 
-def ceiling(folder: Path, what: str) -> float:
-    """How much faster two processes that share nothing are side by side: more can't be had of the machine."""
-    one, *others = (arguments(folder, what, place(folder, what, name)) for name in ("alone", "left", "right"))
-    alone, *_ = run(1, one)
-    with ThreadPoolExecutor(2) as pool:
-        return 2 * alone / max(wall for wall, *_ in pool.map(partial(run, 1), others))
-
-
 def measure(folder: Path, what: str, rounds: int) -> None:
     """Print the times of one and two ranks, and their ratio."""
     ratios: list[tuple[float, float]] = []
-    print(
-        f"{what}: two processes that share nothing are {ceiling(folder, what):.2f} times as fast as one after the other"
-    )
     for number in range(rounds):
         outputs = {size: place(folder, what, f"{number}-{size}") for size in (1, 2)}
         found = {size: run(size, arguments(folder, what, output)) for size, output in outputs.items()}
