@@ -252,7 +252,7 @@ def outcomes(judge: Judge, support: Any, seed: int, space: str, brief: bool) -> 
     folds = split_folds(judge.model.task.classes(support), 4, seed)
     with SelectionContext(judge.model, support, folds, seed=seed) as context:
         straight = AddVector("naive at 1", "", vector=judge.model.vector, grid=(1.0,))
-        yield "naive at 1", arrived(judge, context, straight, {"alpha": 1.0}, 0.0).score
+        yield "naive at 1", arrived(judge, context, straight, {"alpha": 1.0}, context.clock()).score
         if space == "adapter" or brief:
             return
         way = baseline("gradfix", judge.model.vector, context.settings, seed)
@@ -263,7 +263,7 @@ def outcomes(judge: Judge, support: Any, seed: int, space: str, brief: bool) -> 
             thin = AddVector("", "", vector=Extraction(delta, target, rank=rank).vector, grid=(alpha,))
             yield (
                 f"gradfix, extracted at rank {rank}",
-                arrived(judge, context, thin, {"alpha": alpha}, 0.0).score,
+                arrived(judge, context, thin, {"alpha": alpha}, context.clock()).score,
             )
 
 

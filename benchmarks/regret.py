@@ -164,7 +164,7 @@ def one_draw(
         scores = {name: score(judge, ground, *pair) for name, pair in tried(choice).items()}
         auto = score(judge, ground, choice.way, choice.candidate)
         naive = AddVector("naive", "naive", vector=model.vector, grid=(1.0,))
-        scores[NAIVE] = arrived(judge, ground, naive, {"alpha": 1.0}, 0.0).score
+        scores[NAIVE] = arrived(judge, ground, naive, {"alpha": 1.0}, ground.clock()).score
         for key, way in others(ground, choice).items():
             candidate = cross_validate(ground, way)
             scores[key] = max(scores.get(key, 0.0), score(judge, ground, way, candidate))
@@ -209,7 +209,7 @@ def others(ground: SelectionContext, choice: Any) -> dict[str, Method]:
 
 def score(judge: Judge, ground: SelectionContext, way: Method, candidate: Candidate) -> float:
     """The test score where a way arrives."""
-    return arrived(judge, ground, way, candidate.setting, 0.0).score
+    return arrived(judge, ground, way, candidate.setting, ground.clock()).score
 
 
 def page(found: Sequence[Mapping[str, Any]]) -> str:

@@ -161,4 +161,5 @@ def _untrained(chosen: Choice) -> tuple[Method, Setting]:
 
 
 def _record(method: str, judge: Judge, setting: Setting) -> Record:
-    return {"method": method, **asdict(judge.measure(setting, time.perf_counter()))}
+    started = time.perf_counter()
+    return {"method": method, **asdict(judge.measure(setting, lambda: time.perf_counter() - started))}

@@ -10,6 +10,7 @@ from gradfix.demo.bench import Bench, bench, others
 from gradfix.evaluation.binding import choose_support
 from gradfix.recipes.settings import SETTINGS
 from gradfix.transport.comparison import CONTROL, FEW_SHOT, ZERO_SHOT, Judge, Outcome, baseline, draw
+from gradfix.transport.comparison.draws import Place
 from gradfix.transport.context import SelectionContext
 from gradfix.transport.methods import AddVector
 from gradfix.vectors.control import shuffled
@@ -80,17 +81,20 @@ class Witness(Judge):
     others: Mapping[str, Any] = field(default_factory=dict)
     kept: list[dict[str, float]] = field(default_factory=list)
 
-    def measure(self, setting: Mapping[str, float], started: float) -> Outcome:
+    def measure(
+        self, setting: Mapping[str, float], seconds: Callable[[], float], place: Place | None = None
+    ) -> Outcome:
         """Measure the model where it stands, on all tasks.
 
         Args:
             setting: What brought it there.
-            started: When its method began.
+            seconds: Tells how long its method took so far.
+            place: Of which what was measured serves again.
 
         Returns:
             The outcome; its retention is the mean over the other tasks.
         """
-        outcome = super().measure(setting, started)
+        outcome = super().measure(setting, seconds, place)
         scores = {
             f"retained_{name}": self.model.evaluate(rows, task=task).score
             for name, (task, rows) in self.others.items()

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Walks:
 
     walks = Walks([], set(), {})
     measure, mask, finetune = methods.cross_validate, ways.mask, ways.finetune
-    encode, evaluate = TargetModel.encode, TargetModel.evaluate
+    encode, encoder, evaluate = TargetModel.encode, TargetModel.encoder, TargetModel.evaluate
     walking: list[str] = []
 
     def measuring(context: Any, way: Any, **options: Any) -> Any:
@@ -177,13 +178,13 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Walks:
                 return walk_of(*where)
 
             monkeypatch.setattr(ways.FineTune, "candidates", anew)
-        walk = way.candidates
 
-        def fresh(*where: Any) -> Any:
+        def fresh(walk: Any, *where: Any) -> Any:
             walks.shaped = set()
             return walk(*where)
 
-        monkeypatch.setattr(way, "candidates", fresh)
+        for name in ("candidates", "places"):
+            monkeypatch.setattr(way, name, partial(fresh, getattr(way, name)))
         walking.append(way.name)
         try:
             return measure(context, way, **options)
@@ -194,14 +195,20 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Walks:
         walks.shaped |= set(votes.sample_ids)
         return mask(vector, votes, **options)
 
-    def training(model: TargetModel, rows: Rows, **options: Any) -> Any:
-        walks.shaped |= set(_sample_ids(model.task, rows))
-        return finetune(model, rows, **options)
+    def training(model: TargetModel, count: int, encode: Any, **options: Any) -> Any:
+        walks.shaped |= walks.encoded[id(encode(range(count)))][1]
+        return finetune(model, count, encode, **options)
 
-    def encoding(model: TargetModel, rows: Rows, **options: Any) -> Any:
-        found = encode(model, rows, **options)
+    def noted(model: TargetModel, found: Any, rows: Rows) -> Any:
         walks.encoded[id(found)] = found, set(_sample_ids(model.task, rows))
         return found
+
+    def encoding(model: TargetModel, rows: Rows, **options: Any) -> Any:
+        return noted(model, encode(model, rows, **options), rows)
+
+    def encoding_some(model: TargetModel, rows: Rows) -> Any:
+        take = encoder(model, rows)
+        return lambda places: noted(model, take(places), [rows[place] for place in places])
 
     def evaluating(model: TargetModel, rows: Any, **options: Any) -> Any:
         if walking:
@@ -213,6 +220,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Walks:
     monkeypatch.setattr(ways, "mask", masking)
     monkeypatch.setattr(ways, "finetune", training)
     monkeypatch.setattr(TargetModel, "encode", encoding)
+    monkeypatch.setattr(TargetModel, "encoder", encoding_some)
     monkeypatch.setattr(TargetModel, "evaluate", evaluating)
     return walks
 

@@ -23,6 +23,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from gradfix.tasks import chat_templates
+
 LIMIT_SECONDS = 10.0
 LIMIT_BYTES = 2 * 10**9
 _MOST_ADDRESSES = 12 * 2**30
@@ -31,9 +33,12 @@ _MOST_ADDRESSES = 12 * 2**30
 _HEAVY = (
     "datasets",
     "gradfix.cli",
+    "gradfix.ranks.launch",
+    "gradfix.ranks.watch",
     "gradfix.transport.inspection",
     "gradfix.transport.pipeline",
     "plotly.offline",
+    "rich._emoji_codes",
     "scipy.stats",
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",
@@ -226,6 +231,48 @@ def _waited(session: int) -> float:
     return total / 1e9
 
 
+class _Lent:
+    """What a child has of the runner's renderer of chat templates, as if it had started it: it can't wait for it."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        self.stdin, self.stdout, self._pid = process.stdin, process.stdout, process.pid
+
+    def poll(self) -> None:
+        """Say that it runs: the runner has looked."""
+
+    def kill(self) -> None:
+        """End it."""
+        with suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)
+
+    def communicate(self) -> None:
+        """Wait for nothing."""
+
+
+class _Renderer:
+    """The renderer of chat templates, started once: of a command on chats that takes the longest."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def lend(self) -> None:
+        """Let the next child have it."""
+        if self._process is None or self._process.poll() is not None:
+            self._process = chat_templates._started()
+        chat_templates._RENDERER._process = _Lent(self._process)  # type: ignore[assignment]
+
+    def withdraw(self) -> None:
+        """Let further children start their own."""
+        chat_templates._RENDERER._process = None
+
+    def stop(self) -> None:
+        """End it: whoever had it may have left a question open."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+
 class _Running:
     """A child, and what it says."""
 
@@ -284,11 +331,18 @@ def runner() -> Runner:
     return warm
 
 
-def _answer(request: dict[str, Any]) -> list[Outcome]:
-    running = [_Running(request, arguments) for arguments in request["commands"]]
+def _answer(request: dict[str, Any], renderer: _Renderer) -> list[Outcome]:
+    renderer.lend()
+    running = []
+    for arguments in request["commands"]:
+        running.append(_Running(request, arguments))
+        renderer.withdraw()
     if "signal" in request and not running[0].wait(request["after"]):
         running[0].send(request["signal"])
-    return [each.outcome() for each in running]
+    outcomes = [each.outcome() for each in running]
+    if outcomes[0].status not in {0, 1, 2}:
+        renderer.stop()
+    return outcomes
 
 
 def _warm() -> None:
@@ -297,9 +351,16 @@ def _warm() -> None:
         import_module(name)
     import torch
     import transformers
+    import typer.main
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    from gradfix.cli.command import app
 
     torch.set_num_threads(1)
+    command = typer.main.get_command(app)  # of all options: a third of what `inspect` takes
+    typer.main.get_command = lambda _: command
     transformers.logging.set_verbosity_error()
+    get_checkpoint_conversion_mapping("bert")  # a thousand regular expressions, compiled once
     gc.freeze()  # what the children share with this process stays shared
 
 
@@ -310,9 +371,11 @@ def main() -> None:
     os.dup2(2, 1)
     _warm()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background would ignore it
+    renderer = _Renderer()
     for line in sys.stdin:
-        answers.write(json.dumps([asdict(outcome) for outcome in _answer(json.loads(line))]) + "\n")
+        answers.write(json.dumps([asdict(outcome) for outcome in _answer(json.loads(line), renderer)]) + "\n")
         answers.flush()
+    renderer.stop()
 
 
 if __name__ == "__main__":

@@ -111,7 +111,9 @@ def test_training_moves_b_alone_and_comes_back(work: Job) -> None:
     thin = opened(work)
     frozen = {name: value.clone() for name, value in thin.model.named_parameters() if "lora_B" not in name}
     whole = set(thin._whole)
-    for _ in finetune(thin, list(work.rows), learning_rate=1e-2, stops=[2], head=False):
+    for _ in finetune(
+        thin, len(work.rows), thin.encoder(list(work.rows)), learning_rate=1e-2, stops=[2], head=False
+    ):
         pass
     for name, value in thin.model.named_parameters():
         if name in frozen and name not in whole:

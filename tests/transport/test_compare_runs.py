@@ -278,6 +278,6 @@ def test_the_best_alpha_on_test_is_judged_as_every_other_row(
     test, way = model.encode(work.held_out), AddVector("naive", "naive", vector=model.vector, grid=(0.0, 1.0))
     with SelectionContext(model, work.rows, [[0, 1, 2], [3, 4, 5]]) as context:
         judge = Judge(model, test, best_on_test=True)
-        judge.measure({}, 0.0)
+        judge.measure({}, context.clock())
         assert judge.best(context, way) is not None
     assert metrics == [model.judging.metric] * 3

@@ -29,6 +29,7 @@ from gradfix.transport.context import SelectionContext, StartingPoint
 from gradfix.transport.folds import VotesByFold
 from gradfix.transport.selection import training_from
 from gradfix.vectors.control import shuffled
+from gradfix.vectors.scratch import Scratch
 from tests import tiny
 from tests.builders import Job, gradfix, job, loaded, tuned_from, vector
 
@@ -56,7 +57,7 @@ def test_a_model_moved_and_restored_is_the_target_to_the_bit(work: Job) -> None:
     model.move(model.vector, 1.0)
     model.restore()
     assert same(before, state(model))
-    for _ in finetune(model, work.rows, learning_rate=1e-2, stops=[2]):
+    for _ in finetune(model, len(work.rows), model.encoder(work.rows), learning_rate=1e-2, stops=[2]):
         assert not same(before, state(model))
     model.restore()
     assert same(before, state(model))
@@ -65,7 +66,8 @@ def test_a_model_moved_and_restored_is_the_target_to_the_bit(work: Job) -> None:
 
 def test_votes_by_folds_add_up_to_those_of_their_samples(work: Job) -> None:
     model, folds = loaded(work), [[0, 3, 6], [1, 4, 7], [2, 5, 8]]
-    with VotesByFold(model, work.rows, folds) as votes_without:
+    with Scratch() as scratch:
+        votes_without = VotesByFold(model, work.rows, folds, scratch)
         for found, chosen in (
             (votes_without.all(), range(9)),
             (votes_without.all(), range(9)),  # asked for again, it is read again
@@ -93,7 +95,7 @@ def test_the_slope_is_the_derivative_of_the_loss_along_the_direction(work: Job) 
 def test_fine_tuning_lowers_the_loss_and_its_settings_are_chosen_on_held_out_samples(work: Job) -> None:
     model = loaded(work)
     start = model.evaluate(work.rows).loss
-    for _ in finetune(model, work.rows, learning_rate=1e-2, stops=[20]):
+    for _ in finetune(model, len(work.rows), model.encoder(work.rows), learning_rate=1e-2, stops=[20]):
         assert model.evaluate(work.rows).loss < start / 2
     model.restore()
     settings = SelectionSettings(rates=(10.0,), more_rates=(), stops=(3,))
@@ -118,7 +120,7 @@ def test_steps_of_few_shot_fine_tuning_take_few_samples_and_all_in_turn(
     monkeypatch.setattr(model, "encoder", watched)
 
     def tuned(seed: int) -> dict[str, torch.Tensor]:
-        for _ in finetune(model, rows, learning_rate=1e-3, stops=[4], seed=seed):
+        for _ in finetune(model, len(rows), model.encoder(rows), learning_rate=1e-3, stops=[4], seed=seed):
             pass
         found = state(model)
         model.restore()
@@ -149,7 +151,7 @@ def test_a_step_moves_along_the_mean_loss_of_its_samples(work: Job) -> None:
     plain.zero_grad()
     expected = state(model)
     model.restore()
-    for _ in finetune(model, work.rows, learning_rate=1e-3, stops=[2]):
+    for _ in finetune(model, len(work.rows), model.encoder(work.rows), learning_rate=1e-3, stops=[2]):
         for name, tensor in state(model).items():
             if not name.endswith(
                 "key.bias"

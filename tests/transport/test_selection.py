@@ -26,6 +26,7 @@ from gradfix.transport.cross_validation import _Part, _Table, cross_validate
 from gradfix.transport.folds import split_folds
 from gradfix.transport.methods import AddVector, FineTune, MaskVector, Method, Revote
 from gradfix.transport.selection import select
+from gradfix.vectors.task_vector import TaskVector
 from tests import tiny
 from tests.builders import SHIFT, Job, job, loaded
 
@@ -390,9 +391,9 @@ def test_the_control_walks_like_the_transport_with_other_vectors(model: TargetMo
 class Failing(AddVector):
     """Breaks once it has moved."""
 
-    def candidates(self, context: SelectionContext, held: Held) -> Iterator[Setting]:
-        for setting in super().candidates(context, held):
-            yield setting
+    def places(self, context: SelectionContext, held: Held) -> Iterator[tuple[Setting, TaskVector, float]]:
+        for place in super().places(context, held):
+            yield place
             raise RuntimeError("on the way")
 
 

@@ -1,7 +1,7 @@
 """Lazy sources of tensors, the terms that task vectors are built from. Each reads only the rows asked of it."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from threading import Lock
 
@@ -256,6 +256,32 @@ class Checked(Expression):
     @override
     def tally(self, name: str) -> Tally | None:
         return tally_of(self.of, name)
+
+
+@dataclass(frozen=True)
+class Remembered(Expression):
+    """A source that is read again and again, of which the first tensors that find room stay in memory.
+
+    Of many small tensors each read takes longer than what is done with it. What is read must not be written to.
+    """
+
+    of: TensorSource
+    room: int
+    _kept: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    @cached_property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """The tensors of the source."""
+        return self.of.specs
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """Read one range of rows."""
+        whole = self._kept.get(name)
+        if whole is None:
+            if self.specs[name].nbytes > self.room - sum(one.nbytes for one in self._kept.values()):
+                return self.of.read(name, rows)
+            whole = self._kept[name] = self.of.read(name)
+        return whole if rows is None else whole[rows]
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,8 @@
 """Few-shot fine-tuning of the target on the support set."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
-from typing import Any
 
 import torch
 
@@ -18,7 +17,8 @@ FUSED_DEVICES = ("cpu", "cuda")
 
 def finetune(
     target: TargetModel,
-    rows: Sequence[Any],
+    count: int,
+    encode: Callable[[Sequence[int]], EncodedRows],
     *,
     learning_rate: float,
     stops: Sequence[int],
@@ -29,7 +29,8 @@ def finetune(
 
     Args:
         target: The model, wherever it stands; the caller restores it.
-        rows: The samples to train on; up to 16 are one batch, more are dealt anew each time round.
+        count: How many samples to train on; up to 16 are one batch, more are dealt anew each time round.
+        encode: Gives the batches of those at some places, as :meth:`TargetModel.encoder` makes it.
         learning_rate: Of AdamW, without decay of weights: a few steps are no place for it.
         stops: Step counts at which to pause.
         seed: Of the order of samples, and for models that draw at random; dropout is off, as for votes.
@@ -39,7 +40,7 @@ def finetune(
         The number of steps done, at each stop.
     """
     torch.manual_seed(seed)
-    batches = _batches(target, rows, seed)
+    batches = _batches(count, encode, seed)
     parameters = target.trainable(head=head)
     needed = {id(parameter): parameter.requires_grad for parameter in target.model.parameters()}
     trained = {id(parameter) for parameter in parameters}
@@ -64,13 +65,12 @@ def finetune(
             parameter.requires_grad_(needed[id(parameter)])
 
 
-def _batches(target: TargetModel, rows: Sequence[Any], seed: int) -> Iterator[EncodedRows]:
-    """Deal rows into batches of even sizes without end, in a new order each time round."""
-    count = math.ceil(len(rows) / TRAINING_BATCH)
-    encode = target.encoder(rows)
-    if count == 1:
-        yield from repeat(encode(range(len(rows))))
+def _batches(count: int, encode: Callable[[Sequence[int]], EncodedRows], seed: int) -> Iterator[EncodedRows]:
+    """Deal samples into batches of even sizes without end, in a new order each time round."""
+    batches = math.ceil(count / TRAINING_BATCH)
+    if batches == 1:
+        yield from repeat(encode(range(count)))
     generator = torch.Generator().manual_seed(seed)
     while True:
-        for places in torch.randperm(len(rows), generator=generator).tensor_split(count):
+        for places in torch.randperm(count, generator=generator).tensor_split(batches):
             yield encode(places.tolist())

@@ -19,7 +19,7 @@ from typing_extensions import Self
 
 from gradfix.checkpoints import Checkpoint, TensorSource
 from gradfix.checkpoints.architecture import untied_config
-from gradfix.checkpoints.expressions import Difference, Given, Selection, require_finite
+from gradfix.checkpoints.expressions import Difference, Given, Remembered, Selection, require_finite
 from gradfix.checkpoints.fingerprint import stored_fingerprint
 from gradfix.errors import GradfixError, listed
 from gradfix.evaluation.evaluate import EncodedRows, Evaluation, encode_rows, evaluate, row_encoder
@@ -42,6 +42,9 @@ from gradfix.vectors.task_vector import Placement, TaskVector
 from gradfix.votes import Votes
 from gradfix.votes.counting import Count
 from gradfix.votes.isolation import refuse_spread
+
+_REMEMBERED = 64 * 2**20
+"""Bytes of θ_B's tensors that stay in memory beside the model's."""
 
 
 class TargetModel:
@@ -94,7 +97,9 @@ class TargetModel:
         self._parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
         self._buffers = stored_buffers(model)
         self._stored = StoredWeights(model, target, placement)
-        self._base = self._stored.in_memory(placement.base)
+        stored = self._stored.in_memory(placement.base)
+        # A model that is fetched block by block reads each of them once a pass, and has no memory for it.
+        self._base = stored if self.streams else Remembered(stored, _REMEMBERED)
         self._stored_as = self._find_stored()
         self._missing = {
             name

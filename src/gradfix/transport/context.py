@@ -1,9 +1,10 @@
 """What every method walks on: the model, the samples that judge and those that shape, and where a walk sets out."""
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -22,6 +23,8 @@ from gradfix.votes import Votes
 
 if TYPE_CHECKING:
     from gradfix.transport.methods import Method
+
+Value = TypeVar("Value")
 
 Setting = Mapping[str, float]
 """What a candidate of a way is known by: ``{"alpha": 0.6}``, ``{"steps": 4}``."""
@@ -59,17 +62,66 @@ class SelectionContext:
     def __enter__(self) -> "SelectionContext":
         self._stack = ExitStack()
         self.scratch = self._stack.enter_context(Scratch())
-        self._ballots: dict[tuple[StartingPoint, str], VotesByFold] = {}
         self._encoded: dict[Held, EncodedRows] = {}
-        self.trained: dict[tuple[float, Held, int], dict[int, tuple[Evaluation, float]]] = {}
-        """What training from θ_B gave, and how long it took: by rate, held-out folds and samples, then by steps."""
-        self.spared = 0.0
-        """Seconds that what was known already would have taken: a method's cost is what it takes alone."""
+        self._encode: Callable[[Sequence[int]], EncodedRows] | None = None
+        self._known: dict[Hashable, tuple[Any, float, Sequence[object]]] = {}
+        self._charged: set[Hashable] = set()
+        self._spared = 0.0
         self._classes: tuple[int | None] | None = None
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def remembered(self, what: Hashable, things: Sequence[object], compute: Callable[[], Value]) -> Value:
+        """Compute something once for all methods that ask for it.
+
+        Args:
+            what: It is known by this,
+            things: and by these objects, each of them itself and no other of the same content.
+            compute: Computes it.
+
+        Returns:
+            What ``compute`` returned the first time.
+        """
+        key = what, *map(id, things)
+        if key not in self._known:
+            started = time.perf_counter()
+            found = compute()
+            self._known[key] = found, time.perf_counter() - started, things  # held: an id is given again
+        elif key not in self._charged:
+            self._spared += self._known[key][1]
+        self._charged.add(key)
+        value: Value = self._known[key][0]
+        return value
+
+    def clock(self) -> Callable[[], float]:
+        """Begin a method: it is charged for what it takes alone, whatever others had computed before.
+
+        Returns:
+            Tells its seconds so far.
+        """
+        self._charged.clear()
+        started, spared = time.perf_counter(), self._spared
+        return lambda: time.perf_counter() - started + self._spared - spared
+
+    def evaluate(self, delta: TaskVector, alpha: float, rows: EncodedRows) -> Evaluation:
+        """Measure the model at a place, which several methods may have in common: θ_B is at α = 0 of each.
+
+        Args:
+            delta: δ.
+            alpha: α; the model stands at θ_B + α·δ afterwards, or where it was.
+            rows: What :meth:`encoded` gave, or validation samples.
+
+        Returns:
+            The measurement, with the scores of the classes.
+        """
+
+        def compute() -> Evaluation:
+            self.model.move(delta, alpha)
+            return self.model.evaluate(rows, logits=True)
+
+        return self.remembered(("evaluation", alpha), (delta, rows) if alpha else (rows,), compute)
 
     @property
     def singles(self) -> tuple[Held, ...]:
@@ -103,8 +155,30 @@ class SelectionContext:
         Returns:
             Samples, those that judge nothing included.
         """
+        rows = [*self.support, *self.more]
+        return [rows[place] for place in self._places_without(held)]
+
+    def _places_without(self, held: Held) -> list[int]:
         inside = set(self.places(held))
-        return [*(row for index, row in enumerate(self.support) if index not in inside), *self.more]
+        return [place for place in range(len(self.support) + len(self.more)) if place not in inside]
+
+    def batches_without(self, held: Held) -> tuple[int, Callable[[Sequence[int]], EncodedRows]]:
+        """Give the samples outside some folds to whoever trains on them in batches.
+
+        Args:
+            held: The folds.
+
+        Returns:
+            How many samples, and what encodes those at some places among them.
+        """
+        outside = self._places_without(held)
+        return len(outside), lambda places: self._batches([outside[place] for place in places])
+
+    def _batches(self, places: Sequence[int]) -> EncodedRows:
+        """Encode samples by their places among all, each once where that can be."""
+        if self._encode is None:
+            self._encode = self.model.encoder([*self.support, *self.more])
+        return self._encode(places)
 
     def encoded(self, held: Held) -> EncodedRows:
         """Encode labelled samples once for all walks that they judge.
@@ -116,8 +190,7 @@ class SelectionContext:
             The samples, in the order of :meth:`places`.
         """
         if held not in self._encoded:
-            places = self.places(held) if held else range(len(self.support))
-            self._encoded[held] = self.model.encode([self.support[index] for index in places])
+            self._encoded[held] = self._batches(self.places(held) if held else range(len(self.support)))
         return self._encoded[held]
 
     def classes(self) -> int | None:
@@ -132,7 +205,7 @@ class SelectionContext:
         return self._classes[0]
 
     def _classifies(self, classes: int) -> bool:
-        found = self.model.evaluate(self.encoded(()))
+        found = self.evaluate(self.model.vector, 0.0, self.encoded(()))
         return cross_entropies(np.asarray(found.losses), np.asarray(found.scores), classes)
 
     def count(self, rows: Sequence[Any]) -> Votes:
@@ -158,30 +231,33 @@ class SelectionContext:
             The votes; the model is at θ_B afterwards.
         """
         vote = vote or self.vote
-        if (at, vote) not in self._ballots:
-            rows = [*self.support, *self.more]
-            # Samples that judge nothing are a fold of their own, which is never left out.
-            folds = [*self.folds, *([range(len(self.support), len(rows))] if self.more else [])]
-            try:
-                at.go(self)
-                counted = VotesByFold(
-                    self.model,
-                    rows,
-                    folds,
-                    vote=vote,
-                    seed=self.seed,
-                    dtype=self.dtype,
-                    progress=self.progress,
-                )
-                self._ballots[at, vote] = self._stack.enter_context(counted)
-            finally:
-                self.model.restore()
-        found = self._ballots[at, vote]
+        # θ_B is one place, whoever asks for votes there.
+        things = (at,) if at.way is not None else ()
+        found = self.remembered(("votes", vote), things, lambda: self._ballots(at, vote))
         if vote == "majority":
             return found.without(held) if held else found.all()
         try:  # the mean's sign does not add up over folds: it is counted anew, at the place again
             at.go(self)
             return found.without(held) if held else found.all()
+        finally:
+            self.model.restore()
+
+    def _ballots(self, at: "StartingPoint", vote: str) -> VotesByFold:
+        rows = [*self.support, *self.more]
+        # Samples that judge nothing are a fold of their own, which is never left out.
+        folds = [*self.folds, *([range(len(self.support), len(rows))] if self.more else [])]
+        try:
+            at.go(self)
+            return VotesByFold(
+                self.model,
+                rows,
+                folds,
+                self.scratch,
+                vote=vote,
+                seed=self.seed,
+                dtype=self.dtype,
+                progress=self.progress,
+            )
         finally:
             self.model.restore()
 

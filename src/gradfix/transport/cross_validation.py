@@ -1,9 +1,9 @@
 """A method walked over its settings, each judged on labelled samples that had no part in it."""
 
 import math
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -210,32 +210,36 @@ def _walk_parts(
 def _measured(context: SelectionContext, way: Method, part: _Part) -> Iterator[tuple[Setting, Evaluation]]:
     """Walk through the candidates, each measured on a part's samples.
 
-    Training from θ_B is walked by several methods, and by a search that goes further again and again: what is known of
-    its steps serves again, and the walk begins only where something is not known.
+    Places that are known beforehand, and training from θ_B, are asked for by several methods; a search for training
+    steps goes further again and again. What was measured serves again, and training begins only where it was not.
 
     Yields:
         Each candidate with its measurement.
     """
     model = context.model
+    places = way.places(context, part.held)
+    if places is not None:
+        for setting, delta, alpha in places:
+            yield setting, context.evaluate(delta, alpha, part.rows)
+        return
     if not isinstance(way, FineTune) or way.start.way is not None:
         for setting in way.candidates(context, part.held):
             yield setting, model.evaluate(part.rows, logits=True)
         return
     (rate,) = way.rates
-    known = context.trained.setdefault((rate, part.held, id(part.rows)), {})
     walk: Iterator[Setting] | None = None
-    for number, stop in enumerate(way.stops):
-        if stop in known:
-            found, seconds = known[stop]
-            context.spared += seconds
-            if walk is not None:
-                next(walk)
-        else:
-            started = time.perf_counter()
-            walk = walk or replace(way, stops=way.stops[number:]).candidates(context, part.held)
+    reached = -1
+
+    def arrive(number: int) -> Evaluation:
+        nonlocal walk, reached
+        walk = walk or replace(way, stops=way.stops[number:]).candidates(context, part.held)
+        for _ in range(number - reached if reached >= 0 else 1):
             next(walk)
-            found = model.evaluate(part.rows, logits=True)
-            known[stop] = found, time.perf_counter() - started
+        reached = number
+        return model.evaluate(part.rows, logits=True)
+
+    for number, stop in enumerate(way.stops):
+        found = context.remembered(("training", rate, part.held, stop), (part.rows,), partial(arrive, number))
         yield {"learning_rate": rate, "finetune_steps": float(stop)}, found
 
 

@@ -1,18 +1,16 @@
 """How far to go: α chosen on labelled samples that did not shape the direction, never on test data."""
 
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.progress import Progress, silent
+from gradfix.vectors.scratch import Scratch
 from gradfix.votes import Votes
 
 
@@ -70,8 +68,7 @@ class VotesByFold:
     """Votes counted fold by fold, so that each fold's complement comes without counting anything twice.
 
     Majority votes add up; the complement of a fold is the sum of the others. The mean gradient's sign does not add
-    up, so its complements are counted anew. Folds are kept in files: memory holds one set of votes at a time.
-    A context manager; the files go with it.
+    up, so its complements are counted anew. Folds are kept in scratch files: memory holds one set of votes at a time.
     """
 
     def __init__(
@@ -79,47 +76,41 @@ class VotesByFold:
         target: TargetModel,
         rows: Sequence[Any],
         folds: Sequence[Sequence[int]],
+        scratch: Scratch,
         *,
         vote: str = "majority",
         seed: int | None = None,
         dtype: str | None = None,
         progress: Progress = silent,
     ) -> None:
-        """Prepare to count.
+        """Count majority votes, or prepare to count the mean's.
 
         Args:
             target: The model, at the weights at which to vote.
             rows: The support set.
             folds: Positions by fold, each sample in one.
+            scratch: Keeps the counts.
             vote: ``majority`` or ``mean``.
             seed: Of the draw of samples.
             dtype: For autocast.
             progress: Told the samples counted.
         """
         self._target, self._rows, self._folds = target, rows, [list(fold) for fold in folds]
-        self._vote, self._seed, self._dtype, self._progress = vote, seed, dtype, progress
-        self._files: list[Path] = []
-
-    def __enter__(self) -> "VotesByFold":
-        done = 0
-        with ExitStack() as stack:
-            self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gradfix-votes-")))
-            for number, fold, votes in self._counted() if self._vote == "majority" else ():
-                self._files.append(self._folder / f"{number}.safetensors")
-                votes.save(self._files[-1])
+        self._vote, self._seed, self._dtype, self._scratch = vote, seed, dtype, scratch
+        self._kept: list[Votes] = []
+        self._all: Votes | None = None
+        if vote == "majority":
+            groups = [[rows[index] for index in fold] for fold in self._folds]
+            done = 0
+            for fold, votes in zip(
+                self._folds, target.votes_of(groups, vote=vote, seed=seed, dtype=dtype), strict=True
+            ):
+                self._kept.append(self._keep(votes))
                 done += len(fold)
-                self._progress("counting votes", done, len(self._rows), "samples")
-            self._after = stack.pop_all()
-        return self
+                progress("counting votes", done, len(rows), "samples")
 
-    def __exit__(self, *_: object) -> None:
-        self._after.close()
-
-    def _counted(self) -> Iterator[tuple[int, list[int], Votes]]:
-        """The votes of each fold."""
-        groups = [[self._rows[index] for index in fold] for fold in self._folds]
-        found = self._target.votes_of(groups, vote=self._vote, seed=self._seed, dtype=self._dtype)
-        yield from zip(range(len(groups)), self._folds, found, strict=True)
+    def _keep(self, votes: Votes) -> Votes:
+        return Votes(self._scratch.hold(votes), votes.record)
 
     def _count(self, positions: Sequence[int]) -> Votes:
         rows = [self._rows[index] for index in positions]
@@ -129,14 +120,13 @@ class VotesByFold:
         """Give the votes of all samples.
 
         Returns:
-            The sum over folds, in a file: whoever asks for it may keep it.
+            The sum over folds, computed once.
         """
-        if self._vote != "majority" or len(self._files) == 1:
+        if self._vote != "majority":
             return self.without(())
-        whole = self._folder / "all.safetensors"
-        if not whole.exists():
-            self.without(()).save(whole)
-        return Votes.load(whole)
+        if self._all is None:
+            self._all = self._kept[0] if len(self._kept) == 1 else self._keep(self.without(()))
+        return self._all
 
     def without(self, held: Sequence[int]) -> Votes:
         """Give the votes of all samples but some folds'.
@@ -145,12 +135,10 @@ class VotesByFold:
             held: Their numbers.
 
         Returns:
-            The sum over the others, in memory.
+            The sum over the others, computed as it is read.
         """
         if self._vote != "majority":
             return self._count(
                 [index for number, fold in enumerate(self._folds) if number not in held for index in fold]
             )
-        return reduce(
-            add, [Votes.load(file) for number, file in enumerate(self._files) if number not in held]
-        )
+        return reduce(add, [votes for number, votes in enumerate(self._kept) if number not in held])

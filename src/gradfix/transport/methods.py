@@ -8,6 +8,7 @@ the samples that is held out, on the samples outside it; the others once.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import ClassVar
 
 from gradfix.evaluation.finetuning import finetune
@@ -141,7 +142,12 @@ class AddVector(Method):
     def _drawn(self, context: SelectionContext) -> TaskVector:
         if self.strategy == "none":
             return self.vector
-        return mask(self.vector, strategy=self.strategy, seed=context.seed)
+        drawn = partial(mask, self.vector, strategy=self.strategy, seed=context.seed)
+        if context.model.streams:
+            return drawn()
+        return context.remembered(
+            ("drawn", self.strategy), (self.vector,), lambda: context.scratch.keep(drawn())
+        )
 
 
 @dataclass
@@ -154,7 +160,6 @@ class MaskVector(Method):
     strategy: str = field(kw_only=True, default="agreement")
     levels: Sequence[float] = field(kw_only=True, default=(0.1,))
     vote: str | None = field(kw_only=True, default=None)
-    _kept: dict[tuple[float, Held], TaskVector] = field(init=False, default_factory=dict, repr=False)
 
     def candidates(self, context: SelectionContext, held: Held) -> Iterator[Setting]:
         """Try every level of confidence with every α."""
@@ -190,10 +195,11 @@ class MaskVector(Method):
         return context.votes_without(self.at, (), self.vote)
 
     def _once(self, context: SelectionContext, setting: Setting, held: Held) -> TaskVector:
-        key = self._level(setting), held
-        if key not in self._kept:
-            self._kept[key] = context.scratch.keep(self._mask(context, setting, held))
-        return self._kept[key]
+        what = "mask", self.strategy, self.vote or context.vote, self._level(setting), held
+        things = (self.vector,) if self.at.way is None else (self.vector, self.at)
+        return context.remembered(
+            what, things, lambda: context.scratch.keep(self._mask(context, setting, held))
+        )
 
     def _mask(self, context: SelectionContext, setting: Setting, held: Held) -> TaskVector:
         votes = context.votes_without(self.at, held, self.vote)
@@ -287,7 +293,11 @@ class FineTune(Method):
         self, context: SelectionContext, rate: float, stops: Sequence[int], held: Held
     ) -> Iterator[int]:
         self.start.go(context, held)
-        rows = context.without(held)
         yield from finetune(
-            context.model, rows, learning_rate=rate, stops=stops, seed=context.seed, head=False
+            context.model,
+            *context.batches_without(held),
+            learning_rate=rate,
+            stops=stops,
+            seed=context.seed,
+            head=False,
         )

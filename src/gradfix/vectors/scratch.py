@@ -1,8 +1,9 @@
-"""Task vectors computed once into files, so that trying the next α reads them instead of computing them again.
+"""Tensors computed once into files, so that trying the next α reads them instead of computing them again.
 
 The files are mapped: their pages are the system's cache, not this process's memory, and go with the context.
 """
 
+import math
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -13,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradfix.checkpoints import TensorSpec
-from gradfix.checkpoints.expressions import Expression
+from gradfix.checkpoints import TensorSource, TensorSpec
+from gradfix.checkpoints.expressions import Expression, Selection
 from gradfix.ranks import ranks
 from gradfix.vectors.task_vector import TaskVector
 
@@ -22,9 +23,13 @@ SHARE_OF_DISK = 0.5
 """Of the free space that one vector may take."""
 
 
+_ALIGNED = 8
+"""Bytes at a multiple of which each tensor begins: as many as a number of any type has."""
+
+
 @dataclass(frozen=True)
 class Kept(Expression):
-    """Tensors that lie one after the other in a mapped file of float32."""
+    """Tensors that lie one after the other in a mapped file."""
 
     specs: Mapping[str, TensorSpec]
     offsets: Mapping[str, int]
@@ -33,12 +38,13 @@ class Kept(Expression):
     def read(self, name: str, rows: slice | None = None) -> Tensor:
         """Show one range of rows, without a copy."""
         spec, start = self.specs[name], self.offsets[name]
-        whole = self.memory[start : start + spec.numel].view(spec.shape)
+        size = spec.numel * spec.dtype.itemsize
+        whole = self.memory[start : start + size].view(spec.dtype).view(spec.shape)
         return whole if rows is None else whole[rows]
 
 
 class Scratch:
-    """Keeps vectors in files of a temporary directory; a context manager; the files go with it."""
+    """Keeps tensors in files of a temporary directory; a context manager; the files go with it."""
 
     def __enter__(self) -> "Scratch":
         self._directory = tempfile.TemporaryDirectory(prefix="gradfix-scratch-")
@@ -60,24 +66,40 @@ class Scratch:
         Returns:
             A vector of the same values, read from the file; the given one itself where the disk has no room.
         """
-        count = sum(spec.numel for spec in vector.specs.values())
+        source = Selection(vector, {name: name for name in vector.specs}, dtype=torch.float32)
+        kept = self.hold(source, from_first=from_first)
+        return vector if kept is source else TaskVector(kept, config=vector.config)
+
+    def hold(self, source: TensorSource, *, from_first: bool = False) -> TensorSource:
+        """Compute tensors into a file, as they are.
+
+        Args:
+            source: Any tensors.
+            from_first: See :meth:`keep`.
+
+        Returns:
+            The same, read from the file; the given ones themselves where the disk has no room.
+        """
+        offsets, size = dict[str, int](), 0
+        for name, spec in source.specs.items():
+            offsets[name] = size
+            size += math.ceil(spec.numel * spec.dtype.itemsize / _ALIGNED) * _ALIGNED
         directory = Path(self._directory.name)
-        room = count * 4 <= SHARE_OF_DISK * shutil.disk_usage(directory).free
+        room = size <= SHARE_OF_DISK * shutil.disk_usage(directory).free
         if from_first:
             room = all(ranks().gather("room for a vector", room))
-        if not count or not room:
-            return vector
-        offsets: dict[str, int] = {}
-        path = directory / f"{len(list(directory.iterdir()))}.float32"
+        if not size or not room:
+            return source
+        path = directory / f"{len(list(directory.iterdir()))}.tensors"
         with path.open("wb") as file:
-            for name in vector.specs:
-                offsets[name] = file.tell() // 4
-                for block in vector.blocks(name):
-                    values = block.detach().contiguous()
+            for name, spec in source.specs.items():
+                file.seek(offsets[name])
+                for rows in spec.row_blocks():
+                    values = source.read(name, rows).detach().contiguous()
                     if from_first:
                         ranks().copy_from_first(values)
-                    file.write(values.numpy().data)
+                    file.write(values.reshape(-1).view(torch.uint8).numpy().data)
+            file.truncate(size)
         # Copy on write: torch asks for memory that could be written to, and nothing here writes.
-        memory = torch.from_numpy(np.memmap(path, dtype=np.float32, mode="c", shape=(count,)))
-        specs = {name: TensorSpec(torch.float32, spec.shape) for name, spec in vector.specs.items()}
-        return TaskVector(Kept(specs, offsets, memory), config=vector.config)
+        memory = torch.from_numpy(np.memmap(path, dtype=np.uint8, mode="c", shape=(size,)))
+        return Kept(dict(source.specs), offsets, memory)

@@ -159,6 +159,8 @@ class Prepared:
             )
             model.keep_reference(support)
             use_head(model, self.recipe.head, support)
+            if self.recipe.head != "copy":
+                self.judge.forget()
             model.require_weights()
             stage = f"draw {number + 1} of {len(self.draws)}, {budget} a class"
             tell = partial(_tell, progress, stage, self.names)
@@ -247,6 +249,7 @@ def prepared(
             _retention(recipe, own, rows.get("retain"), model, target),
             model.encode(data.held["validation"]) if "validation" in data.held else None,
             recipe.best_on_test,
+            lasting=[*filter(None, [oracle]), *([aligned.vector] if aligned is not None else [])],
         )
         options = {
             "methods": [name for name in names if name in _baselines(recipe)],

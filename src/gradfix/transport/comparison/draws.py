@@ -95,6 +95,10 @@ def baseline(name: str, tau: TaskVector, settings: SelectionSettings, seed: int)
     return MaskVector(name, label, vector=vector, grid=grid, strategy=strategy, vote=vote)
 
 
+Place = tuple[int, float]
+"""A vector that lasts, by its id, and α."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """One method on one draw of the support set.
@@ -126,6 +130,7 @@ class Judge:
         retain: Samples of what the model could do before, and the task they are of; None for neither.
         validation: Samples to choose each method's α on, too; None for not.
         best_on_test: Also give the best score of all α on the test samples, of each method that has an α.
+        lasting: Vectors that are the same in every draw, beside the model's own.
     """
 
     model: TargetModel
@@ -133,24 +138,56 @@ class Judge:
     retain: tuple[ModelTask, EncodedRows] | None = None
     validation: EncodedRows | None = None
     best_on_test: bool = False
+    lasting: Sequence[TaskVector] = ()
     _best: dict[str, Outcome] = field(init=False, default_factory=dict, repr=False)
+    _measured: dict[Place, Outcome] = field(init=False, default_factory=dict, repr=False)
 
-    def measure(self, setting: Mapping[str, float], started: float) -> Outcome:
+    def forget(self) -> None:
+        """Measure everything anew: the model is another one from now on."""
+        self._best.clear()
+        self._measured.clear()
+
+    def place(self, delta: TaskVector, alpha: float) -> Place | None:
+        """Tell a place that other draws lead to as well from others.
+
+        Args:
+            delta: δ.
+            alpha: α.
+
+        Returns:
+            A key for :meth:`measure`; None for a place of this draw alone.
+        """
+        if not alpha:
+            return 0, 0.0
+        lasts = any(delta is one for one in (self.model.vector, *self.lasting))
+        return (id(delta), alpha) if lasts else None
+
+    def measure(
+        self, setting: Mapping[str, float], seconds: Callable[[], float], place: Place | None = None
+    ) -> Outcome:
         """Measure the model where it stands.
 
         Args:
             setting: What brought it there.
-            started: When its method began, by ``time.perf_counter``.
+            seconds: Tells how long its method took so far.
+            place: What :meth:`place` gave; what was measured there serves again.
 
         Returns:
             The outcome.
         """
+        known = self._measured.get(place) if place is not None else None
+        if known is not None:
+            return replace(known, setting=setting, seconds=known.seconds + seconds())
+        started = time.perf_counter()
         found = self.model.evaluate(self.test, task=self.model.judging)
         retained = None
         if self.retain is not None:
             task, rows = self.retain
             retained = self.model.evaluate(rows, task=task).score
-        return Outcome(found.score, found.loss, setting, retained, time.perf_counter() - started)
+        outcome = Outcome(found.score, found.loss, setting, retained, time.perf_counter() - started)
+        if place is not None:
+            self._measured[place] = outcome
+        return replace(outcome, seconds=seconds())
 
     def best(self, context: SelectionContext, way: Method) -> Outcome | None:
         """Find a way's best setting on the test samples, which nothing else may do: a bound, and marked as such.
@@ -234,8 +271,8 @@ def draw(
     folds = split_folds(model.task.classes(support), settings.folds, seed)
     if len(folds) < 2:
         raise GradfixError("one sample is too few to select settings on; draw at least two")
-    yield ZERO_SHOT, judge.measure({}, time.perf_counter())
     with SelectionContext(model, support, folds, seed=seed, settings=settings, more=more) as context:
+        yield ZERO_SHOT, judge.measure({}, context.clock(), judge.place(tau, 0.0))
         for name in methods:
             vector = permuted if name == PERMUTATION else tau
             if vector is None:
@@ -255,7 +292,7 @@ def draw(
         if oracle is not None and FULL in bounds:
             tell(FULL)
             full = AddVector(FULL, LABELS[FULL], vector=oracle, grid=(1.0,))
-            yield FULL, arrived(judge, context, full, {"alpha": 1.0}, time.perf_counter())
+            yield FULL, arrived(judge, context, full, {"alpha": 1.0}, context.clock())
 
 
 def _measured(
@@ -264,9 +301,9 @@ def _measured(
     tell(way.name)
     yield way.name, chosen_along(judge, context, way)
     if judge.validation is not None and way.places(context, ()) is not None:
-        started = time.perf_counter()
+        seconds = context.clock()
         found = cross_validate(context, way, validation=judge.validation)
-        yield way.name + BY_VALIDATION, arrived(judge, context, way, found.setting, started)
+        yield way.name + BY_VALIDATION, arrived(judge, context, way, found.setting, seconds)
     best = judge.best(context, way)
     if best is not None:
         yield way.name + BEST_ON_TEST, best
@@ -283,18 +320,18 @@ def chosen_along(judge: Judge, context: SelectionContext, way: Method) -> Outcom
     Returns:
         The outcome.
     """
-    started, spared = time.perf_counter(), context.spared
+    seconds = context.clock()
     found = cross_validate(context, way)
-    started -= context.spared - spared
     if isinstance(way, FineTune):
         still = cross_validate(context, nothing(judge.model.vector))
         if still.calibrated_loss <= found.calibrated_loss:
-            return judge.measure({"learning_rate": 0.0, "finetune_steps": 0.0}, started)
-    return arrived(judge, context, way, found.setting, started)
+            setting = {"learning_rate": 0.0, "finetune_steps": 0.0}
+            return judge.measure(setting, seconds, judge.place(judge.model.vector, 0.0))
+    return arrived(judge, context, way, found.setting, seconds)
 
 
 def arrived(
-    judge: Judge, context: SelectionContext, way: Method, setting: Setting, started: float
+    judge: Judge, context: SelectionContext, way: Method, setting: Setting, seconds: Callable[[], float]
 ) -> Outcome:
     """Measure where a way arrives.
 
@@ -303,14 +340,15 @@ def arrived(
         context: The model and its samples.
         way: The way.
         setting: Its candidate.
-        started: When its method began, by ``time.perf_counter``.
+        seconds: How long its method took so far.
 
     Returns:
         The outcome.
     """
     try:
-        judge.model.move(*way.build(context, setting))
-        return judge.measure(setting, started)
+        delta, alpha = way.build(context, setting)
+        judge.model.move(delta, alpha)
+        return judge.measure(setting, seconds, judge.place(delta, alpha))
     finally:
         judge.model.restore()
 
@@ -318,11 +356,10 @@ def arrived(
 def _auto(
     judge: Judge, context: SelectionContext, aligned: Aligned | None, alike: float | None
 ) -> Iterator[tuple[str, Outcome]]:
-    started, spared = time.perf_counter(), context.spared
+    seconds = context.clock()
     found = select(context, aligned, alike=alike)
-    started -= context.spared - spared
     swap = controls(judge.model.vector, aligned, context.seed)
     for name, way in ((AUTO, found.way), (AUTO_CONTROL, found.way.control(swap))):
-        outcome = arrived(judge, context, way, found.candidate.setting, started)
+        outcome = arrived(judge, context, way, found.candidate.setting, seconds)
         yield name, replace(outcome, way=found.candidate.label)
-        started = time.perf_counter()
+        seconds = context.clock()
