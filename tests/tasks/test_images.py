@@ -109,7 +109,8 @@ def test_templates_come_from_a_list_a_text_or_a_file(tmp_path):
     path = tmp_path / "templates.txt"
     path.write_text("# of EuroSAT\na satellite photo of {}.\n\n{} from above\n")
     assert read_templates(path) == ["a satellite photo of {}.", "{} from above"]
-    assert read_templates("one {}") == ["one {}"]
+    assert read_templates([str(path)]) == read_templates(path)
+    assert read_templates("one {}") == read_templates(["one {}"]) == ["one {}"]
     with pytest.raises(GradfixError, match=r"expected one \{\} for the class in each template, found 'none'"):
         read_templates(["a {}", "none"])
     with pytest.raises(GradfixError, match=r"missing.txt: cannot be read"):

@@ -3,15 +3,16 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from gradfix.checkpoints.expressions import Given
 from gradfix.evaluation.evaluate import EncodedRows
-from gradfix.evaluation.finetuning import finetune
+from gradfix.evaluation.finetuning import Paused, finetune
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.recipes.settings import SelectionSettings
 from gradfix.transport.comparison import (
@@ -25,7 +26,7 @@ from gradfix.transport.comparison import (
     table_csv,
     table_markdown,
 )
-from gradfix.transport.context import SelectionContext, StartingPoint
+from gradfix.transport.context import MOST_PAUSED, SelectionContext, StartingPoint
 from gradfix.transport.folds import VotesByFold
 from gradfix.transport.selection import training_from
 from gradfix.vectors.control import shuffled
@@ -137,6 +138,65 @@ def test_steps_of_few_shot_fine_tuning_take_few_samples_and_all_in_turn(
     del rows[16:]
     tuned(0)
     assert seen == [list(range(16))]  # one batch, encoded once
+
+
+@pytest.mark.parametrize("count", [9, 20])
+def test_training_goes_on_where_it_was_left_as_if_it_had_never_stopped(count: int, work: Job) -> None:
+    model, rows = loaded(work), tiny.texts(count, seed=5)
+    kept: dict[int, Paused] = {}
+
+    def pause(steps: int, tensors: Mapping[str, torch.Tensor]) -> None:
+        kept[steps] = Paused(steps, Given({name: tensor.clone() for name, tensor in tensors.items()}))
+
+    def trained(stops: Sequence[int], **options: Any) -> dict[str, torch.Tensor]:
+        walk = finetune(
+            model, len(rows), model.encoder(rows), learning_rate=1e-2, stops=stops, seed=3, **options
+        )
+        assert list(walk) == list(stops)
+        found = state(model)
+        model.restore()
+        return found
+
+    whole = trained([7])
+    half = trained([1, 3], pause=pause)
+    for _ in finetune(model, 4, model.encoder(rows), learning_rate=1e-3, stops=[2, 5], pause=pause):
+        break  # given up at a stop: it can go on, too
+    model.restore()
+    assert kept.keys() == {3, 2}
+    assert same(trained([3, 7], resume=kept[3]), whole)
+    assert same(trained([3], resume=kept[3]), half)
+    assert not same(half, whole)
+
+
+def test_a_walk_that_breaks_between_two_stops_is_not_kept(work: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, kept = loaded(work), list[int]()
+    walk = finetune(
+        model,
+        len(work.rows),
+        model.encoder(work.rows),
+        learning_rate=1e-2,
+        stops=[2, 9],
+        pause=lambda steps, _: kept.append(steps),
+    )
+    assert next(walk) == 2
+    monkeypatch.setattr(model.task, "loss", lambda *_: torch.tensor(float("nan")).expand(9) / 0)
+    with pytest.raises(RuntimeError):
+        next(walk)
+    assert not kept
+    model.restore()
+
+
+def test_of_walks_that_can_go_on_the_last_ones_are_kept(work: Job) -> None:
+    model = loaded(work)
+    with SelectionContext(model, work.rows, [[0, 1], [2]]) as context:
+        for number in range(MOST_PAUSED + 2):
+            context.pause(number, number + 1, {"weight": torch.full((3,), float(number))})
+        assert context.paused(0, 100) is None
+        last = context.paused(MOST_PAUSED + 1, 100)
+        assert last is not None
+        assert last.steps == MOST_PAUSED + 2
+        assert last.tensors.read("weight").tolist() == [MOST_PAUSED + 1.0] * 3
+        assert context.paused(MOST_PAUSED + 1, last.steps - 1) is None  # it is past that stop
 
 
 def test_a_step_moves_along_the_mean_loss_of_its_samples(work: Job) -> None:

@@ -46,7 +46,9 @@ class Recipe(BaseModel):
         """List the locations that the command reads, as they were given."""
         given = [getattr(self, name, None) for name in INPUTS]
         places = [place for value in given for place in (value if isinstance(value, list) else [value])]
-        return [part for place in places if place is not None for part in _summands(str(place))]
+        named = [str(place) for place in places if place is not None]
+        # A prompt stands where a file of prompts may.
+        return [part for place in named if "{}" not in place for part in _summands(place)]
 
     @property
     def pushed_to(self) -> str | None:

@@ -150,6 +150,18 @@ def _as_texts(value: Any) -> Any:
     return [str(name) if isinstance(name, int) else name for name in value]
 
 
+def _as_list(value: Any) -> Any:
+    if value is None:
+        return []
+    return [str(value)] if isinstance(value, str | Path) else value
+
+
+Templates = Annotated[
+    list[str],
+    BeforeValidator(_as_list),
+    Field(description="zero-shot images: a file of prompts, one a line, or prompts, with {} for the class"),
+]
+
 Alpha = Annotated[
     str,
     BeforeValidator(_as_text),

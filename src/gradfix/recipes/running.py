@@ -33,6 +33,7 @@ from gradfix.recipes.fields import (
     Space,
     TargetBase,
     TaskName,
+    Templates,
     Vote,
     known_names,
     mask_of_votes,
@@ -58,9 +59,7 @@ class TaskRecipe(Recipe):
         Names, Field(description="text-to-text: answers to rank, in place of generating")
     ] = []
     prefix: Annotated[str | None, Field(description="text-to-text: put before every input")] = None
-    templates: Annotated[
-        Path | None, Field(description="prompt templates for zero-shot images, one a line")
-    ] = None
+    templates: Templates = []
     text_from: Annotated[
         str | None,
         Field(

@@ -236,7 +236,7 @@ def read_templates(templates: Sequence[str] | str | Path) -> list[str]:
 
     Args:
         templates: A list; one template; or a text file with one a line, blank lines and lines with # left
-            out.
+            out. A list may be that of one file.
 
     Returns:
         At least one template, each with ``{}`` once.
@@ -245,6 +245,8 @@ def read_templates(templates: Sequence[str] | str | Path) -> list[str]:
         GradfixError: If the file cannot be read, or a template has not one ``{}``.
     """
     source = "templates"
+    if not isinstance(templates, str | Path) and len(templates) == 1:
+        (templates,) = templates
     if isinstance(templates, str) and "{}" in templates:
         templates = [templates]
     elif isinstance(templates, str | Path):

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from torch import Tensor
 
 from gradfix.alignment import Aligned
-from gradfix.checkpoints.expressions import Padded, Sum
+from gradfix.checkpoints.expressions import Given, Padded, Sum
 from gradfix.evaluation.calibration import cross_entropies
 from gradfix.evaluation.evaluate import EncodedRows, Evaluation
+from gradfix.evaluation.finetuning import Paused
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.progress import Progress, silent
 from gradfix.recipes.settings import SETTINGS, SelectionSettings
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from gradfix.transport.methods import Method
 
 Value = TypeVar("Value")
+
+MOST_PAUSED = 4
+"""Walks of training that can go on: each takes three times the weights, on disk."""
 
 Setting = Mapping[str, float]
 """What a candidate of a way is known by: ``{"alpha": 0.6}``, ``{"steps": 4}``."""
@@ -67,6 +72,7 @@ class SelectionContext:
         self._known: dict[Hashable, tuple[Any, float, Sequence[object]]] = {}
         self._charged: set[Hashable] = set()
         self._spared = 0.0
+        self._paused: dict[Hashable, Paused] = {}
         self._classes: tuple[int | None] | None = None
         return self
 
@@ -207,6 +213,35 @@ class SelectionContext:
     def _classifies(self, classes: int) -> bool:
         found = self.evaluate(self.model.vector, 0.0, self.encoded(()))
         return cross_entropies(np.asarray(found.losses), np.asarray(found.scores), classes)
+
+    def pause(self, walk: Hashable, steps: int, tensors: Mapping[str, Tensor]) -> None:
+        """Keep training that may go on; of several walks the last ones, where the disk has room.
+
+        Args:
+            walk: What is walked.
+            steps: How many were done.
+            tensors: See :class:`gradfix.evaluation.finetuning.Paused`.
+        """
+        source = Given(tensors)
+        kept = self.scratch.hold(source)
+        self._paused.pop(walk, None)
+        if kept is not source:
+            self._paused[walk] = Paused(steps, kept)
+        while len(self._paused) > MOST_PAUSED:
+            del self._paused[next(iter(self._paused))]
+
+    def paused(self, walk: Hashable, first: int) -> Paused | None:
+        """Find where training was left.
+
+        Args:
+            walk: What is walked.
+            first: The first stop that is asked for.
+
+        Returns:
+            It, unless it is past that stop.
+        """
+        found = self._paused.get(walk)
+        return found if found is not None and found.steps <= first else None
 
     def count(self, rows: Sequence[Any]) -> Votes:
         """Count votes where the model stands.

@@ -293,6 +293,7 @@ class FineTune(Method):
         self, context: SelectionContext, rate: float, stops: Sequence[int], held: Held
     ) -> Iterator[int]:
         self.start.go(context, held)
+        walk = (None if self.start.way is None else self.start), rate, held
         yield from finetune(
             context.model,
             *context.batches_without(held),
@@ -300,4 +301,6 @@ class FineTune(Method):
             stops=stops,
             seed=context.seed,
             head=False,
+            resume=context.paused(walk, stops[0]),
+            pause=partial(context.pause, walk) if held else None,
         )

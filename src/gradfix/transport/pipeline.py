@@ -174,7 +174,7 @@ def transport(
     label: Sequence[str] = (),
     candidate: Sequence[str] = (),
     prefix: str | None = None,
-    templates: str | Path | None = None,
+    templates: str | Path | Sequence[str] = (),
     text_from: str | Path | None = None,
     configuration: str | None = None,
     encoding: str | None = None,
@@ -246,7 +246,7 @@ def transport(
         label: Class names in order, where neither model nor data has them.
         candidate: Text-to-text: answers to rank, in place of generating.
         prefix: Text-to-text: put before every input.
-        templates: Prompt templates for zero-shot images, one a line.
+        templates: Prompts for zero-shot images, with ``{}`` for the class; or a file of them, one a line.
         text_from: Zero-shot images: the whole model, where the target is a vision tower or a file alone.
         configuration: Of a Hub data set that has several.
         encoding: Of csv, tsv and json files, such as latin-1 or utf-16; UTF-8 if not given.

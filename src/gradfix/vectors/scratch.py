@@ -1,6 +1,6 @@
 """Tensors computed once into files, so that trying the next α reads them instead of computing them again.
 
-The files are mapped: their pages are the system's cache, not this process's memory, and go with the context.
+The files are mapped: their pages are the system's cache, not this process's memory.
 """
 
 import math
@@ -90,8 +90,8 @@ class Scratch:
             room = all(ranks().gather("room for a vector", room))
         if not size or not room:
             return source
-        path = directory / f"{len(list(directory.iterdir()))}.tensors"
-        with path.open("wb") as file:
+        # Without a name: its room is free again when nobody reads it any more.
+        with tempfile.TemporaryFile(dir=directory) as file:
             for name, spec in source.specs.items():
                 file.seek(offsets[name])
                 for rows in spec.row_blocks():
@@ -100,6 +100,7 @@ class Scratch:
                         ranks().copy_from_first(values)
                     file.write(values.reshape(-1).view(torch.uint8).numpy().data)
             file.truncate(size)
-        # Copy on write: torch asks for memory that could be written to, and nothing here writes.
-        memory = torch.from_numpy(np.memmap(path, dtype=np.uint8, mode="c", shape=(size,)))
+            file.flush()
+            # Copy on write: torch asks for memory that could be written to, and nothing here writes.
+            memory = torch.from_numpy(np.memmap(file, dtype=np.uint8, mode="c", shape=(size,)))
         return Kept(dict(source.specs), offsets, memory)
