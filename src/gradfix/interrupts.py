@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,12 +47,25 @@ class InterruptsRaised:
         self._seen = True
         raise KeyboardInterrupt
 
+    def _ignored(self, unraisable: sys.UnraisableHookArgs) -> None:
+        """Raise again, a little later, what was raised where Python goes on after any error: in a ``__del__``."""
+        if self._seen and unraisable.exc_type is KeyboardInterrupt:
+            import threading
+
+            again = threading.Timer(0.02, signal.raise_signal, (signal.SIGINT,))
+            again.daemon = True
+            again.start()
+        else:
+            self._told(unraisable)
+
     def __enter__(self) -> None:
         if self._ours:
             signal.signal(signal.SIGINT, self._raise)
+            self._told, sys.unraisablehook = sys.unraisablehook, self._ignored
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if self._ours:
             signal.signal(signal.SIGINT, _end)
+            sys.unraisablehook = self._told
         if self._seen and error is not None and not isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt from error

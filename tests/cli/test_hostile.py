@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -185,6 +186,30 @@ def test_an_interrupt_that_a_library_makes_an_error_of_its_own_stays_one() -> No
     finally:
         signal.signal(signal.SIGINT, before)
     assert end.value.exit_code == 130
+
+
+def test_an_interrupt_where_python_goes_on_after_any_error_ends_all_the_same(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    class Tidied:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    def interrupted() -> None:
+        Tidied()
+        time.sleep(30)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    hook = sys.unraisablehook
+    try:
+        end_at_once()
+        with pytest.raises(typer.Exit) as end, refusals("apply", debug=False):
+            interrupted()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert end.value.exit_code == 130
+    assert capfd.readouterr().err == "interrupted\n"
+    assert sys.unraisablehook is hook
 
 
 @pytest.mark.slow

@@ -209,6 +209,38 @@ def test_a_record_with_holes_gives_a_page_or_a_refusal(seed: int) -> None:
         assert "damaged" in str(error)  # noqa: PT017 - either is right
 
 
+def numbers_in(part: Any, where: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The places of all numbers of a document."""
+    if isinstance(part, dict | list):
+        pairs = part.items() if isinstance(part, dict) else enumerate(part)
+        return [place for key, value in pairs for place in numbers_in(value, (*where, key))]
+    return [where] if isinstance(part, int | float) and not isinstance(part, bool) else []
+
+
+PLACES = [place for place in numbers_in(transport_record()) if place != ("version",)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(PLACES), st.sampled_from((-1, 0, 1e308, -1e308, 2**64))), max_size=3)
+)
+@example([(("applied", "tensors", next(iter(transport_record()["applied"]["tensors"])), "square"), -1)])
+@example([(("judgement", "gain", "high"), 1e308), (("judgement", "gain", "low"), -1e308)])
+def test_a_record_with_odd_numbers_gives_a_page_or_a_refusal(
+    odd: list[tuple[tuple[Any, ...], float]],
+) -> None:
+    record = copy.deepcopy(transport_record())
+    for place, number in odd:
+        part: Any = record
+        for key in place[:-1]:
+            part = part[key]
+        part[place[-1]] = number
+    try:
+        assert report(record).startswith("<!doctype html>")
+    except GradfixError as error:
+        assert "damaged" in str(error)  # noqa: PT017 - either is right
+
+
 @pytest.mark.parametrize(
     ("gain", "over", "says"),
     [

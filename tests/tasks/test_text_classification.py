@@ -216,6 +216,20 @@ def test_a_tokenizer_that_cannot_pad_is_refused(tmp_path):
         get_task("text-classification").bind(directory)
 
 
+@pytest.mark.parametrize("word", ["<s>", "</s>"])
+def test_a_tokenizer_that_breaks_on_any_text_is_refused(directory, tmp_path, word):
+    import json
+
+    target = tmp_path / "broken"
+    shutil.copytree(directory, target)
+    path = target / "tokenizer.json"
+    written = json.loads(path.read_text())
+    del written["post_processor"]["special_tokens"][word]
+    path.write_text(json.dumps(written))
+    with pytest.raises(GradfixError, match=r"tokenizer.json: breaks on any text .*take the tokenizer"):
+        get_task("text-classification").bind(target)
+
+
 def test_a_target_without_tokenizer_is_refused(directory, tmp_path):
     bare = tmp_path / "bare"
     bare.mkdir()

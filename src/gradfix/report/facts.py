@@ -4,9 +4,13 @@ A part is made from the result it tells of: ``Judgement.model_validate(judgement
 names. Fields with a default are those that an earlier record of the same version may lack.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+Count = Annotated[int, Field(ge=0)]
+Square = Annotated[float, Field(ge=0)]
+"""A sum of squares."""
 
 
 class Part(BaseModel):
@@ -355,17 +359,17 @@ class Examples(Part):
 class TensorFacts(Part):
     """See :class:`gradfix.vectors.applied.TensorFacts`."""
 
-    coordinates: int
-    nonzero: int | None = None
-    kept: int | None = None
-    square: float | None = None
-    kept_square: float | None = None
-    wanted: int = 0
-    lost: int = 0
-    voted: int | None = None
-    tied: int | None = None
+    coordinates: Count
+    nonzero: Count | None = None
+    kept: Count | None = None
+    square: Square | None = None
+    kept_square: Square | None = None
+    wanted: Count = 0
+    lost: Count = 0
+    voted: Count | None = None
+    tied: Count | None = None
     net: int | None = None
-    rank: int | None = None
+    rank: Count | None = None
     retained: float | None = None
 
 

@@ -1,7 +1,7 @@
 """Load models and their processors, from a directory or the Hub, or say in one line why not."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,25 @@ def load_tokenizer(location: str | Path, *, trust_remote_code: bool = False) -> 
         )
     _require_regular_files(location)
     with explained(location, "load a tokenizer"):
-        return AutoTokenizer.from_pretrained(str(location), trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(str(location), trust_remote_code=trust_remote_code)
+    for texts in (("a",), ("a", "a")):
+        _refuse_panic(tokenizer, texts, location)
+    return tokenizer
+
+
+def _refuse_panic(tokenizer: Any, texts: Sequence[str], location: str | Path) -> None:
+    """Refuse a tokenizer that breaks on any text: the library's own error is none that a program may go on after."""
+    try:
+        tokenizer(*texts, verbose=False)
+    except Exception:  # noqa: BLE001  one that wants more than a text is asked by who has it
+        return
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise GradfixError(
+            f"{location}: tokenizer.json: breaks on any text ({error}): it may name tokens that its vocabulary lacks; "
+            "take the tokenizer that the model came with"
+        ) from None
 
 
 def load_image_processor(location: str | Path, *, trust_remote_code: bool = False) -> Any:

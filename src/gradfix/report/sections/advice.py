@@ -97,9 +97,11 @@ def _settle(judgement: Judgement) -> Advice | None:
     gain = judgement.gain
     if gain.low is None or gain.high is None or gain.excludes_zero or not gain.value:
         return None
-    half = (gain.high - gain.low) / 2
+    ratio = (gain.high - gain.low) / 2 / abs(gain.value)
+    if ratio > 1000:
+        return None
     # The interval narrows with the root of the number of samples.
-    needed = math.ceil(gain.n * (half / abs(gain.value)) ** 2 * 1.1)
+    needed = math.ceil(gain.n * ratio**2 * 1.1)
     if needed > 1_000_000:
         return None
     return Advice(
