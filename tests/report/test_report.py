@@ -226,6 +226,7 @@ PLACES = [place for place in numbers_in(transport_record()) if place != ("versio
 )
 @example([(("applied", "tensors", next(iter(transport_record()["applied"]["tensors"])), "square"), -1)])
 @example([(("judgement", "gain", "high"), 1e308), (("judgement", "gain", "low"), -1e308)])
+@example([(("seconds", name), 1e308) for name in transport_record()["seconds"]])
 def test_a_record_with_odd_numbers_gives_a_page_or_a_refusal(
     odd: list[tuple[tuple[Any, ...], float]],
 ) -> None:

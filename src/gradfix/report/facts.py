@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 Count = Annotated[int, Field(ge=0)]
 Square = Annotated[float, Field(ge=0)]
 """A sum of squares."""
+Seconds = Annotated[float, Field(ge=0, le=1e9)]
+"""Wall time; thirty years are damage."""
 
 
 class Part(BaseModel):
@@ -52,7 +54,7 @@ class Evaluation(Part):
     interval: Interval
     loss: float
     truncated: int
-    seconds: float
+    seconds: Seconds
     also: dict[str, float] = {}
 
 
@@ -121,7 +123,7 @@ class Check(Part):
     cosine_target: float | None
     relative_norm: float | None
     output_bytes: int | None
-    seconds: float | None
+    seconds: Seconds | None
 
 
 class Stability(Part):
@@ -384,7 +386,7 @@ class Applied(Part):
     dropped: list[str] = []
     rule: str | None = None
     matched_tokens: dict[str, tuple[int, int]] = {}
-    seconds: float
+    seconds: Seconds
     kept_share: float | None
     lost_share: float
     left_out: list[str] = []

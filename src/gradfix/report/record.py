@@ -28,6 +28,7 @@ from gradfix.report.facts import (
     Options,
     Part,
     Sample,
+    Seconds,
     Step,
     Votes,
 )
@@ -129,7 +130,7 @@ class TransportRecord(RecipeRecord):
     metric: str = ""
     examples: Examples | None = None
     applied: Applied | None = None
-    seconds: dict[str, float] = {}
+    seconds: dict[str, Seconds] = {}
     peak_memory_bytes: int | None = None
 
 
@@ -158,7 +159,7 @@ class Outcome(Part):
     loss: float
     setting: dict[str, float]
     retained: float | None
-    seconds: float
+    seconds: Seconds
     way: str | None = None
 
 
