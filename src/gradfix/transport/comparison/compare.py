@@ -150,7 +150,8 @@ class Prepared:
             claims: Who has which.
             progress: Told the methods done.
         """
-        for number, (budget, seed) in enumerate(self.draws):
+        # The longest first, so that all processes end at about the same time.
+        for number, (budget, seed) in sorted(enumerate(self.draws), key=lambda one: -one[1][0]):
             if self.kept.get(budget, seed) is not None or not claims.take((budget, seed)):
                 continue
             model = self.judge.model
