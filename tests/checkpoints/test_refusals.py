@@ -77,6 +77,15 @@ def test_a_pattern_of_an_adapter_is_an_object(key: str, tmp_path: Path) -> None:
         read_lora_config(tmp_path / "adapter_config.json")
 
 
+@pytest.mark.parametrize("key", ["base_model_name_or_path", "revision"])
+@pytest.mark.parametrize("value", [["a"], {"x": "a"}, 5, True])
+def test_where_an_adapters_base_is_must_be_a_text(key: str, value: object, tmp_path: Path) -> None:
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["query"], key: value}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(GradfixError, match=f"{key}: expected a text, found"):
+        read_lora_config(tmp_path / "adapter_config.json")
+
+
 def test_a_sum_that_leaves_the_range_is_refused_where_it_is_made() -> None:
     class Large:
         specs = SPECS

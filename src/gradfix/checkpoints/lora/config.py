@@ -173,7 +173,6 @@ def read_lora_config(path: Path) -> LoraConfig:
             f"{path}: init_lora_weights: {initial!r} changes the base's own weights, which is not supported: save "
             "the adapter with path_initial_model_for_weight_conversion, or merge it with peft"
         )
-    base, revision = config.get("base_model_name_or_path"), config.get("revision")
     return LoraConfig(
         path=path,
         rank=_number(path, "r", config.get("r"), whole=True),
@@ -185,13 +184,20 @@ def read_lora_config(path: Path) -> LoraConfig:
         dora=bool(config.get("use_dora")),
         tied=bool(config.get("ensure_weight_tying")),
         generates=config.get("task_type") in (None, "CAUSAL_LM", "SEQ_2_SEQ_LM"),
-        base=(base or None, revision or None),
+        base=(_text(path, config, "base_model_name_or_path"), _text(path, config, "revision")),
         task_type=str(config["task_type"]) if config.get("task_type") else None,
         parameters=_names(path, config.get("target_parameters")),
         peft_version=tuple(
             int(part) for part in re.findall(r"\d+", str(config.get("peft_version") or "0"))[:2]
         ),
     )
+
+
+def _text(path: Path, config: Mapping[str, Any], key: str) -> str | None:
+    value = config.get(key)
+    if not isinstance(value, str | type(None)):
+        raise GradfixError(f"{path}: {key}: expected a text, found {value!r:.80}: save the adapter again")
+    return value or None
 
 
 def _names(path: Path, value: object) -> tuple[str, ...]:
