@@ -310,6 +310,25 @@ def test_prompt_and_completion_may_be_messages(chatting):
         GradfixError, match="column 'prompt': expected lists of messages, in the completion, too"
     ):
         task.check([{**parts, "prompt": "good"}])
+    with pytest.raises(GradfixError, match="row 0: column 'prompt'"):
+        task.check([{**parts, "completion": [{"role": "assistant"}]}])
+
+
+def test_prompt_and_completion_of_messages_need_a_chat_template(tmp_path):
+    task = get_task("causal-lm")
+    task.bind(tiny.save_tiny_gpt2(tmp_path))
+    with pytest.raises(GradfixError, match="has no chat template"):
+        task.check([{"prompt": TURNS[:-1], "completion": TURNS[-1:]}])
+
+
+def test_a_completion_that_leaves_no_token_to_predict_is_refused(tmp_path):
+    task = get_task("causal-lm")
+    task.bind(tiny.save_tiny_gpt2(tmp_path))
+    task.tokenizer.eos_token = None
+    with pytest.raises(GradfixError, match="row 0: the completion has no token to predict"):
+        task.encode(
+            [{"prompt": "good", "completion": "film"}]
+        )  # one word together, and the first is never predicted
 
 
 def test_tools_may_be_written_as_json(tmp_path):
