@@ -1,11 +1,12 @@
 """The whole vision table of `gradfix paper` on tiny models: a Hub on this machine, five tasks, one command, its time.
 
-python benchmarks/paper.py [FOLDER]
+python benchmarks/paper.py [--output FOLDER] [--budgets 1 2 5 10] [--draws 5]
 
 The models and data sets are of a few kilobytes, so the scores say nothing; what is measured is that the whole table
 comes from ids alone, and how long everything but large models takes.
 """
 
+import argparse
 import os
 import subprocess
 import sys
@@ -71,19 +72,24 @@ def timed(*arguments: object, **environment: str) -> float:
 
 def main() -> None:
     """Measure the dry run of the package's own study, then the whole table of tiny models."""
-    output = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    arguments.add_argument("--output", type=Path, help="keep the table there")
+    arguments.add_argument("--budgets", type=int, nargs="+", default=[1, 2, 5, 10], help="samples a class")
+    arguments.add_argument("--draws", type=int, default=5)
+    given = arguments.parse_args()
+    budgets = [part for budget in given.budgets for part in ("--samples-per-class", budget)]
     with tempfile.TemporaryDirectory(prefix="gradfix-paper-") as name:
         root = Path(name)
         dry = timed("--output", root / "nothing", "--dry-run")
         hub, study = hub_of(root)
         with serve(hub) as endpoint:
             whole = timed(
-                "--study", study, "--output", output or root / "table", "--target-tuned", "tiny/new_{task}",
+                "--study", study, "--output", given.output or root / "table",
+                "--target-tuned", "tiny/new_{task}", *budgets, "--seeds", given.draws,
                 HF_ENDPOINT=endpoint, HF_HOME=str(root / "home"), NO_PROXY="127.0.0.1", HF_HUB_DISABLE_XET="1",
             )  # fmt: skip
-    print(
-        f"\ndry run {dry:.2f} s; the whole table, {len(TASKS)} tasks, {whole:.0f} s on {os.cpu_count()} cores"
-    )
+    asked = f"{len(TASKS)} tasks, {len(given.budgets)} budgets, {given.draws} draws"
+    print(f"\ndry run {dry:.2f} s; the whole table, {asked}: {whole:.0f} s on {os.cpu_count()} cores")
 
 
 if __name__ == "__main__":

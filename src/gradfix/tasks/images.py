@@ -150,11 +150,11 @@ def pixels(processor: Any, rows: Sequence[Any], values: Sequence[Any], column: s
     Raises:
         GradfixError: If an image cannot be read, or the processor makes images of unlike sizes.
     """
-    images = [
-        read_image(value, f"{origin(row, position)}: column {column!r}")
-        for position, (row, value) in enumerate(zip(rows, values, strict=True))
-    ]
-    processed = [torch.as_tensor(image) for image in processor(images=images)["pixel_values"]]
+    processed = []
+    # One by one: some processors pad a batch to its largest image, and no sample may depend on others.
+    for position, (row, value) in enumerate(zip(rows, values, strict=True)):
+        image = read_image(value, f"{origin(row, position)}: column {column!r}")
+        processed.append(processor(images=image, return_tensors="pt")["pixel_values"][0])
     shapes = {tuple(image.shape) for image in processed}
     if len(shapes) > 1:
         raise GradfixError(
