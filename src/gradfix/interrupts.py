@@ -52,7 +52,9 @@ class InterruptsRaised:
         if self._seen and unraisable.exc_type is KeyboardInterrupt:
             import threading
 
-            again = threading.Timer(0.02, signal.raise_signal, (signal.SIGINT,))
+            # To the main thread, which may be waiting for something.
+            main = threading.main_thread().ident
+            again = threading.Timer(0.02, signal.pthread_kill, (main, signal.SIGINT))
             again.daemon = True
             again.start()
         else:

@@ -197,7 +197,8 @@ def test_an_interrupt_where_python_goes_on_after_any_error_ends_all_the_same(
 
     def interrupted() -> None:
         Tidied()
-        time.sleep(30)
+        time.sleep(60)
+        raise AssertionError("it waited to the end")
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     hook = sys.unraisablehook

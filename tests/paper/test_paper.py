@@ -164,6 +164,23 @@ def test_a_label_that_the_study_does_not_name_is_refused(tmp_path: Path) -> None
         rows[1]
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_run_that_is_refused_leaves_no_folder_that_was_not_there(
+    there: bool, tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise GradfixError("these data are refused")
+
+    monkeypatch.setattr(run, "training_rows", refused)
+    output = tmp_path / "out"
+    if there:
+        output.mkdir()
+    done = gradfix("paper", "vision", "--study", _vision(tmp_path, hub), "--output", output)
+    assert "these data are refused" in done.output
+    assert output.exists() == there
+    assert not there or not list(output.iterdir())
+
+
 def test_a_dry_run_fetches_nothing_and_builds_no_model(tmp_path: Path, hub: FakeHub) -> None:
     done = gradfix(
         "paper", "vision", "--study", _vision(tmp_path, hub), "--output", tmp_path / "out", "--dry-run"

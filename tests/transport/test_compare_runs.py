@@ -15,6 +15,7 @@ import gradfix as gf
 from gradfix.alignment.rotation import families
 from gradfix.errors import GradfixError
 from gradfix.evaluation.finetuning import finetune
+from gradfix.evaluation.target_model import TargetModel
 from gradfix.recipes import CompareRecipe, validate
 from gradfix.recipes.fields import COMPARED
 from gradfix.transport import methods
@@ -180,6 +181,39 @@ def test_what_exists_in_this_process_alone_is_computed_here(work: Job, tmp_path:
     assert claimed(processes=2, methods=["here-alone"]) == 1
     assert claimed(device="cuda") == 1
     assert processes_for(validate(CompareRecipe, places, "compare"), model, {}, FEWEST - 1) == 1
+
+
+def test_a_head_that_is_fitted_in_each_draw_is_measured_in_each_draw(work: Job) -> None:
+    table = gf.compare(**asked(work, methods=("naive",), seeds=3, head="probe", best_on_test=True))
+    for line in table.lines:
+        losses = [outcome.loss for outcome in line.outcomes]
+        assert len(set(losses)) > 1, line.method
+
+
+def test_votes_at_the_base_are_counted_once_and_places_measured_once(
+    work: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted, measured = list[int](), list[int]()
+    count, evaluate = TargetModel.votes_of, TargetModel.evaluate
+
+    def counting(model: TargetModel, groups: Any, **options: Any) -> Any:
+        counted.append(sum(map(len, groups)))
+        return count(model, groups, **options)
+
+    def evaluating(model: TargetModel, rows: Any, **options: Any) -> Any:
+        measured.append(len(rows) if isinstance(rows, list) else sum(map(len, rows.positions)))
+        return evaluate(model, rows, **options)
+
+    monkeypatch.setattr(TargetModel, "votes_of", counting)
+    monkeypatch.setattr(TargetModel, "evaluate", evaluating)
+    alone = gf.compare(**asked(work, methods=("force",), seeds=1))
+    votes, places = sum(counted), sum(measured)
+    counted.clear()
+    measured.clear()
+    together = gf.compare(**asked(work, methods=("gradfix", "soft", "force"), seeds=1))
+    assert sum(counted) == votes
+    assert sum(measured) < 3 * places
+    assert scores(alone)[-1] in scores(together)  # whoever asked first
 
 
 def test_training_from_the_base_is_walked_once_for_all_who_ask(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,26 @@ def run(
     Raises:
         GradfixError: If there are no fine-tunes, or the inputs don't allow a comparison.
     """
+    made = [part for part in (recipe.output / "tasks", recipe.output) if not part.exists()]
+    (recipe.output / "tasks").mkdir(parents=True, exist_ok=True)
+    try:
+        return _measured(study, tasks, recipe, folder, tell, progress)
+    finally:
+        for part in made:
+            with suppress(OSError):  # there is something in it
+                part.rmdir()
+
+
+def _measured(
+    study: Study,
+    tasks: Mapping[str, StudyTask],
+    recipe: PaperRecipe,
+    folder: Path,
+    tell: Callable[[Finding], None],
+    progress: Progress,
+) -> PaperTable:
     lines: dict[str, Any] = {}
     generated: dict[str, float] = {}
-    (recipe.output / "tasks").mkdir(parents=True, exist_ok=True)
     for name, task in tasks.items():
         options = comparison(study, name, task, recipe, folder)
         done = recipe.output / "tasks" / options.output.name / "comparison.json"

@@ -31,12 +31,14 @@ class PaperTable:
 
         Returns:
             A table a budget: methods down, tasks across, each with the paper's figure and the difference where there is
-            one; then how this differs from the paper.
+            one; then how this differs from the paper, where the study says so.
         """
         budgets = sorted({line.budget for lines in self.lines.values() for line in lines})
         parts = [self._budget(budget) for budget in budgets]
-        notes = "\n".join(f"- {note}" for note in self.study.notes)
-        return "\n\n".join([*parts, "How this differs from the paper:", notes]) + "\n"
+        if self.study.notes:
+            notes = "\n".join(f"- {note}" for note in self.study.notes)
+            parts += ["How this differs from the paper:", notes]
+        return "\n\n".join(parts) + "\n"
 
     def _budget(self, budget: int) -> str:
         tasks = list(self.lines)

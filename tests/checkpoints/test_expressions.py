@@ -1,0 +1,24 @@
+"""Lazy sources of tensors beside the same computed at once."""
+
+import torch
+from torch import Tensor
+
+from gradfix.checkpoints.expressions import Given, Remembered
+
+
+def test_the_first_tensors_that_find_room_are_read_once_and_all_as_they_are() -> None:
+    tensors = {name: torch.arange(12.0).reshape(4, 3) + number for number, name in enumerate("abc")}
+    read: list[str] = []
+
+    class Counted(Given):
+        def read(self, name: str, rows: slice | None = None) -> Tensor:
+            read.append(name)
+            return super().read(name, rows)
+
+    source = Remembered(Counted(tensors), room=2 * tensors["a"].nbytes)
+    assert source.specs == Given(tensors).specs
+    for _ in range(3):
+        for name, tensor in tensors.items():
+            assert torch.equal(source.read(name, slice(1, 3)), tensor[1:3])
+            assert torch.equal(source.read(name), tensor)
+    assert [read.count(name) for name in "abc"] == [1, 1, 6]
