@@ -98,6 +98,14 @@ def test_what_timm_does_not_have_is_refused() -> None:
         Timm("test_vit")
 
 
+@needs_timm
+def test_a_head_of_timm_that_is_no_linear_layer_is_not_refitted() -> None:
+    model = nn.Identity()
+    model.get_classifier = lambda: model
+    with pytest.raises(GradfixError, match="test_vit: its head does not end in a linear layer"):
+        Timm("test_vit", LABELS).last_layer(model)
+
+
 @pytest.fixture
 def tiny_clip(tmp_path: Path) -> str:
     import open_clip
@@ -146,6 +154,14 @@ def test_what_open_clip_does_not_have_is_refused() -> None:
         OpenClip("ViT-B-33", LABELS)
     with pytest.raises(GradfixError, match=r"has no weights 'laion'; pretrained: expected one of .*openai"):
         OpenClip("ViT-B-32", LABELS, pretrained="laion")
+    with pytest.raises(GradfixError, match=r"prepare images in \d ways: give pretrained, the tag of yours"):
+        OpenClip("ViT-L-14", LABELS)
+
+
+@needs_open_clip
+def test_a_model_without_two_towers_is_refused(tiny_clip: str) -> None:
+    with pytest.raises(GradfixError, match="has no encode_image, so it cannot classify zero-shot"):
+        OpenClip(tiny_clip, LABELS)._require_towers(nn.Module())
 
 
 @pytest.mark.skipif(imports("timm"), reason="timm can be imported")

@@ -59,9 +59,7 @@ def test_what_a_mask_may_be_registered_with(tau: TaskVector) -> None:
 
 
 def test_a_mask_that_returns_nothing_is_refused(tau: TaskVector) -> None:
-    with pytest.raises(
-        GradfixError, match=r"nothing: returned a NoneType; expected a tensor .* of float32"
-    ):
+    with pytest.raises(GradfixError, match=r"nothing: returned a NoneType; expected a tensor .* of float32"):
         gf.mask(tau, tau, strategy=f"{HERE}:nothing")["w"]
 
 
