@@ -1,6 +1,5 @@
-"""Another process that computes draws of a comparison: ``python -m gradfix.transport.comparison.helper``."""
+"""Another process that computes draws of a comparison: ``python -m gradfix.transport.comparison.helper JOB``."""
 
-import os
 import pickle
 import sys
 from pathlib import Path
@@ -9,18 +8,16 @@ from gradfix.transport.comparison.compare import prepared
 from gradfix.transport.comparison.sharing import Claims
 
 
-def main() -> None:
-    """Compute the draws that nobody else has, once the first process says on stdin where it is written which.
+def main(job: str) -> None:
+    """Compute the draws that nobody else has.
 
-    The file holds recipe, rows, file of draws and folder of claims. Where it needs no help, or has ended, it says
-    nothing.
+    Args:
+        job: The file that the first process wrote for this one: recipe, rows, file of draws, folder of claims.
     """
-    job = os.fsdecode(sys.stdin.buffer.read())
-    if job:
-        recipe, rows, kept, claims = pickle.loads(Path(job).read_bytes())
-        with prepared(recipe, rows, kept=kept) as ready:
-            ready.compute(Claims(claims))
+    recipe, rows, kept, claims = pickle.loads(Path(job).read_bytes())
+    with prepared(recipe, rows, kept=kept) as ready:
+        ready.compute(Claims(claims))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])
