@@ -38,7 +38,7 @@ from gradfix.transport.comparison.draws import (
     label_of,
 )
 from gradfix.transport.comparison.kept import KeptDraws, identity_of
-from gradfix.transport.comparison.sharing import Claims, Draw, helpers, processes_for
+from gradfix.transport.comparison.sharing import Claims, Draw, Helpers, processes_for
 from gradfix.transport.comparison.table import (
     Line,
     chosen_ways,
@@ -296,11 +296,13 @@ def compare(
     """
     if recipe.output is not None:
         refuse_taken(recipe.output, overwrite=recipe.overwrite)
-    with prepared(recipe, rows or {}, task=task, tell=tell, progress=progress) as ready:
+    with ExitStack() as stack:
+        others = stack.enter_context(Helpers(recipe, rows or {})) if task is None else None
+        ready = stack.enter_context(prepared(recipe, rows or {}, task=task, tell=tell, progress=progress))
         kept = ready.kept
         left = [one for one in ready.draws if kept.get(*one) is None]
-        count = 1 if task is not None else processes_for(recipe, ready.judge.model, ready.rows, len(left))
-        with helpers(count, recipe, ready.rows, kept) as shared:
+        if others is not None:
+            shared = others.share(processes_for(recipe, ready.judge.model, ready.rows, len(left)), kept)
             ready.compute(shared.claims, progress)
             shared.wait(kept, len(left), progress)
         ready.compute(Claims(None), progress)  # what a process that ended early had claimed

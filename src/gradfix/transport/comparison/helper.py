@@ -1,5 +1,6 @@
-"""Another process that computes draws of a comparison: ``python -m gradfix.transport.comparison.helper JOB``."""
+"""Another process that computes draws of a comparison: ``python -m gradfix.transport.comparison.helper``."""
 
+import os
 import pickle
 import sys
 from pathlib import Path
@@ -8,16 +9,18 @@ from gradfix.transport.comparison.compare import prepared
 from gradfix.transport.comparison.sharing import Claims
 
 
-def main(job: str) -> None:
-    """Compute the draws that nobody else has.
+def main() -> None:
+    """Compute the draws that nobody else has, once the first process says on stdin where it is written which.
 
-    Args:
-        job: The file that the first process wrote for this one: recipe, rows, file of draws, folder of claims.
+    The file holds recipe, rows, file of draws and folder of claims. Where it needs no help, or has ended, it says
+    nothing.
     """
-    recipe, rows, kept, claims = pickle.loads(Path(job).read_bytes())
-    with prepared(recipe, rows, kept=kept) as ready:
-        ready.compute(Claims(claims))
+    job = os.fsdecode(sys.stdin.buffer.read())
+    if job:
+        recipe, rows, kept, claims = pickle.loads(Path(job).read_bytes())
+        with prepared(recipe, rows, kept=kept) as ready:
+            ready.compute(Claims(claims))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

@@ -12,8 +12,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,11 +77,27 @@ def processes_for(recipe: CompareRecipe, model: TargetModel, rows: Mapping[str, 
         As many as were asked for; else one for each core where the model is small, computes on the CPU, and draws are
         not few. One where something exists in this process alone.
     """
+    if recipe.processes is None:
+        size = sum(value.nbytes for value in model.model.state_dict().values())
+        if model.streams or size > SMALL:
+            return 1
+    return most_processes(recipe, rows, draws)
+
+
+def most_processes(recipe: CompareRecipe, rows: Mapping[str, Rows], draws: int) -> int:
+    """Choose how many processes may share the draws, whatever the model is.
+
+    Args:
+        recipe: The options.
+        rows: Rows in memory, by option.
+        draws: How many are to do.
+
+    Returns:
+        See :func:`processes_for`.
+    """
     wanted = recipe.processes
     if wanted is None:
-        size = sum(value.nbytes for value in model.model.state_dict().values())
-        small = recipe.device == "cpu" and not model.streams and size <= SMALL and draws >= FEWEST
-        wanted = (os.cpu_count() or 1) if small else 1
+        wanted = (os.cpu_count() or 1) if recipe.device == "cpu" and draws >= FEWEST else 1
     return min(wanted, draws) if wanted > 1 and draws > 1 and _travels(recipe, rows) else 1
 
 
@@ -126,46 +142,75 @@ class Shared:
             kept.read(self.file)
 
 
-@contextmanager
-def helpers(count: int, recipe: CompareRecipe, rows: Mapping[str, Rows], kept: KeptDraws) -> Iterator[Shared]:
-    """Start the other processes, and let this one compute with as few threads as they.
+class Helpers:
+    """Other processes, which import what they need while this one prepares; a context manager, and they end with it."""
 
-    Args:
-        count: How many processes, this one included.
-        recipe: The options.
-        rows: Rows in memory, by option.
-        kept: The draws that are done.
+    def __init__(self, recipe: CompareRecipe, rows: Mapping[str, Rows]) -> None:
+        """Say what they may have to do.
 
-    Yields:
-        The claims, and a way to wait for the others, which end with the context.
-    """
-    if count == 1:
-        yield Shared(Claims(None))
-        return
-    threads = torch.get_num_threads()
-    each = max(1, threads // count)
-    with tempfile.TemporaryDirectory(prefix="gradfix-draws-") as name:
-        folder = Path(name)
-        (folder / "claims").mkdir()
-        file = kept.path or folder / "draws.jsonl"
-        job = folder / "job.pickle"
-        job.write_bytes(pickle.dumps((recipe, dict(rows), file, folder / "claims")))
+        Args:
+            recipe: The options.
+            rows: Rows in memory, by option.
+        """
+        self._recipe, self._rows = recipe, rows
+        self._others: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> "Helpers":
+        self._stack = ExitStack()
+        self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="gradfix-draws-")))
+        self._stack.callback(torch.set_num_threads, torch.get_num_threads())
+        self._stack.callback(self._end)
+        draws = len(self._recipe.samples_per_class) * self._recipe.seeds
+        count = most_processes(self._recipe, self._rows, draws)
         # Not forked, which torch's threads don't survive, nor spawned, which runs a script without a guard again.
-        command = [sys.executable, "-m", "gradfix.transport.comparison.helper", str(job)]
+        command = [sys.executable, "-m", "gradfix.transport.comparison.helper"]
         environment = {
             **os.environ,
-            "OMP_NUM_THREADS": str(each),
+            "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // count)),
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         }
-        others = [
-            subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            for _ in range(count - 1)
-        ]
-        torch.set_num_threads(each)
-        try:
-            yield Shared(Claims(folder / "claims"), others, file)
-        finally:
-            torch.set_num_threads(threads)
-            for process in others:
-                process.kill()
-                process.wait()
+        for _ in range(count - 1):
+            process = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            self._others.append(process)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def share(self, count: int, kept: KeptDraws) -> Shared:
+        """Let them begin, and this process compute with as few threads as they.
+
+        Args:
+            count: How many processes, this one included; those beyond end.
+            kept: The draws that are done.
+
+        Returns:
+            The claims, and a way to wait for the others.
+        """
+        self._end(count - 1)
+        if not self._others:
+            return Shared(Claims(None))
+        claims = self._folder / "claims"
+        claims.mkdir()
+        file = kept.path or self._folder / "draws.jsonl"
+        job = self._folder / "job.pickle"
+        job.write_bytes(pickle.dumps((self._recipe, dict(self._rows), file, claims)))
+        for process in self._others:
+            assert process.stdin is not None
+            with suppress(BrokenPipeError):  # one that ended claims nothing
+                process.stdin.write(os.fsencode(job))
+                process.stdin.close()
+        torch.set_num_threads(max(1, torch.get_num_threads() // (1 + len(self._others))))
+        return Shared(Claims(claims), self._others, file)
+
+    def _end(self, but: int = 0) -> None:
+        for process in self._others[but:]:
+            process.kill()
+            process.communicate()
+        del self._others[but:]
