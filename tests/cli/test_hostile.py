@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,18 @@ def test_hardly_anything_is_imported_before_an_interrupt_has_its_answer() -> Non
     assert not {"typing", "contextlib", "importlib", "re"} & set(found.stdout.split())
 
 
+def status_of(work: Callable[[], None]) -> int:
+    """Do something as a command does it that Ctrl-C may end."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        end_at_once()
+        with pytest.raises(typer.Exit) as end, refusals("apply", debug=False):
+            work()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return end.value.exit_code
+
+
 def test_an_interrupt_that_a_library_makes_an_error_of_its_own_stays_one() -> None:
     def interrupted() -> None:
         try:
@@ -178,14 +191,7 @@ def test_an_interrupt_that_a_library_makes_an_error_of_its_own_stays_one() -> No
         except KeyboardInterrupt:
             raise ModuleNotFoundError("Could not import module") from None
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        end_at_once()
-        with pytest.raises(typer.Exit) as end, refusals("apply", debug=False):
-            interrupted()
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert end.value.exit_code == 130
+    assert status_of(interrupted) == 130
 
 
 def test_an_interrupt_where_python_goes_on_after_any_error_ends_all_the_same(
@@ -200,15 +206,8 @@ def test_an_interrupt_where_python_goes_on_after_any_error_ends_all_the_same(
         time.sleep(60)
         raise AssertionError("it waited to the end")
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     hook = sys.unraisablehook
-    try:
-        end_at_once()
-        with pytest.raises(typer.Exit) as end, refusals("apply", debug=False):
-            interrupted()
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert end.value.exit_code == 130
+    assert status_of(interrupted) == 130
     assert capfd.readouterr().err == "interrupted\n"
     assert sys.unraisablehook is hook
 

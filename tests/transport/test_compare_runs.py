@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +31,7 @@ from gradfix.transport.comparison import (
     Judge,
     compare,
 )
-from gradfix.transport.comparison.sharing import FEWEST, processes_for
+from gradfix.transport.comparison.sharing import FEWEST, Claims, processes_for
 from gradfix.transport.context import SelectionContext
 from gradfix.transport.methods import AddVector
 from tests.builders import Job, gradfix, job, loaded
@@ -159,10 +160,31 @@ def test_tasks_stand_side_by_side_and_what_is_done_is_not_done_again(
     assert (changed.exit_code, "is there already, of other options or files" in changed.stderr) == (1, True)
 
 
-def test_processes_side_by_side_find_the_same(work: Job, tmp_path: Path) -> None:
+def test_processes_side_by_side_find_the_same(
+    work: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    comparison = import_module(
+        "gradfix.transport.comparison.compare"
+    )  # the package's attribute is the function
+    take, draw, here = Claims.take, comparison.draw, list[int]()
+
+    def taking(claims: Claims, one: tuple[int, int]) -> bool:
+        left = claims.folder is not None and one[1] == 1  # to the other process
+        return not left and take(claims, one)
+
+    def drawing(*given: Any, seed: int, **options: Any) -> Any:
+        here.append(seed)
+        return draw(*given, seed=seed, **options)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as each process has: sums over threads differ in their last bits
     options = asked(work, methods=("naive", "few-shot"), finetune_steps=2)
     alone = gf.compare(**options, processes=1)
+    monkeypatch.setattr(Claims, "take", taking)
+    monkeypatch.setattr(comparison, "draw", drawing)
     beside = gf.compare(**options, processes=2, output=tmp_path / "table")
+    torch.set_num_threads(threads)
+    assert here == [0]
     assert scores(alone) == scores(beside)
     assert not (tmp_path / ".table.draws.jsonl").exists()
 

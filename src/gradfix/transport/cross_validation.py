@@ -228,12 +228,13 @@ def _measured(context: SelectionContext, way: Method, part: _Part) -> Iterator[t
         return
     (rate,) = way.rates
     walk: Iterator[Setting] | None = None
-    reached = -1
+    reached = 0
 
     def arrive(number: int) -> Evaluation:
         nonlocal walk, reached
-        walk = walk or replace(way, stops=way.stops[number:]).candidates(context, part.held)
-        for _ in range(number - reached if reached >= 0 else 1):
+        if walk is None:
+            walk, reached = replace(way, stops=way.stops[number:]).candidates(context, part.held), number - 1
+        for _ in range(number - reached):  # past stops that were known
             next(walk)
         reached = number
         return model.evaluate(part.rows, logits=True)

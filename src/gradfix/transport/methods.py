@@ -35,9 +35,8 @@ class Method(ABC):
     usual: ClassVar[Setting | None] = None
     """The setting to keep unless another one is better by more than luck; None for no such one."""
 
-    @abstractmethod
     def candidates(self, context: SelectionContext, held: Held) -> Iterator[Setting]:
-        """Move the model through the candidates in place.
+        """Move the model through the candidates in place: from place to place, where these are known beforehand.
 
         Args:
             context: The model and its samples.
@@ -46,6 +45,9 @@ class Method(ABC):
         Yields:
             The candidate at which the model stands.
         """
+        for setting, delta, alpha in self.places(context, held) or ():
+            context.model.move(delta, alpha)
+            yield setting
 
     def places(
         self, context: SelectionContext, held: Held
@@ -119,12 +121,6 @@ class AddVector(Method):
     labelled = False
     usual: ClassVar[Setting | None] = {"alpha": 1.0}
 
-    def candidates(self, context: SelectionContext, held: Held) -> Iterator[Setting]:
-        """Try every α."""
-        for setting, delta, alpha in self.places(context, held):
-            context.model.move(delta, alpha)
-            yield setting
-
     def places(self, context: SelectionContext, held: Held) -> Iterator[tuple[Setting, TaskVector, float]]:
         """Give every α."""
         delta = self._drawn(context)
@@ -160,12 +156,6 @@ class MaskVector(Method):
     strategy: str = field(kw_only=True, default="agreement")
     levels: Sequence[float] = field(kw_only=True, default=(0.1,))
     vote: str | None = field(kw_only=True, default=None)
-
-    def candidates(self, context: SelectionContext, held: Held) -> Iterator[Setting]:
-        """Try every level of confidence with every α."""
-        for setting, delta, alpha in self.places(context, held):
-            context.model.move(delta, alpha)
-            yield setting
 
     def places(self, context: SelectionContext, held: Held) -> Iterator[tuple[Setting, TaskVector, float]]:
         """Give every level of confidence with every α."""

@@ -204,9 +204,8 @@ class Judge:
         places = way.places(context, ()) if self.best_on_test else None
         if places is None:
             return None
-        same_each_draw = (
-            isinstance(way, AddVector) and way.strategy == "none"
-        )  # nothing is drawn, nobody is asked
+        # Nothing is drawn, and nobody is asked.
+        same_each_draw = isinstance(way, AddVector) and way.strategy == "none"
         if same_each_draw and way.name in self._best:
             return self._best[way.name]
         known = list(places)
