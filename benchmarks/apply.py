@@ -26,8 +26,9 @@ from pathlib import Path
 
 import torch
 
-from gradfix.checkpoints import Checkpoint, TensorSpec, write_safetensors
+from gradfix.checkpoints import Checkpoint
 from gradfix.checkpoints.fingerprint import fingerprints
+from gradfix.votes import Votes
 from gradfix.votes.metadata import VoteRecord
 from llama_triple import NAMES, llama_specs, make_triple
 
@@ -82,21 +83,17 @@ def make_votes(path: Path, target: Path, layers: int) -> Path:
     """Write votes of 16 samples for every weight: random ones, as their values don't matter for the time."""
     if path.exists():
         return path
-    specs = {name: TensorSpec(torch.int8, spec.shape) for name, spec in llama_specs(layers).items()}
     generator = torch.Generator().manual_seed(1)
-    pool = torch.randint(-VOTERS, VOTERS + 1, (1 << 27,), dtype=torch.int8, generator=generator)
+    largest = max(spec.numel for spec in llama_specs(layers).values())
+    pool = torch.randint(-VOTERS, VOTERS + 1, (largest,), dtype=torch.int8, generator=generator)
     record = VoteRecord(
         vote="majority",
         samples=VOTERS,
         sample_ids=tuple(str(number) for number in range(VOTERS)),
         fingerprints=fingerprints(Checkpoint.open(target)),
     )
-    write_safetensors(
-        path,
-        specs,
-        lambda name: [pool[: specs[name].numel].reshape(specs[name].shape)],
-        record.to_metadata(),
-    )
+    counts = {name: pool[: spec.numel].reshape(spec.shape) for name, spec in llama_specs(layers).items()}
+    Votes(counts, record).save(path)
     return path
 
 

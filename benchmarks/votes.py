@@ -27,6 +27,8 @@ from transformers import (
     BertForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
     ViTConfig,
     ViTForImageClassification,
 )
@@ -78,15 +80,27 @@ def minilm() -> nn.Module:
     return BertForSequenceClassification(BertConfig(**sizes, num_labels=3))
 
 
+def llama() -> nn.Module:
+    """TinyLlama's shape, 1.1 billion parameters."""
+    sizes = {
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 32,
+    }
+    return LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=4, vocab_size=32000))
+
+
 ROWS = {
+    "llama": Row("Llama 1.1 B, 8 × 64 tokens", llama, lambda: texts(8, 64, 32000, labels=False), 1.0),
     "vit": Row(
         "ViT-B/16, 8 images of 224²",
         lambda: ViTForImageClassification(ViTConfig(num_labels=10)),
         images,
-        1.15,
+        1.0,
     ),
-    "bert32": Row("BERT 6 × 384, 16 × 32 tokens", minilm, lambda: texts(16, 32, 30000), 1.25),
-    "bert128": Row("BERT 6 × 384, 16 × 128 tokens", minilm, lambda: texts(16, 128, 30000), 1.15),
+    "bert32": Row("BERT 6 × 384, 16 × 32 tokens", minilm, lambda: texts(16, 32, 30000), 1.1),
+    "bert128": Row("BERT 6 × 384, 16 × 128 tokens", minilm, lambda: texts(16, 128, 30000), 1.05),
     "gpt2": Row(
         "GPT-2 small, 8 × 64 tokens",
         lambda: GPT2LMHeadModel(GPT2Config()),
