@@ -161,7 +161,7 @@ def apply(
         stream = _Stream(placement, target, alpha, dtype, rounding, seed, replaced, pool)
         for name, spec in specs.items():
             if name not in writer.done:
-                writer.write(name, stream.blocks(name))
+                writer.write(name, stream.blocks(name), finite=stream.changes(name))
                 if name in stream.facts:
                     writer.facts[name] = asdict(stream.facts[name])
             done += spec.nbytes
@@ -227,6 +227,11 @@ class _Stream:
     pool: ThreadPoolExecutor
     facts: dict[str, TensorFacts] = field(default_factory=dict)
 
+    def changes(self, name: str) -> bool:
+        """Whether τ has something for the tensor; then its blocks are known to be finite."""
+        theirs = self.placement.outputs[name]
+        return name not in self.heads and theirs is not None and theirs in self.placement.vector.specs
+
     def blocks(self, name: str) -> Iterator[Tensor]:
         if name in self.heads:
             yield self.heads[name]
@@ -234,7 +239,7 @@ class _Stream:
         theirs = self.placement.outputs[name]
         source: TensorSource = self.placement.vector.additions if theirs is None else self.placement.base
         key = name if theirs is None else theirs
-        if theirs is not None and theirs in self.placement.vector.specs:
+        if theirs is not None and self.changes(name):
             yield from self._changed(name, theirs)
             return
         for rows in source.specs[key].row_blocks():

@@ -141,7 +141,7 @@ class CheckpointWriter:
                 with explain_os_errors(self.output, self._remedy):
                     self._commit()
 
-    def write(self, name: str, blocks: Iterable[torch.Tensor]) -> None:
+    def write(self, name: str, blocks: Iterable[torch.Tensor], *, finite: bool = False) -> None:
         """Write a tensor from its rows.
 
         Args:
@@ -149,6 +149,7 @@ class CheckpointWriter:
             blocks: Consecutive rows, each ``[rows, *shape[1:]]`` in the tensor's dtype; a scalar is one
                 block. A block belongs to the writer from now on: the thread may still read it, so don't
                 change it in place.
+            finite: The caller knows that all numbers are finite: they are not looked at again.
 
         Raises:
             GradfixError: Not the next name; blocks that don't make up the tensor; an error of the disk, which
@@ -162,7 +163,7 @@ class CheckpointWriter:
             return
         file, offset = self._files[-1], self._shard_of[name].offsets[name]
         self._submit(file, file.begin)
-        for part in checked_blocks(str(self.output), name, self.specs[name], blocks):
+        for part in checked_blocks(str(self.output), name, self.specs[name], blocks, finite=finite):
             self._submit(file, partial(file.append, part, offset), len(part))
             offset += len(part)
         self._submit(file, partial(file.end, name))
