@@ -7,9 +7,13 @@ import torch
 
 from gradfix.checkpoints import Checkpoint
 from gradfix.errors import GradfixError
+from gradfix.evaluation.binding import bind
+from gradfix.evaluation.streaming.choice import load_target
 from gradfix.evaluation.streaming.plan import plan_memory
 from gradfix.evaluation.streaming.streamed_adapter import StreamedAdapterModel
-from gradfix.vectors.task_vector import Granularity
+from gradfix.tasks import get_task
+from gradfix.vectors.placement import place
+from gradfix.vectors.task_vector import Granularity, TaskVector
 from tests.adapters import QUIET, adapter_job, loaded_adapter
 from tests.builders import Job
 from tests.evaluation.test_adapter_model import opened
@@ -96,3 +100,26 @@ def test_a_streamed_transport_writes_the_same_adapter(tmp_path: Path) -> None:
     assert files[0] == files[1]
     assert made[0].alpha == made[1].alpha
     loaded_adapter(tmp_path / "streamed", work.models["target_base"], work.auto_class)
+
+
+def test_memory_is_planned_for_what_the_adapter_changes_alone(tmp_path: Path) -> None:
+    """Its weights moved as weights vote only where the adapter is; a head that it leaves alone has no votes."""
+    work = adapter_job("llama", tmp_path)
+    target = Checkpoint.open(work.models["target_base"])
+    tau = TaskVector.between(work.models["source_base"], work.models["source_tuned"])
+    placement = place(tau, target)
+    vector = placement.vector
+    assert set(placement.changing) == {name for name in vector.specs if not vector.is_zero(name)}
+    assert 0 < len(placement.changing) < len(vector.specs)
+
+    task = get_task("causal-lm", max_length=8)
+    bind(task, target, vector, work.rows)
+    plan = plan_memory(target, voting=placement.changing, batch_size=1, length=8, memory=1)
+    least = sum(plan.streamed.values())
+    assert least < sum(
+        plan_memory(target, voting=vector.specs, batch_size=1, length=8, memory=1).streamed.values()
+    )
+    model = load_target(task, target, placement, memory=least, batch_size=1)
+    assert model.streams
+    model.vote_where(vector)
+    assert set(model.votes(list(work.rows)[:2])) == set(placement.changing)

@@ -94,7 +94,7 @@ def note_cost(
     length = _longest(task, rows)
     loading = recipe.loading()
     dtype = compute_dtype_of(target, loading["compute_dtype"], recipe.device, adapter=models.adapter)
-    voting: Collection[str] = models.placement.vector.specs.keys() if recipe.counts_votes else ()
+    voting: Collection[str] = models.placement.changing if recipe.counts_votes else ()
     planned = partial(
         plan_memory,
         target,

@@ -7,7 +7,7 @@ Differences are taken after upcasting to float32: in bfloat16 a subtraction lose
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -608,3 +608,11 @@ class Placement:
     untied: Sequence[str] = ()
     adapter: PlacedAdapter | None = None
     apart: bool = False
+
+    @property
+    def changing(self) -> Collection[str]:
+        """The target's tensors that τ may change, told without reading them: of a plain LoRA adapter, its own."""
+        if self.adapter is None or self.adapter.obstacle is not None:
+            return self.vector.specs.keys()
+        own = (*self.adapter.parts.updates, *self.adapter.parts.whole, *self.vector.additions.specs)
+        return [name for name in own if name in self.vector.specs]

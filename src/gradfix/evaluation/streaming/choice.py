@@ -56,7 +56,7 @@ def load_target(
     options = {**options, "device": device, "compute_dtype": number}
     plan = plan_memory(
         target,
-        voting=() if adapter or not counts_votes else placement.vector.specs.keys(),
+        voting=() if adapter or not counts_votes else placement.changing,
         memory=memory,
         compute_dtype=number,
         device=device,
