@@ -173,10 +173,16 @@ def one_draw(
         "chosen": choice.candidate.name,
         "setting": dict(choice.candidate.setting),
         "seconds": seconds,
-        "held out": {
-            one.name: [dict(one.setting), one.calibrated_loss, one.score] for one in choice.candidates
-        },
+        "held out": {one.name: seen(one) for one in choice.candidates},
     }
+
+
+def seen(candidate: Candidate) -> dict[str, Any]:
+    """What the samples said of a method, one by one, so that other rules of choice can be tried on the same cells."""
+    parts = {
+        name: [round(float(each), 5) for each in part] for name, part in candidate.seen._asdict().items()
+    }
+    return {"setting": dict(candidate.setting), "classes": candidate.classes, **parts}
 
 
 def tried(choice: Any) -> dict[str, tuple[Method, Candidate]]:
