@@ -1,15 +1,18 @@
 """Carry fine-tunes of the demo's model A over to bases trained apart, of its size and of others, without a label.
 
-``python benchmarks/shapes.py WORKDIR [--targets equal wider deeper smaller] [--tasks digits …] [--draws 5]``
+``python benchmarks/shapes.py WORKDIR [--targets equal wider deeper smaller] [--tasks digits …] [--draws 5]
+[--samples-per-class 5 …]``
 
 A draw is a choice of 256 unlabelled inputs from the task's training images. Nothing is chosen: α is 1, and
-distillation is 100 steps of AdamW at 1e-4 on the same inputs with the tuned source's labels. Targets of other sizes are
-pre-trained like the demo's B, each on a drawing of its own, and fully fine-tuned for the upper bound; both are kept in
-WORKDIR (pre-training takes about fifteen minutes of one core a target). What was measured is kept, too, and a stopped
-run goes on. With ``--write PAGE`` the page's table is replaced.
+distillation is 100 steps of AdamW at 1e-4 on the same inputs with the tuned source's labels. With labelled samples,
+``auto`` chooses among its methods by cross-fitting on them, few-shot fine-tuning among its rates and steps. Targets of
+other sizes are pre-trained like the demo's B, each on a drawing of its own, and fully fine-tuned for the upper bound;
+both are kept in WORKDIR (pre-training takes about fifteen minutes of one core a target). What was measured is kept,
+too, and a stopped run goes on. With ``--write PAGE`` the page's table is replaced.
 """
 
 import argparse
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -21,18 +24,23 @@ from typing import Any
 import torch
 from transformers import CLIPModel
 
-from gradfix.alignment import align, run_source
+from gradfix.alignment import Aligned, align, run_source
 from gradfix.checkpoints import Checkpoint
 from gradfix.demo.bench import BATCH, task_of
 from gradfix.demo.datasets import available_tasks, load_task
 from gradfix.demo.models import ModelSize, new_model, save_directory
 from gradfix.demo.pair import load
 from gradfix.demo.render import FONTS_B
-from gradfix.evaluation.binding import bind
+from gradfix.evaluation.binding import Rows, bind, choose_support
 from gradfix.evaluation.evaluate import EncodedRows
 from gradfix.evaluation.finetuning import finetune as train
 from gradfix.evaluation.intervals import mean_interval
 from gradfix.evaluation.target_model import TargetModel
+from gradfix.recipes.settings import SETTINGS
+from gradfix.transport.comparison import Judge, arrived
+from gradfix.transport.context import SelectionContext
+from gradfix.transport.folds import split_folds
+from gradfix.transport.selection import select
 from gradfix.vectors.apart import place_apart
 from gradfix.vectors.task_vector import TaskVector
 from studies.pair.finetune import TUNING, finetune
@@ -60,6 +68,9 @@ ROWS = {
     "full": "full fine-tuning on all labels",
 }
 
+LABELLED = {"auto": "`auto` with {} labelled a class", "few-shot": "few-shot fine-tuning on these"}
+"""Rows of a number of labelled samples a class, which their keys end in."""
+
 
 def main() -> None:
     """Measure what is missing and print the table."""
@@ -70,23 +81,27 @@ def main() -> None:
         "--tasks", nargs="+", default=list(available_tasks()), choices=list(available_tasks())
     )
     parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument(
+        "--samples-per-class", type=int, nargs="*", default=[], help="with labelled samples, too"
+    )
     parser.add_argument("--write", type=Path, help="a page, whose table is replaced")
     asked = parser.parse_args()
     asked.workdir.mkdir(parents=True, exist_ok=True)
     results = asked.workdir / "shapes.jsonl"
     found = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    known = {(one["target"], one["task"], one["draw"]) for one in found}
-    for target in asked.targets:
-        for task in asked.tasks:
-            for draw in range(asked.draws):
-                if (target, task, draw) in known:
-                    continue
-                one = {"target": target, "task": task, "draw": draw}
-                one["scores"] = measure(asked.workdir, target, task, draw)
-                found.append(one)
-                with results.open("a") as file:
-                    file.write(json.dumps(one) + "\n")
-                print(one, flush=True)
+    known = {(one["target"], one["task"], one["draw"]): one["scores"] for one in found}
+    wanted = {f"auto {budget}": budget for budget in asked.samples_per_class}
+    for draw in range(asked.draws):
+        for target, task in itertools.product(asked.targets, asked.tasks):
+            before = known.get((target, task, draw), {})
+            budgets = [budget for key, budget in wanted.items() if key not in before]
+            if before and not budgets:
+                continue
+            scores = {**before, **measure(asked.workdir, target, task, draw, budgets, bare=bool(before))}
+            one = {"target": target, "task": task, "draw": draw, "scores": scores}
+            found = [each for each in found if {**each, "scores": 0} != {**one, "scores": 0}] + [one]
+            results.write_text("".join(json.dumps(each) + "\n" for each in found))
+            print(one, flush=True)
     text = table([one for one in found if one["target"] in asked.targets and one["task"] in asked.tasks])
     print(text)
     if asked.write:
@@ -95,8 +110,10 @@ def main() -> None:
         asked.write.write_text(f"{before}<!-- table -->\n\n{text}\n\n<!-- end of table -->\n{after}")
 
 
-def measure(workdir: Path, name: str, task_name: str, draw: int) -> dict[str, float]:
-    """Test accuracy of everything in :data:`ROWS`."""
+def measure(
+    workdir: Path, name: str, task_name: str, draw: int, budgets: Sequence[int], *, bare: bool
+) -> dict[str, float]:
+    """Test accuracy of everything in :data:`ROWS` unless ``bare``, and in :data:`LABELLED` for each budget."""
     lab, task = load_task(task_name), task_of(task_name)
     base, tuned = Checkpoint.open(load("A")), load(f"A-{task_name}")
     tau = TaskVector.between(base, tuned)
@@ -125,10 +142,15 @@ def measure(workdir: Path, name: str, task_name: str, draw: int) -> dict[str, fl
         test = model.encode(lab.rows("test")[:TESTS])
         found = align(source, model, control_seed=draw)
         assert found is not None
+        scores: dict[str, float] = {}
+        for budget in budgets:
+            scores |= labelled(model, found, pool, test, budget, draw)
+        if bare:
+            return scores
         assert found.answers is not None
         assert found.control is not None
         assert found.answers.control is not None
-        scores = {"zero-shot": model.evaluate(test).score}
+        scores["zero-shot"] = model.evaluate(test).score
         vectors = {
             "aligned": found.vector,
             "aligned control": found.control,
@@ -139,10 +161,28 @@ def measure(workdir: Path, name: str, task_name: str, draw: int) -> dict[str, fl
         for key, vector in vectors.items():
             scores[key] = score(model, vector, test)
         rows = source.pseudo_labels(task)
-        for _ in train(model, rows, learning_rate=RATE, stops=[STEPS], seed=draw):
+        for _ in train(model, len(rows), model.encoder(rows), learning_rate=RATE, stops=[STEPS], seed=draw):
             scores["distilled"] = model.evaluate(test).score
         model.restore()
     return scores
+
+
+def labelled(
+    model: TargetModel, aligned: Aligned, pool: Rows, test: EncodedRows, budget: int, draw: int
+) -> dict[str, float]:
+    """Test accuracy of ``auto`` and of few-shot fine-tuning with so many labelled samples a class."""
+    support = choose_support(model, pool, samples_per_class=budget, sampling="random", seed=draw)
+    folds = split_folds(model.task.classes(support), SETTINGS.folds, draw)
+    judge = Judge(model, test)
+    with SelectionContext(model, support, folds, seed=draw) as ground:
+        choice = select(ground, aligned, alike=0.0)
+        ways = {one.name: (way, one) for way, one in zip(choice.ways, choice.candidates, strict=True)}
+        ways["auto"] = choice.way, choice.candidate
+        return {
+            f"{key} {budget}": arrived(judge, ground, way, one.setting, ground.clock()).score
+            for key, (way, one) in ways.items()
+            if key in LABELLED
+        }
 
 
 def score(model: TargetModel, vector: TaskVector, test: EncodedRows) -> float:
@@ -192,7 +232,16 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
             f"| {target}: accuracy, % | {' | '.join(tasks)} | share of the gap closed |",
             "|---" * (len(tasks) + 2) + "|",
         ]
-        for key, label in ROWS.items():
+        labels = ROWS | {
+            key: LABELLED[key.split()[0]].format(key.split()[1])
+            for key in sorted(
+                {key for one in here for key in one["scores"]} - ROWS.keys(),
+                key=lambda key: (int(key.split()[1]), key),
+            )
+        }
+        for key, label in labels.items():
+            if any(key not in one["scores"] for one in here):
+                continue
             cells = [100 * fmean(one["scores"][key] for one in here if one["task"] == task) for task in tasks]
             lines.append(f"| {label} | {' | '.join(f'{cell:.1f}' for cell in cells)} | {closed(here, key)} |")
         lines.append("")
