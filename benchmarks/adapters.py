@@ -37,12 +37,13 @@ from gradfix.evaluation.adapter_model import AdapterModel
 from gradfix.evaluation.binding import bind, choose_support
 from gradfix.evaluation.intervals import mean_interval
 from gradfix.evaluation.target_model import TargetModel
-from gradfix.tasks import get_task
+from gradfix.tasks import Classification, get_task
 from gradfix.transport.checks import Findings, open_models
 from gradfix.transport.comparison import Judge, arrived, baseline, draw
+from gradfix.transport.context import SelectionContext
+from gradfix.transport.cross_validation import cross_validate
 from gradfix.transport.folds import split_folds
-from gradfix.transport.methods import AddVector, SelectionContext
-from gradfix.transport.selection import cross_validate
+from gradfix.transport.methods import AddVector
 from gradfix.vectors.truncation import Extraction
 from language import RELEASE_STEPS, copy_encoder, read_rows, stage, write_data
 from llama_triple import make_triple
@@ -169,6 +170,7 @@ def opened(work: Path, *, adapter: bool) -> tuple[TargetModel, dict[str, Any]]:
     models = open_models(str(work / "old"), str(work / "adapter"), str(work / "new"), Findings())
     task = get_task("text-classification", labels=labels, max_length=32)
     bind(task, models.target, models.tau, rows["pool"])
+    assert isinstance(task, Classification)
     task.use_labels(dict(enumerate(labels)))
     models.placement.vector.config["id2label"] = {str(key): name for key, name in enumerate(labels)}
     models.placement.vector.config["label2id"] = {name: key for key, name in enumerate(labels)}

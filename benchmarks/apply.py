@@ -111,32 +111,19 @@ def measure(
 ) -> dict[str, Runs]:
     """Run everything in turn, with all inputs in the page cache and nothing left to be written back."""
     output = {name: scratch / name for name in ("gradfix", "mergekit", "voted", "copy")}
-    gradfix = [str(Path(sys.executable).with_name("gradfix")), "apply", "--shard-size", str(SHARD_SIZE)]
-    gradfix += [
-        "--source-base",
-        models["base"],
-        "--source-tuned",
-        models["tuned"],
-        "--target-base",
-        models["target"],
-    ]
+    program = Path(sys.executable).with_name("gradfix")
+    gradfix: list[str | Path] = [program, "apply", "--shard-size", str(SHARD_SIZE)]
+    gradfix += ["--source-base", models["base"], "--source-tuned", models["tuned"]]
+    gradfix += ["--target-base", models["target"]]
     config = scratch / "mergekit.yaml"
     config.write_text(json.dumps(same_sum(models)))
-    commands = {
+    theirs = ["--out-shard-size", str(SHARD_SIZE), "--quiet"]
+    commands: dict[str, list[str | Path]] = {
         "gradfix apply, naive": [*gradfix, "--output", output["gradfix"]],
-        "mergekit-yaml": [
-            mergekit,
-            config,
-            output["mergekit"],
-            "--out-shard-size",
-            str(SHARD_SIZE),
-            "--quiet",
-        ],
+        **({"mergekit-yaml": [mergekit, config, output["mergekit"], *theirs]} if mergekit else {}),
         "gradfix apply, votes": [*gradfix, "--votes", votes, "--output", output["voted"]],
         "plain copy of the output": ["cp", "-r", output["gradfix"], output["copy"]],
     }
-    if mergekit is None:
-        del commands["mergekit-yaml"]
     runs: dict[str, Runs] = defaultdict(Runs)
     for round_number in range(rounds):
         for path in (*(models[name] for name in NAMES), votes):

@@ -10,6 +10,7 @@ import argparse
 import tempfile
 import time
 from pathlib import Path
+from typing import Literal
 
 import language
 from gradfix.transport.pipeline import Transported, transport
@@ -27,7 +28,8 @@ def main() -> None:
     options = parser.parse_args()
     language.prepare(options.workdir, oracle=False)
     seconds = {}
-    for method in ("gradfix", "auto"):
+    methods: tuple[Literal["auto", "gradfix"], ...] = "gradfix", "auto"
+    for method in methods:
         started = time.process_time()
         with tempfile.TemporaryDirectory() as folder:
             result = run(options.workdir, method, options.samples_per_class, Path(folder) / "output")
@@ -38,7 +40,7 @@ def main() -> None:
     print(f"auto / gradfix: {seconds['auto'] / seconds['gradfix']:.2f}")
 
 
-def run(work: Path, method: str, budget: int, output: Path) -> Transported:
+def run(work: Path, method: Literal["auto", "gradfix"], budget: int, output: Path) -> Transported:
     """Transport by one method."""
     return transport(
         task="text-classification",

@@ -15,6 +15,11 @@ import gradfix as gf
 from gradfix.demo import load, load_task
 
 
+def tell(stage: str, done: int, total: int, unit: str = "") -> None:
+    """Say how far it is."""
+    print(f"{stage}: {done} of {total}", file=sys.stderr)
+
+
 def main() -> None:
     """Compare, and print the table and the time."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -35,7 +40,7 @@ def main() -> None:
         test=digits.rows("test"),
         samples_per_class=tuple(given.budgets),
         seeds=given.draws,
-        progress=lambda stage, done, total, unit: print(f"{stage}: {done} of {total}", file=sys.stderr),
+        progress=tell,
     )
     seconds = time.perf_counter() - started
     print(table)

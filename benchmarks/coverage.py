@@ -85,9 +85,9 @@ def main() -> None:
                 return np.where(g.random(n) < still, 0.6, g.normal(0.7, 0.03, n)).tolist()
 
             truth = 0.6 * still + 0.7 * (1 - still)
-            ours = coverage(truth, lambda g, d=draws: ends(mean_interval(d(g))))
+            held = coverage(truth, lambda g, d=draws: ends(mean_interval(d(g))))
             print(
-                f"| {n} draws | {still:.0%} | {ours} | {coverage(truth, lambda g, d=draws: student(d(g)))} |"
+                f"| {n} draws | {still:.0%} | {held} | {coverage(truth, lambda g, d=draws: student(d(g)))} |"
             )
 
 

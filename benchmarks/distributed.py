@@ -88,13 +88,13 @@ def run(size: int, command: list[str], hosts: bool = False) -> tuple[float, floa
         **os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(size), "MASTER_PORT": "29641",
         "MASTER_ADDR": "10.99.0.1" if hosts else "127.0.0.1", "TRANSFORMERS_VERBOSITY": "error",
     }  # fmt: skip
-    ranks = []
+    processes = []
     for rank in range(size):
         own = {**shared, "RANK": str(rank), "LOCAL_RANK": "0" if hosts else str(rank)}
         inside = ["ip", "netns", "exec", NAMESPACES[rank]] if hosts else []
         if hosts:
             own["GLOO_SOCKET_IFNAME"] = f"veth{rank}"
-        ranks.append(
+        processes.append(
             subprocess.Popen(
                 [*inside, sys.executable, "-m", "benchmarks.distributed_rank", *command],
                 env=own,
@@ -104,9 +104,9 @@ def run(size: int, command: list[str], hosts: bool = False) -> tuple[float, floa
             )
         )
     sent, wall, busy = [], 0.0, 0.0
-    for rank in ranks:
-        out, said = rank.communicate()
-        if rank.returncode:
+    for process in processes:
+        out, said = process.communicate()
+        if process.returncode:
             raise SystemExit(f"{' '.join(command[:1])} on {size} ranks: {said}")
         counted, taken, seconds = out.rsplit("sent ", 1)[1].split()
         sent.append(int(counted))

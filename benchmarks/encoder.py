@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -124,7 +125,7 @@ def _endless(count: int, size: int) -> Iterator[Tensor]:
         yield from torch.randperm(count).split(size)
 
 
-def _packed(tokenizer, texts: Sequence[str]) -> Tensor:
+def _packed(tokenizer: Any, texts: Sequence[str]) -> Tensor:
     """Join sentences to sequences of 32 tokens between the tokenizer's own marks, ``[sequences, 32]``."""
     inside = MAX_LENGTH - 2
     stream = [token for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"] for token in ids]
@@ -133,7 +134,7 @@ def _packed(tokenizer, texts: Sequence[str]) -> Tensor:
     return torch.cat([edges[0], rows, edges[1]], dim=1)
 
 
-def _masked(sequences: Tensor, tokenizer) -> tuple[Tensor, Tensor]:
+def _masked(sequences: Tensor, tokenizer: Any) -> tuple[Tensor, Tensor]:
     """Hide tokens; what is wanted is −1 where nothing is predicted."""
     chosen = torch.rand(sequences.shape) < MASKED_SHARE
     chosen[:, [0, -1]] = False
@@ -145,7 +146,7 @@ def _masked(sequences: Tensor, tokenizer) -> tuple[Tensor, Tensor]:
     return inputs, torch.where(chosen, sequences, -1)
 
 
-def _save(model: nn.Module, tokenizer, output: Path) -> None:
+def _save(model: nn.Module, tokenizer: Any, output: Path) -> None:
     """Write beside, then rename: a directory of that name is whole."""
     beside = output.with_name(output.name + ".part")
     model.eval().save_pretrained(beside)

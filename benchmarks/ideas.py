@@ -10,8 +10,9 @@ images. 200 unlabelled images, behind the test images, stand for inputs at hand.
 
 import argparse
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,9 @@ from gradfix.evaluation.evaluate import mean_interval
 
 Weights = Mapping[str, Tensor]
 TESTED, INPUTS, EACH = 500, 200, 5
+STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 BLOCK = "vision_model.encoder.layers."
+ATTENTION, PERCEPTRON = ".self_attn.out_proj", ".mlp.fc2"
 PROJECTION = "visual_projection"
 START, END = "<!-- table -->", "<!-- end of table -->"
 
@@ -50,7 +53,7 @@ class Side:
 
     def __init__(self, name: str, task: str) -> None:
         model = load_model(name)
-        prepared = task_of(task)
+        prepared: Any = task_of(task)
         prepared.bind(load(name))
         prepared.prepare(model)
         self.network = Features(model).eval()
@@ -65,36 +68,32 @@ class Side:
         return self.scale * normalize(functional_call(self.network, full, (images,)), dim=1) @ self.classes.T
 
     def streams(self, weights: Weights, images: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """By block and projection: what its last linear map reads, and what stands in the stream after it."""
+        """By writer, in order: what the linear map reads, and what stands in the stream after it."""
         seen: dict[str, tuple[Tensor, Tensor]] = {}
         inputs: dict[str, Tensor] = {}
+
+        def reads(at: str) -> Callable[..., None]:
+            return lambda module, given: inputs.__setitem__(at, given[0].detach())
+
+        def stands(at: str, stream: Any) -> None:
+            stream = stream[0] if isinstance(stream, tuple) else stream
+            seen[at] = inputs[at].flatten(0, -2), stream.detach().flatten(0, -2)
+
         handles = []
         for name, module in self.network.model.named_modules():
-            if name.endswith(".fc2") and name.startswith(BLOCK):
-                block = name.removesuffix(".mlp.fc2")
-                handles.append(
-                    module.register_forward_pre_hook(
-                        lambda m, a, b=block: inputs.__setitem__(b, a[0].detach())
-                    )
-                )
-            elif name.startswith(BLOCK) and name.count(".") == 3:
-                handles.append(
-                    module.register_forward_hook(
-                        lambda m, a, o, b=name: seen.__setitem__(
-                            b,
-                            (
-                                inputs[b].flatten(0, -2),
-                                (o[0] if isinstance(o, tuple) else o).detach().flatten(0, -2),
-                            ),
-                        )
-                    )
-                )
-            elif name == PROJECTION:
-                handles.append(
-                    module.register_forward_hook(
-                        lambda m, a, o: seen.__setitem__(PROJECTION, (a[0].detach(), o.detach()))
-                    )
-                )
+            if name == PROJECTION:
+                handles.append(module.register_forward_pre_hook(reads(name)))
+                handles.append(module.register_forward_hook(lambda m, a, o, at=name: stands(at, o)))
+            if not name.startswith(BLOCK):
+                continue
+            if name.endswith((ATTENTION, PERCEPTRON)):
+                handles.append(module.register_forward_pre_hook(reads(name)))
+            elif name.endswith(".layer_norm2"):
+                at = name.removesuffix(".layer_norm2") + ATTENTION
+                handles.append(module.register_forward_pre_hook(lambda m, a, at=at: stands(at, a)))
+            elif name.count(".") == 3:
+                at = name + PERCEPTRON
+                handles.append(module.register_forward_hook(lambda m, a, o, at=at: stands(at, o)))
         try:
             with torch.no_grad():
                 self.logits(weights, images)
@@ -171,17 +170,31 @@ def ridge(inputs: Tensor, wanted: Tensor, strength: float = 0.1) -> tuple[Tensor
     return weight, wanted.mean(0) - weight @ inputs.mean(0)
 
 
+def left_out(inputs: Tensor, wanted: Tensor) -> float:
+    """The strength whose ridge regression predicts each row best from all others, in closed form."""
+    x, y = (inputs - inputs.mean(0)).double(), (wanted - wanted.mean(0)).double()
+    values, vectors = torch.linalg.eigh(x.T @ x)
+    turned, answer = x @ vectors, vectors.T @ (x.T @ y)
+
+    def error(strength: float) -> float:
+        kept = 1 / (values + strength * values.mean())
+        leverage = (turned.square() * kept).sum(1, keepdim=True)
+        return float(((y - turned @ (kept[:, None] * answer)) / (1 - leverage)).square().sum())
+
+    return min(STRENGTHS, key=error)
+
+
 def regression(pair: Pair, images: Tensor, which: str) -> dict[str, Tensor]:
-    """Fit B's last linear map of each block to the rotated change of A's stream."""
+    """Fit B's linear maps that write into the stream to the rotated change of A's stream."""
     before, after = pair.source.streams({}, images), pair.source.streams(pair.tuned, images)
     first = pair.target.streams({}, images)
     turned = {
         key: (after[key][1] - before[key][1]) @ rotation(before[key][1], first[key][1]) for key in first
     }
     change = {key: torch.zeros_like(value) for key, value in pair.base.items()}
-    blocks = [key for key in first if key != PROJECTION]
+    writers = [key for key in first if which == "attention's map too" or not key.endswith(ATTENTION)]
     done: Tensor | float = 0.0
-    for number, key in enumerate([*blocks, PROJECTION]):
+    for key in writers:
         if which == "projection only" and key != PROJECTION:
             continue
         if which == "side by side" and key != PROJECTION:  # each block from θ_B's own activations
@@ -190,12 +203,30 @@ def regression(pair: Pair, images: Tensor, which: str) -> dict[str, Tensor]:
         else:
             now = pair.target.streams(pair.plus(change, 1.0), images)
             wanted = turned[key] - (now[key][1] - first[key][1])
-        weight, bias = ridge(now[key][0], wanted)
-        name = f"{key}.mlp.fc2" if number < len(blocks) else key
-        change[f"{name}.weight"] += weight
-        if f"{name}.bias" in change:
-            change[f"{name}.bias"] += bias
+        read = now[key][0]
+        strength = left_out(read, wanted) if which == "λ by leaving one out" else 0.1
+        weight, bias = ridge(read, wanted, strength)
+        change[f"{key}.weight"] += weight
+        if f"{key}.bias" in change:
+            change[f"{key}.bias"] += bias
     return change
+
+
+def weighted(pair: Pair, change: Weights, start: float, images: Tensor, targets: Tensor, by: str) -> Weights:
+    """θ_B + Σ_g α_g δ_g: a coefficient a group of tensors, learnt on samples (aTLAS)."""
+    group = {key: key if by == "tensor" else ".".join(key.split(".")[:4]) for key in change}
+    alphas = {name: torch.tensor(start, requires_grad=True) for name in group.values()}
+    optimizer = torch.optim.Adam(alphas.values(), lr=0.05)
+
+    def at() -> dict[str, Tensor]:
+        return {key: pair.base[key] + alphas[group[key]] * value for key, value in change.items()}
+
+    for _ in range(40):
+        optimizer.zero_grad()
+        (-(pair.target.logits(at(), images).log_softmax(1) * targets).sum(1).mean()).backward()
+        optimizer.step()
+    with torch.no_grad():
+        return at()
 
 
 def agreeing(tau: Weights, votes: Weights) -> dict[str, Tensor]:
@@ -236,6 +267,16 @@ def draw(pair: Pair, seed: int) -> dict[str, float]:
     for which in ("projection only", "side by side", "one after the other"):
         change = regression(pair, inputs, which)
         found[f"regression, {which}"] = pair.accuracy(pair.plus(change, 1.0))
+    for which in ("λ by leaving one out", "attention's map too"):
+        other = regression(pair, inputs, which)
+        found[f"regression, one after the other, {which}"] = pair.accuracy(pair.plus(other, 1.0))
+    for label, vector, begin, by in (
+        ("τ, a coefficient a tensor", tau, 0.0, "tensor"),
+        ("regression, a coefficient a block", change, 1.0, "block"),
+        ("regression, a coefficient a tensor", change, 1.0, "tensor"),
+    ):
+        learnt = weighted(pair, vector, begin, images, targets, by)
+        found[f"{label}, learnt on the samples"] = pair.accuracy(learnt)
     there = pair.plus(change, 1.0)
     found["regression, masked by votes at θ_B"] = pair.accuracy(pair.plus(agreeing(change, votes), 1.0))
     late = pair.votes(there, images, targets)

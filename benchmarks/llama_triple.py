@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -54,7 +55,7 @@ def make_triple(directory: Path, layers: int, shard_size: int) -> dict[str, Path
     for model, path in paths.items():
         if path.exists():
             continue
-        identity = {"model": model, "layers": layers}
+        identity: dict[str, Any] = {"model": model, "layers": layers}
         with CheckpointWriter(path, specs, identity=identity, shard_size=shard_size, restart=True) as writer:
             for number, (name, spec) in enumerate(specs.items()):
                 writer.write(name, _values(model, number, spec, pool))

@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from gradfix.cli import app
+from gradfix.cli.command import app
 
 TEXT = {
     "vocab_size": 64,

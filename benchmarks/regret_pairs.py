@@ -329,10 +329,10 @@ def sound_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return cross_entropy(model(batch["sounds"]), batch["labels"], reduction="none")
 
 
-def sound_answers(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def sound_answers(model: nn.Module, batch: dict[str, Tensor]) -> tuple[list[int], Tensor]:
     """Predictions, and whether they are right."""
     found = model(batch["sounds"]).argmax(dim=1)
-    return found, (found == batch["labels"]).float()
+    return found.tolist(), (found == batch["labels"]).float()
 
 
 def voice_pair(*, close: bool) -> Callable[[Path], Pair]:

@@ -18,13 +18,16 @@ import statistics
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModelForSequenceClassification,
@@ -34,7 +37,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from gradfix.cli import app
+from gradfix.cli.command import app
 
 SUPPORT, VALIDATION, CLASSES, WORDS, CONTENT = 20, 200, 2, 30, 40
 VOCABULARY = 30522
@@ -197,7 +200,7 @@ def irreducible(work: Path, candidates: int) -> dict[str, Clocks]:
     return {"load": load.clocks, "mean gradient": gradient.clocks, "evaluations of α": evaluations.clocks}
 
 
-def batches(file: Path, tokenizer):
+def batches(file: Path, tokenizer: Any) -> Iterator[tuple[Any, Tensor]]:
     """Encode rows, 32 at a time."""
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     for start in range(0, len(rows), 32):
