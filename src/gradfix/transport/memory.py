@@ -107,7 +107,7 @@ def note_cost(
     streams = planned(batch_size=recipe.batch_size, length=recipe.max_length).streams
     held = task.builds_model or not streams
     parts = plan.resident if held else plan.streamed
-    text = ", ".join(f"{name} {_gigabytes(size)}" for name, size in parts.items())
+    text = ", ".join(f"{name} {_gigabytes(size)}" for name, size in parts.items() if size)
     how = "is held in memory" if held else f"is fetched block by block ({plan.blocks} blocks)"
     found.add(
         "note",

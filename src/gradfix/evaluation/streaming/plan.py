@@ -75,7 +75,7 @@ class MemoryPlan:
         """
         needed = sum(self.streamed.values())
         if self.streams and needed > self.limit:
-            parts = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in self.streamed.items())
+            parts = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in self.streamed.items() if size)
             raise GradfixError(
                 f"{location}: block by block it needs {needed / 1e9:.2f} GB for one sample at a time ({parts}), and "
                 f"{self.limit / 1e9:.2f} GB may be used; give more with --memory, or shorter samples with --max-length"
