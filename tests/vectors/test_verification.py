@@ -13,6 +13,7 @@ from gradfix.checkpoints import Checkpoint, TensorSpec
 from gradfix.checkpoints.loading import LoadingFaults, loading_faults
 from gradfix.errors import GradfixError
 from gradfix.transport.checks import Findings, open_models
+from gradfix.vectors import verification
 from gradfix.vectors.apply import apply
 from gradfix.vectors.task_vector import TaskVector
 from tests import models
@@ -111,3 +112,27 @@ def test_a_fault_of_the_target_itself_stops_nothing(pair: Path) -> None:
         save_file({**load_file(file), "cls.seq_relationship.weight": torch.ones(2, 16)}, file)
     apply(TaskVector.between(pair / "base", pair / "tuned"), pair / "target", output=pair / "output")
     assert "cls.seq_relationship.weight" in Checkpoint.open(pair / "output")
+
+
+def test_what_loads_as_the_target_does_is_not_built_to_see_so(
+    pair: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names, shapes and settings decide what is missing; the number format doesn't, and a single shape does."""
+
+    def asked(*_: object) -> LoadingFaults:
+        raise AssertionError("the class was imported")
+
+    tau = TaskVector.between(pair / "base", pair / "tuned")
+    monkeypatch.setattr(verification, "loading_faults", asked)
+    apply(tau, pair / "target", output=pair / "output", dtype="bfloat16")
+    assert Checkpoint.open(pair / "output").config["dtype"] == "bfloat16"
+    target = Checkpoint.open(pair / "target")
+    name, spec = next(iter(target.specs.items()))
+    others = (
+        (target.config, {**target.specs, name: TensorSpec(spec.dtype, (*spec.shape, 1))}),
+        (target.config, {key: each for key, each in target.specs.items() if key != name}),
+        ({**target.config, "num_hidden_layers": 3}, target.specs),
+    )
+    for config, specs in others:
+        with pytest.raises(AssertionError, match="imported"):
+            verification.refuse_unloadable(config, specs, target, "out")

@@ -9,6 +9,9 @@ from gradfix.checkpoints.loading import LoadingFaults, loading_faults
 from gradfix.errors import GradfixError, listed
 from gradfix.vectors.brought import MODULES, module_folders, module_paths
 
+_FORMATS = {"dtype", "torch_dtype"}
+"""Settings that say in which number format weights are stored, which changes no name and no shape."""
+
 
 def refuse_unloadable(
     config: Mapping[str, Any], specs: Mapping[str, TensorSpec], target: Checkpoint, what: str
@@ -26,6 +29,8 @@ def refuse_unloadable(
     Raises:
         GradfixError: naming weights that are missing, unexpected or of another shape.
     """
+    if _loads_alike(config, specs, target):
+        return  # and spare the import of the model's class, which takes as long as a billion weights
     faults = loading_faults(config, specs)
     if faults is None or not str(faults):
         return
@@ -35,6 +40,18 @@ def refuse_unloadable(
             f"{what}: would not load as {config['architectures'][0]}: {said}; give models of one architecture, "
             "or a tuned model saved whole with its config.json"
         )
+
+
+def _loads_alike(config: Mapping[str, Any], specs: Mapping[str, TensorSpec], target: Checkpoint) -> bool:
+    """Whether all that decides how weights are loaded is the target's: what is wrong with one is with the other."""
+
+    def decides(settings: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in settings.items() if key not in _FORMATS}
+
+    def shapes(tensors: Mapping[str, TensorSpec]) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(spec.shape) for name, spec in tensors.items()}
+
+    return decides(config) == decides(target.config) and shapes(specs) == shapes(target.specs)
 
 
 def verify_written(directory: Path, target: Checkpoint, what: str) -> None:
