@@ -232,18 +232,20 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
             f"| {target}: accuracy, % | {' | '.join(tasks)} | share of the gap closed |",
             "|---" * (len(tasks) + 2) + "|",
         ]
+        budgets = sorted(
+            {int(key.split()[1]) for one in here for key in one["scores"] if key.startswith("auto ")}
+        )
         labels = ROWS | {
-            key: LABELLED[key.split()[0]].format(key.split()[1])
-            for key in sorted(
-                {key for one in here for key in one["scores"]} - ROWS.keys(),
-                key=lambda key: (int(key.split()[1]), key),
-            )
+            f"{key} {budget}": label.format(budget) for budget in budgets for key, label in LABELLED.items()
         }
         for key, label in labels.items():
-            if any(key not in one["scores"] for one in here):
+            have = [one for one in here if key in one["scores"]]
+            if {one["task"] for one in have} != set(tasks):
                 continue
-            cells = [100 * fmean(one["scores"][key] for one in here if one["task"] == task) for task in tasks]
-            lines.append(f"| {label} | {' | '.join(f'{cell:.1f}' for cell in cells)} | {closed(here, key)} |")
+            few = "" if len(have) == len(here) else f" ({len(have) // len(tasks)} draw)"
+            cells = [100 * fmean(one["scores"][key] for one in have if one["task"] == task) for task in tasks]
+            texts = " | ".join(f"{cell:.1f}" for cell in cells)
+            lines.append(f"| {label}{few} | {texts} | {closed(have, key)} |")
         lines.append("")
     draws = max(one["draw"] for one in found) + 1
     return "\n".join([*lines, f"Means over {draws} draws of {INPUTS} inputs, {TESTS} test images at most."])

@@ -136,11 +136,12 @@ def _training_starts(
     alike: float | None,
     settings: SelectionSettings,
 ) -> list[tuple[Method, Candidate]]:
-    """Where training sets out: from the best way that no label shaped; where the bases are not alike, from two more.
+    """Where training sets out: from the best way that no label shaped, and from others that may lead higher.
 
-    Little may carry over from such a base, so that the samples alone do better, from θ_B. And what is ahead before
-    training can be behind after it: a fit to answers ends where the last layers have nothing left to learn, while
-    τ as it is, worse at first, brings what other layers learnt.
+    What is ahead before training can be behind after it. Where the bases are not alike, a fit to answers ends where the
+    last layers have nothing left to learn, while τ as it is, worse at first, brings what other layers learnt; and little
+    may carry over at all, so that the samples alone do better, from θ_B. Between close releases the best way is the
+    start, unless that is θ_B itself: then the fine-tune is a start, too, though it lost before training.
 
     Args:
         best: The best of those that no label shaped.
@@ -151,11 +152,11 @@ def _training_starts(
     Returns:
         The best first.
     """
-    if alike is None or alike >= settings.close:
-        return [best]
     others = sorted((one for one in unshaped if one[1] is not best[1]), key=lambda one: one[1].loss)
-    moved = [one for one in others if one[1].name != NOTHING]
-    return [best, *moved[:1], *(one for one in others if one[1].name == NOTHING)]
+    moved = [one for one in others if one[1].name != NOTHING][:1]
+    if alike is None or alike >= settings.close:
+        return [best, *moved] if best[1].name == NOTHING else [best]
+    return [best, *moved, *(one for one in others if one[1].name == NOTHING)]
 
 
 def _shaped(
