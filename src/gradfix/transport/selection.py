@@ -139,9 +139,9 @@ def _training_starts(
     """Where training sets out: from the best way that no label shaped, and from others that may lead higher.
 
     What is ahead before training can be behind after it. Where the bases are not alike, a fit to answers ends where the
-    last layers have nothing left to learn, while τ as it is, worse at first, brings what other layers learnt; and little
-    may carry over at all, so that the samples alone do better, from θ_B. Between close releases the best way is the
-    start, unless that is θ_B itself: then the fine-tune is a start, too, though it lost before training.
+    last layers have nothing left to learn, while τ as it is, worse at first, brings what other layers learnt; and
+    little may carry over at all, so that the samples alone do better, from θ_B. Between close releases the best way is
+    the start, unless that is θ_B itself: then the fine-tune is a start, too, though it lost before training.
 
     Args:
         best: The best of those that no label shaped.
