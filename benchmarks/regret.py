@@ -235,16 +235,22 @@ def page(found: Sequence[Mapping[str, Any]]) -> str:
             if not here:
                 cells.append("")
                 continue
-            means = {key: float(np.mean([one["scores"].get(key, 0.0) for one in here])) for key in METHODS}
-            best = max(means, key=lambda key: means[key])
+            # A method that a draw did not try is compared with auto on the draws that did.
+            tried_on = {key: [one["scores"] for one in here if key in one["scores"]] for key in METHODS}
+            ahead = {
+                key: float(np.mean([scores[key] - scores["auto"] for scores in drawn]))
+                for key, drawn in tried_on.items()
+                if drawn
+            }
+            best = max(ahead, key=lambda key: ahead[key])
             auto = float(np.mean([one["scores"]["auto"] for one in here]))
-            regret = 100 * (means[best] - auto)
+            regret = 100 * ahead[best]
             all_regrets.append(regret)
             over = paired_difference(*([one["scores"][key] for one in here] for key in ("auto", NAIVE)))
             if over.high is not None and over.high < 0:
                 below.append(f"{name} at {budget} ({100 * over.value:.1f})")
             best_of.append(best)
-            cells.append(f"{100 * auto:.1f} / {100 * means[best]:.1f}: **{regret:.1f}**")
+            cells.append(f"{100 * auto:.1f} / {100 * (auto + ahead[best]):.1f}: **{regret:.1f}**")
         common = max(set(best_of), key=best_of.count)
         alike = next(one["alike"] for one in found if one["pair"] == name)
         rows.append(f"| {name} | {alike:.2f} | {METHODS[common]} | " + " | ".join(cells) + " |")
