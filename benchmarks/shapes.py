@@ -58,6 +58,9 @@ GARMENTS = (10_000, 20_000)
 
 INPUTS, STEPS, RATE, TESTS = 256, 100, 1e-4, 1000
 
+CELL = "target", "task", "draw"
+"""What results are kept by."""
+
 ROWS = {
     "zero-shot": "the new base, zero-shot",
     "aligned": "fitted to activations, block by block",
@@ -88,21 +91,22 @@ def main() -> None:
     asked = parser.parse_args()
     asked.workdir.mkdir(parents=True, exist_ok=True)
     results = asked.workdir / "shapes.jsonl"
-    found = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    known = {(one["target"], one["task"], one["draw"]): one["scores"] for one in found}
+    lines = results.read_text().splitlines() if results.exists() else []
+    found = {tuple(one[key] for key in CELL): one for one in map(json.loads, lines)}
     wanted = {f"auto {budget}": budget for budget in asked.samples_per_class}
     for draw in range(asked.draws):
         for target, task in itertools.product(asked.targets, asked.tasks):
-            before = known.get((target, task, draw), {})
+            one = found.setdefault((target, task, draw), dict(zip(CELL, (target, task, draw), strict=True)))
+            before = one.get("scores", {})
             budgets = [budget for key, budget in wanted.items() if key not in before]
             if before and not budgets:
                 continue
-            scores = {**before, **measure(asked.workdir, target, task, draw, budgets, bare=bool(before))}
-            one = {"target": target, "task": task, "draw": draw, "scores": scores}
-            found = [each for each in found if {**each, "scores": 0} != {**one, "scores": 0}] + [one]
-            results.write_text("".join(json.dumps(each) + "\n" for each in found))
+            one["scores"] = before | measure(asked.workdir, target, task, draw, budgets, bare=bool(before))
+            results.write_text("".join(json.dumps(each) + "\n" for each in found.values()))
             print(one, flush=True)
-    text = table([one for one in found if one["target"] in asked.targets and one["task"] in asked.tasks])
+    text = table(
+        [one for one in found.values() if one["target"] in asked.targets and one["task"] in asked.tasks]
+    )
     print(text)
     if asked.write:
         before, _, rest = asked.write.read_text().partition("<!-- table -->\n")
@@ -242,7 +246,7 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
             have = [one for one in here if key in one["scores"]]
             if {one["task"] for one in have} != set(tasks):
                 continue
-            few = "" if len(have) == len(here) else f" ({len(have) // len(tasks)} draw)"
+            few = "" if len(have) == len(here) else f" (draws: {len(have) // len(tasks)})"
             cells = [100 * fmean(one["scores"][key] for one in have if one["task"] == task) for task in tasks]
             texts = " | ".join(f"{cell:.1f}" for cell in cells)
             lines.append(f"| {label}{few} | {texts} | {closed(have, key)} |")

@@ -9,8 +9,8 @@ from gradfix.interrupts import end_at_once
 def main() -> None:
     """Run the ``gradfix`` command."""
     end_at_once()
-    # A model's class imports thousands of modules that stay: to look for garbage after every 700 objects of theirs
-    # takes a fifth of the time.
+    # A model's class imports thousands of modules that stay: to look for garbage after every 700 of their objects
+    # makes the import a fifth longer.
     gc.set_threshold(50_000, 50, 10)
     # Torch asks for it once, when it first allocates. With small pages, each page of the weights and activations that
     # come and go is a fault of its own.

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -160,6 +161,16 @@ def test_tasks_stand_side_by_side_and_what_is_done_is_not_done_again(
     assert (changed.exit_code, "is there already, of other options or files" in changed.stderr) == (1, True)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """What each process beside others has: sums over several differ in their last bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_processes_side_by_side_find_the_same(
     work: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,14 +187,11 @@ def test_processes_side_by_side_find_the_same(
         here.append(seed)
         return draw(*given, seed=seed, **options)
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as each process has: sums over threads differ in their last bits
     options = asked(work, methods=("naive", "few-shot"), finetune_steps=2)
     alone = gf.compare(**options, processes=1)
     monkeypatch.setattr(Claims, "take", taking)
     monkeypatch.setattr(comparison, "draw", drawing)
     beside = gf.compare(**options, processes=2, output=tmp_path / "table")
-    torch.set_num_threads(threads)
     assert here == [0]
     assert scores(alone) == scores(beside)
     assert not (tmp_path / ".table.draws.jsonl").exists()

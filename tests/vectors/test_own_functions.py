@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 import gradfix as gf
-from gradfix import plugins
 from gradfix.checkpoints.expressions import Given
 from gradfix.errors import GradfixError
 from gradfix.recipes import CompareRecipe, TransportRecipe, validate
@@ -23,11 +22,6 @@ MODELS = {
     "output": "d",
     "task": "text-classification",
 }
-
-
-@pytest.fixture(autouse=True)
-def _registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plugins, "_registered", dict(plugins._registered))
 
 
 @pytest.fixture

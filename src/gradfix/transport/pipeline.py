@@ -351,13 +351,16 @@ def _transported(
             placement = with_granularity(models.placement, recipe)
             if recipe.method == "auto" and recipe.head == "copy" and not models.adapter:
                 placement = with_movable_head(placement)  # a fit to answers and training may change it
+            # What alignment makes of an adapter's change may lie in any tensor.
+            stays = source is None or source.method == "none"
+            voting = placement.changing if stays else placement.vector.specs.keys()
             model = load_target(
                 task,
                 models.target,
                 placement,
                 dtype=dtype,
                 adapter=models.adapter,
-                counts_votes=recipe.counts_votes,
+                voting=voting if recipe.counts_votes else (),
                 **recipe.loading(),
             )
             recipe = possible(recipe, model, found)

@@ -239,8 +239,8 @@ class _Stream:
         theirs = self.placement.outputs[name]
         source: TensorSource = self.placement.vector.additions if theirs is None else self.placement.base
         key = name if theirs is None else theirs
-        if theirs is not None and self.changes(name):
-            yield from self._changed(name, theirs)
+        if self.changes(name):
+            yield from self._changed(name, key)
             return
         for rows in source.specs[key].row_blocks():
             block = source.read(key, rows)

@@ -1,7 +1,7 @@
 """Hold a model in memory where it fits there, else fetch it block by block."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ def load_target(
     memory: str | int = "auto",
     compute_dtype: str = "auto",
     adapter: bool = False,
-    counts_votes: bool = True,
+    voting: Collection[str] | None = None,
     device: str = "cpu",
     batch_size: int = 32,
     **options: Any,
@@ -40,7 +40,7 @@ def load_target(
         memory: Bytes that may be used; ``auto`` for most of what is free.
         compute_dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         adapter: Move it in the coordinates of τ's adapter.
-        counts_votes: Whether samples will vote: votes take memory.
+        voting: The target's tensors that will have votes, which take memory; those that τ may change if None.
         device: Where to compute.
         batch_size: Samples a forward pass; fewer where so many don't fit.
         **options: Of :meth:`TargetModel.load`.
@@ -56,7 +56,7 @@ def load_target(
     options = {**options, "device": device, "compute_dtype": number}
     plan = plan_memory(
         target,
-        voting=() if adapter or not counts_votes else placement.changing,
+        voting=() if adapter else placement.changing if voting is None else voting,
         memory=memory,
         compute_dtype=number,
         device=device,
