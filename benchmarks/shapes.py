@@ -5,10 +5,10 @@
 
 A draw is a choice of 256 unlabelled inputs from the task's training images. Nothing is chosen: α is 1, and
 distillation is 100 steps of AdamW at 1e-4 on the same inputs with the tuned source's labels. With labelled samples,
-``auto`` chooses among its methods by cross-fitting on them, few-shot fine-tuning among its rates and steps. Targets of
-other sizes are pre-trained like the demo's B, each on a drawing of its own, and fully fine-tuned for the upper bound;
-both are kept in WORKDIR (pre-training takes about fifteen minutes of one core a target). What was measured is kept,
-too, and a stopped run goes on. With ``--write PAGE`` the page's table is replaced.
+``auto`` chooses among its methods by cross-fitting on them, few-shot fine-tuning among its rates and steps. The
+targets are stored with the demo's models; a full fine-tune that is not (of other sizes, on clothing and letters) is
+made in WORKDIR, two minutes of a core each. What was measured is kept there, too, and a stopped run goes on. With
+``--write PAGE`` the page's table is replaced.
 """
 
 import argparse
@@ -22,15 +22,13 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from transformers import CLIPModel
 
 from gradfix.alignment import Aligned, align, run_source
 from gradfix.checkpoints import Checkpoint
 from gradfix.demo.bench import BATCH, task_of
 from gradfix.demo.datasets import available_tasks, load_task
-from gradfix.demo.models import ModelSize, new_model, save_directory
-from gradfix.demo.pair import load
-from gradfix.demo.render import FONTS_B
+from gradfix.demo.models import save_directory
+from gradfix.demo.pair import load, load_model, names, provenance
 from gradfix.evaluation.binding import Rows, bind, choose_support
 from gradfix.evaluation.evaluate import EncodedRows
 from gradfix.evaluation.finetuning import finetune as train
@@ -43,18 +41,10 @@ from gradfix.transport.folds import split_folds
 from gradfix.transport.selection import select
 from gradfix.vectors.apart import place_apart
 from gradfix.vectors.task_vector import TaskVector
-from studies.pair.finetune import TUNING, finetune
-from studies.pair.pretrain import Corpus, Schedule, draw_corpus, pretrain
+from studies.pair.finetune import finetune
 
-SIZES = {
-    "wider": (ModelSize(width=160, text_width=80, projection=80, heads=5), 44),
-    "deeper": (ModelSize(depth=6), 55),
-    "smaller": (ModelSize(width=96, depth=3, projection=48), 66),
-}
-"""Size and seed of each target of its own."""
-
-GARMENTS = (10_000, 20_000)
-"""The clothing images that they are pre-trained on."""
+TARGETS = {"equal": "B", "wider": "wider", "deeper": "deeper", "smaller": "smaller"}
+"""The stored base of each target's name."""
 
 INPUTS, STEPS, RATE, TESTS = 256, 100, 1e-4, 1000
 
@@ -79,7 +69,7 @@ def main() -> None:
     """Measure what is missing and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("workdir", type=Path)
-    parser.add_argument("--targets", nargs="+", default=["equal", *SIZES], choices=["equal", *SIZES])
+    parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument(
         "--tasks", nargs="+", default=list(available_tasks()), choices=list(available_tasks())
     )
@@ -121,7 +111,7 @@ def measure(
     lab, task = load_task(task_name), task_of(task_name)
     base, tuned = Checkpoint.open(load("A")), load(f"A-{task_name}")
     tau = TaskVector.between(base, tuned)
-    target, full = target_of(workdir, name, task_name)
+    target, full = load(TARGETS[name]), full_finetune(workdir, TARGETS[name], task_name)
     pool = lab.rows("train")
     order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(draw))[:INPUTS]
     inputs = [pool[place] for place in order.tolist()]
@@ -198,30 +188,19 @@ def score(model: TargetModel, vector: TaskVector, test: EncodedRows) -> float:
         model.restore()
 
 
-def target_of(workdir: Path, name: str, task: str) -> tuple[Path, Path]:
-    """Directories of a target and of its full fine-tune, made where they are missing."""
-    if name == "equal":
-        return load("B"), load(f"B-{task}")
-    size, seed = SIZES[name]
-    base, tuned = workdir / name, workdir / f"{name}-{task}"
-    if not base.exists():
-        model = new_model(size, seed)
-        images, labels = draw_corpus(Corpus(FONTS_B, seed, clothing=GARMENTS))
-        pretrain(model, images, labels, Schedule(steps=1000), seed)
-        save(model, base)
+def full_finetune(workdir: Path, base: str, task: str) -> Path:
+    """Directory of a base that was fine-tuned on all labels of a task: a stored one, or made where it is missing."""
+    name = f"{base}-{task}"
+    if name in names():
+        return load(name)
+    tuned = workdir / name
     if not tuned.exists():
-        model = new_model(size, 0)
-        model.load_state_dict({key: value.float() for key, value in Checkpoint.open(base).items()})
-        finetune(model, load_task(task), TUNING, seed)
-        save(model, tuned)
-    return base, tuned
-
-
-def save(model: CLIPModel, directory: Path) -> None:
-    """Write a model in half precision, as the demo's are stored, whole or not at all."""
-    unfinished = directory.with_name(f".{directory.name}")
-    save_directory(model.half(), unfinished)
-    unfinished.rename(directory)
+        model = load_model(base)
+        finetune(model, load_task(task), seed=provenance()["checkpoints"][base]["seed"])
+        unfinished = workdir / f".{name}"
+        save_directory(model.half(), unfinished)
+        unfinished.rename(tuned)
+    return tuned
 
 
 def table(found: Sequence[Mapping[str, Any]]) -> str:

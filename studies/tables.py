@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from gradfix.checkpoints.files import replace_file
-from gradfix.demo.pair import provenance
 from gradfix.evaluation.intervals import interval_words
 from gradfix.progress import Progress, silent
 from gradfix.report import REPORT_FILE
@@ -25,7 +24,7 @@ from studies.plan import CELLS, QUICK, Scale, plan, units_of
 from studies.recipe import StudiesRecipe
 from studies.reports import STUDIES
 from studies.run import run
-from studies.units import Record, Unit, collect, identity, read_unit
+from studies.units import Record, Unit, collect, identity, read_unit, studied
 
 UNITS = "units"
 
@@ -210,9 +209,7 @@ def _section(
 
 
 def _provenance() -> str:
-    listed = "\n".join(
-        f"| {name} | `{entry['sha256'][:16]}` |" for name, entry in provenance()["checkpoints"].items()
-    )
+    listed = "\n".join(f"| {name} | `{digest[:16]}` |" for name, digest in studied().items())
     software = ", ".join(f"{name} {version}" for name, version in versions().items())
     return f"""## Provenance
 

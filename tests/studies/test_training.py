@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from gradfix.demo.datasets import Split, load_task
 from gradfix.demo.models import ModelSize, is_image_tower, new_model, pixel_values
 from gradfix.demo.render import FONTS_A, FONTS_B
 from studies.pair import build
-from studies.pair.build import Plan, Training
+from studies.pair.build import Training
 from studies.pair.finetune import class_weights, finetune, zero_shot_accuracy
 from studies.pair.pretrain import Corpus, Schedule, caption_tokens, contrastive_loss, draw_corpus, pretrain
 
@@ -108,16 +109,13 @@ def test_accuracy_counts_across_blocks() -> None:
     assert zero_shot_accuracy(model, task, split) == pytest.approx(sum(parts) / 700)
 
 
-MINIATURE = Plan(
-    TINY,
-    {
-        "A": Training(1, SHORT, corpus=Corpus(FONTS_A, 1, characters=64)),
-        "B": Training(2, SHORT, corpus=Corpus(FONTS_B, 2, characters=64)),
-        "B-next": Training(3, SHORT, "B", Corpus(FONTS_B, 3, characters=64)),
-        "A-digits": Training(4, SHORT, "A", task="digits"),
-    },
-    threads=1,
-)
+tiny = partial(Training, size=TINY, threads=1)
+MINIATURE = {
+    "A": tiny(1, SHORT, corpus=Corpus(FONTS_A, 1, characters=64)),
+    "B": tiny(2, SHORT, corpus=Corpus(FONTS_B, 2, characters=64)),
+    "B-next": tiny(3, SHORT, "B", Corpus(FONTS_B, 3, characters=64)),
+    "A-digits": tiny(4, SHORT, "A", task="digits"),
+}
 
 
 @pytest.fixture

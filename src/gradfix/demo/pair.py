@@ -35,8 +35,8 @@ def provenance() -> dict[str, Any]:
     """Read how the stored checkpoints were made.
 
     Returns:
-        The command, versions, seeds, data and schedules, and under ``"checkpoints"`` each file's SHA-256,
-        base, task and measured accuracies.
+        The command and the data, and under ``"checkpoints"`` each file's SHA-256, base, task, size, seed, schedule,
+        versions and measured accuracies.
     """
     facts: dict[str, Any] = json.loads((CHECKPOINTS / PROVENANCE).read_text(encoding="utf-8"))
     return facts
@@ -46,7 +46,8 @@ def names() -> tuple[str, ...]:
     """List the stored checkpoints.
 
     Returns:
-        ``A``, ``B`` and ``B-next``, then the tuned ones, each named ``<base>-<task>``.
+        The bases ``A``, ``B``, ``B-next`` and, of other sizes, ``wider``, ``deeper``, ``smaller``; the tuned ones,
+        each named ``<base>-<task>``.
     """
     return tuple(provenance()["checkpoints"])
 
@@ -68,7 +69,7 @@ def load_model(name: str) -> CLIPModel:
         raise GradfixError(f"lab checkpoint {name!r}: expected one of {', '.join(entries)}")
     base = entries[name]["base"] if entries[name]["task"] else None
     tensors = _verified(name) if base is None else {**_verified(base), **_verified(name)}
-    model = new_model(ModelSize(**provenance()["size"]), seed=0)
+    model = new_model(ModelSize(**entries[name]["size"]), seed=0)
     model.load_state_dict({key: value.float() for key, value in tensors.items()})
     return model.eval()
 
