@@ -17,6 +17,7 @@ from gradfix.demo.bench import BATCH, PAIRS, bench, task_of
 from gradfix.demo.datasets import load_task
 from gradfix.demo.pair import load
 from gradfix.evaluation.binding import bind, choose_support, without_labels
+from gradfix.evaluation.streaming.choice import load_target
 from gradfix.recipes.settings import SETTINGS
 from gradfix.tasks.data import Row
 from gradfix.transport.candidates import Choice
@@ -27,6 +28,7 @@ from gradfix.transport.folds import split_folds
 from gradfix.transport.methods import AddVector, FineTune, Method
 from gradfix.transport.selection import select
 from gradfix.vectors.masks import mask
+from gradfix.vectors.placement import place
 from gradfix.vectors.similarity import similarity
 from gradfix.vectors.task_vector import TaskVector
 from studies.units import Record, Unit
@@ -77,7 +79,8 @@ def sight(pair: str, task: str, test: int, seed: int) -> Sight:
     bind(ours, base, tau, inputs)
     stack = ExitStack()
     activations = stack.enter_context(Activations(each_token(len(inputs))))
-    observed = observe(base, tau, ours, inputs, None, activations, control_seed=seed, batch_size=BATCH)
+    source_model = load_target(ours, base, place(tau, base), batch_size=BATCH)
+    observed = observe(source_model, inputs, None, activations, control_seed=seed)
     alike = similarity(base, Checkpoint.open(load(target)), tau)
     method = "regression" if alike is not None and alike < SETTINGS.close else "none"
     seen = SourceRun(inputs, observed, activations, method, alike, len(inputs))

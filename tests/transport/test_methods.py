@@ -301,12 +301,10 @@ def test_what_the_source_is_sure_of_votes_and_never_judges(
         assert shaped == (everybody - judges) | ids
 
 
-def test_a_task_without_classes_can_not_be_labelled_by_the_source(
-    made: Callable[[str], Job], tmp_path: Path
-) -> None:
-    work = made("causal-lm")
-    with pytest.raises(GradfixError, match="--unlabelled: causal-lm has no classes"):
-        work.run(tmp_path / "out", unlabelled=[{"prompt": "user yes"}])
+def test_a_task_without_answers_can_not_be_labelled_by_the_source(tmp_path: Path) -> None:
+    work = job("regression", tmp_path)
+    with pytest.raises(GradfixError, match="--unlabelled: regression has no classes and writes no texts"):
+        work.run(tmp_path / "out", unlabelled=[{"text": "good film"}])
     assert not (tmp_path / "out").exists()
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, get_args
 
 import torch
@@ -17,6 +18,7 @@ from gradfix.alignment.regression import SHUFFLED, SOURCE, TUNED
 from gradfix.alignment.rotation.rotate import rotation_points
 from gradfix.alignment.rows import MeanOverTokens, each_token, rows_for
 from gradfix.alignment.rows import Rows as RowsCompared
+from gradfix.alignment.written import write_rows
 from gradfix.checkpoints import Checkpoint
 from gradfix.errors import AlignmentError, GradfixError
 from gradfix.evaluation.binding import Rows, bind, without_labels
@@ -27,7 +29,7 @@ from gradfix.plugins import Plugin, find
 from gradfix.progress import Progress, silent
 from gradfix.recipes.fields import Align
 from gradfix.recipes.settings import SETTINGS, SelectionSettings
-from gradfix.tasks import Classification, ModelTask
+from gradfix.tasks import Classification, Generative, ModelTask
 from gradfix.tasks.data import Row, origin
 from gradfix.tasks.sampling import spread
 from gradfix.vectors.control import shuffled
@@ -59,9 +61,7 @@ class Observed:
 
 
 def observe(
-    base: Checkpoint,
-    tau: TaskVector,
-    task: ModelTask,
+    model: TargetModel,
     inputs: Sequence[Any],
     support: Sequence[Any] | None,
     activations: Activations,
@@ -70,14 +70,11 @@ def observe(
     apart: bool = False,
     control_seed: int | None = None,
     progress: Progress = silent,
-    **loading: Any,
 ) -> Observed:
-    """Run the source's base and tuned models over inputs, record them, and free them.
+    """Run the source's base and tuned models over inputs, and record them.
 
     Args:
-        base: θ_A, in a directory.
-        tau: θ_A^ft − θ_A.
-        task: Bound to the source.
+        model: The source at θ_A; it stands at θ_A^ft afterwards.
         inputs: Samples; their labels are not used.
         support: Labelled samples to measure the tuned source on.
         activations: Where to record.
@@ -85,15 +82,14 @@ def observe(
         apart: The target is of other shapes: record what enters the blocks, too.
         control_seed: Also record the base with τ's values shuffled, as the control; None for not.
         progress: Told the passes done.
-        **loading: Options of :func:`gradfix.evaluation.streaming.choice.load_target`.
 
     Returns:
         What the rest needs.
 
     Raises:
-        GradfixError: if the source can't be loaded, or can't be aligned.
+        AlignmentError: if the source can't be aligned; the model may stand anywhere then.
     """
-    model = load_target(task, base, place(tau, base), **loading)
+    task = model.task
     model.keep_reference(*([] if support is None else [support]))
     encoded = model.encode(inputs)
     last = None if isinstance(task, Classification) else last_map(model, encoded.batches[0])
@@ -157,11 +153,12 @@ class SourceRun:
         activations: Where its activations are.
         method: How the target is aligned; ``none`` where it is not.
         similarity: Cosine of the two bases' weights; None where it is not known.
-        unlabelled: How many of the first inputs are to be labelled by the source.
+        unlabelled: How many of the first inputs are to be labelled by the source; or how many answers it was asked for.
         classes: How many classes the inputs are of; None where they have no labels.
         sure: Confidence from which the source's label counts.
         asked: Whether the alignment was asked for by name: what is tried unasked may fail quietly.
         carry: What carries changes over in a regression, in place of a rotation; None for that.
+        written: How many of the first inputs have answers that the source wrote.
     """
 
     inputs: Rows
@@ -174,9 +171,10 @@ class SourceRun:
     sure: float = SETTINGS.sure
     asked: bool = True
     carry: Plugin | None = None
+    written: int = 0
 
     def pseudo_labels(self, task: ModelTask) -> list[Row]:
-        """Label the unlabelled inputs with what the tuned source is sure of.
+        """Label the unlabelled inputs with what the tuned source is sure of, or give the answers that it wrote.
 
         Args:
             task: The target's, whose class names are used.
@@ -184,6 +182,8 @@ class SourceRun:
         Returns:
             Rows with a label; those of which the source is not sure are left out.
         """
+        if isinstance(task, Generative):
+            return [Row(row, origin(row, number)) for number, row in enumerate(self.inputs[: self.written])]
         if not self.unlabelled or self.observed.answers is None or not isinstance(task, Classification):
             return []
         chance = 1 / self.observed.answers.shape[1]
@@ -220,6 +220,7 @@ def run_source(
     apart: bool = False,
     align_data: Rows = (),
     unlabelled: Rows = (),
+    generate: int | None = None,
     control_seed: int | None = None,
     seed: int = 0,
     settings: SelectionSettings = SETTINGS,
@@ -240,9 +241,10 @@ def run_source(
         alike: Cosine of the two bases' weights, by :func:`gradfix.vectors.similarity.similarity`; None if unknown.
         apart: The target has other shapes than the source: it is aligned by regression, or not at all.
         align_data: Inputs to align on; their labels are not used.
-        unlabelled: Inputs that the source is to label; they are aligned on, too.
+        unlabelled: Inputs that the source is to label, or prompts that it is to answer; they are aligned on, too.
+        generate: Answers that the source is to draw for each labelled prompt, to the same ends; None for none.
         control_seed: Of the control's shuffle; None for no control.
-        seed: Of the draw of inputs, where the labelled rows are more than are aligned on.
+        seed: Of the draw of answers, and of inputs where the labelled rows are more than are aligned on.
         settings: How many inputs, and what counts as alike.
         loading: How to load a model, as :func:`gradfix.evaluation.streaming.choice.load_target` takes it.
         remark: Told why ``auto`` does without an alignment that the two bases would need.
@@ -256,28 +258,29 @@ def run_source(
         AlignmentError: if the source can't be aligned as asked.
         GradfixError: if the source has no directory to be run from, or inputs can't be labelled.
     """
-    asked, why = align != "auto", ""
+    by_name, why = align != "auto", ""
     carry = None
     if align not in get_args(Align):
         carry, align = find("alignment", align), "regression"
-    needed = asked or apart  # without an alignment there is nothing to do
+    needed = by_name or apart  # without an alignment there is nothing to do
     if apart:
-        align = align if asked else "regression"
-    elif not asked:
+        align = align if by_name else "regression"
+    elif not by_name:
         align = "none"
         if alike is not None and alike < settings.close:
             align = "regression"
             why = (
                 f"the old base is not like the new one (cosine {alike:.2f}), and the fine-tune is not aligned"
             )
-    if align == "none" and len(align_data) and not asked:
+    if align == "none" and len(align_data) and not by_name:
         remark(
             f"the two bases are alike (cosine {alike or 1:.2f}), so nothing is aligned: align_data is not used"
         )
-    if align == "none" and not unlabelled:
+    teaches = bool(len(unlabelled) or generate)
+    if align == "none" and not teaches:
         return None
     alone = (base.directory is None and not task.builds_model) or not task.runs(base.config)
-    if alone and not needed and not unlabelled:
+    if alone and not needed and not teaches:
         remark(f"{why}: its weights stand alone, and the source must be run for that; give its directory")
         return None
     if alone:
@@ -286,12 +289,21 @@ def run_source(
             "or --align none"
         )
     labelled = [pool[index] for index in spread(task.classes(pool), settings.align_inputs, seed)]
-    inputs = without_labels(task, [*unlabelled, *align_data] or labelled)
-    given = bool(len(unlabelled) or len(align_data))
-    classes = None if given or not isinstance(task, Classification) else len(set(task.classes(labelled)))
     ours = deepcopy(task)
     trusted = bool(loading.get("trust_remote_code"))
     bind(ours, base, tau, pool, trust_remote_code=trusted)
+    model = load_target(ours, base, place(tau, base), **loading)
+    asked, written = len(unlabelled), 0
+    if isinstance(ours, Generative):
+        answers = partial(write_rows, model, labelled=labelled, remark=remark)
+        found = list(answers(unlabelled)) if asked else []
+        if generate:
+            again = [row for row in labelled for _ in range(generate)]
+            asked, found = asked + len(again), [*found, *answers(again, seed=seed)]
+        unlabelled, written = found, len(found)
+    inputs = without_labels(task, [*unlabelled, *align_data] or labelled)
+    given = bool(len(unlabelled) or len(align_data))
+    classes = None if given or not isinstance(task, Classification) else len(set(task.classes(labelled)))
     rows = each_token(len(inputs))
     if align not in ("none", "answers"):
         batches = [
@@ -308,9 +320,7 @@ def run_source(
 
     def look(method: str) -> Observed:
         return observe(
-            base,
-            tau,
-            ours,
+            model,
             inputs,
             labelled,
             activations,
@@ -318,22 +328,22 @@ def run_source(
             apart=apart,
             control_seed=control_seed,
             progress=progress,
-            **loading,
         )
 
     try:
         observed = look(align)
     except AlignmentError as error:
-        if asked or (apart and not isinstance(task, Classification)):
+        if by_name or (apart and not isinstance(task, Classification)):
             raise
+        model.restore()
         if isinstance(task, Classification):
             remark(f"{error}; so only its answers are carried over")
             align, observed = "answers", look("answers")
         else:
             remark(f"{why}: {error}")
-            if not unlabelled:
+            if not teaches:
                 return None
             align, observed = "none", look("none")
     return SourceRun(
-        inputs, observed, activations, align, alike, len(unlabelled), classes, settings.sure, asked, carry
+        inputs, observed, activations, align, alike, asked, classes, settings.sure, by_name, carry, written
     )

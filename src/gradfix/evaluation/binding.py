@@ -9,6 +9,7 @@ from gradfix.evaluation.target_model import TargetModel
 from gradfix.recipes import Sampling
 from gradfix.tasks import (
     Classification,
+    Generative,
     HeadedClassification,
     Labelled,
     LanguageModel,
@@ -35,11 +36,24 @@ def without_labels(task: ModelTask, rows: Sequence[Mapping[str, Any]]) -> list[R
         targets are part of what the model reads.
     """
     if not isinstance(task, Classification):
-        return [Row(dict(row), origin(row, number)) for number, row in enumerate(rows)]
+        return [Row(row, origin(row, number)) for number, row in enumerate(rows)]
     column = task.columns["label"]
     return [
         Row({**row, column: task.labels.names[0]}, origin(row, number)) for number, row in enumerate(rows)
     ]
+
+
+def unanswered(task: ModelTask, rows: Rows) -> list[Row]:
+    """Make rows that the tuned source is to answer: with a stand-in for the class, or for the text that it writes.
+
+    Args:
+        task: The task.
+        rows: Inputs; what some of them have for an answer is hidden.
+
+    Returns:
+        The rows.
+    """
+    return task.prompts(rows) if isinstance(task, Generative) else without_labels(task, rows)
 
 
 def bind(

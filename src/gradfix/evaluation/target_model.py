@@ -32,7 +32,7 @@ from gradfix.evaluation.stored_weights import (
 )
 from gradfix.progress import Progress, silent
 from gradfix.ranks import ranks
-from gradfix.tasks import ModelTask, PreferencePairs
+from gradfix.tasks import Generative, ModelTask, PreferencePairs
 from gradfix.tasks.data import row_hash
 from gradfix.tasks.forward import evaluating
 from gradfix.tasks.loading import explained, require_device, with_memory
@@ -324,6 +324,36 @@ class TargetModel:
         for delta, alpha, rows in places:
             self.move(delta, alpha)
             yield self.evaluate(rows, task=task, logits=logits)
+
+    def write(self, rows: Sequence[Any], *, most: int, seed: int | None = None) -> list[str | None]:
+        """Let the model answer prompts where it stands.
+
+        Args:
+            rows: Samples with a stand-in for the answer (:meth:`gradfix.tasks.Generative.prompts`).
+            most: Tokens of an answer at most.
+            seed: Draw the answers, by this seed; the likeliest token each time if None.
+
+        Returns:
+            A text a row; None for an answer that has not ended.
+
+        Raises:
+            GradfixError: if the task has no answers to write.
+        """
+        task = self.task
+        if not isinstance(task, Generative):
+            raise GradfixError(f"{task.name}: its answers are no texts that a model writes")
+        encoded = self.encode(rows)
+
+        def written(number: int) -> list[str | None]:
+            own = None if seed is None else seed + number
+            return task.write(self.model, encoded.batches[number], most=most, seed=own)
+
+        found = self._run(written, range(len(encoded.batches)))
+        texts: list[str | None] = [None] * len(rows)
+        for places, answers in zip(encoded.positions, found, strict=True):
+            for place, answer in zip(places, answers, strict=True):
+                texts[place] = answer
+        return texts
 
     def _run(self, function: Callable[[Any], Any], batches: Sequence[Any]) -> Sequence[Any]:
         """Run what needs no gradient on one batch after the other, or their numbers."""

@@ -275,7 +275,10 @@ class CompareRecipe(TaskRecipe):
     head: Head = "copy"
     retain: Annotated[str | None, Field(description="labelled data of what the model could do before")] = None
     unlabelled: Annotated[
-        str | None, Field(description="inputs without labels that vote too, as the tuned source labels them")
+        str | None,
+        Field(
+            description="inputs without labels, or prompts, that vote too, as the tuned source answers them"
+        ),
     ] = None
     methods: Annotated[
         list[str],

@@ -90,7 +90,10 @@ class TransportRecipe(SupportRecipe, WritingRecipe):
         Field(description="for auto: may train on the samples where that does better than the fine-tune"),
     ] = True
     unlabelled: Annotated[
-        str | None, Field(description="inputs without labels that vote too, as the tuned source labels them")
+        str | None,
+        Field(
+            description="inputs without labels, or prompts, that vote too, as the tuned source answers them"
+        ),
     ] = None
     mask: Annotated[
         MaskName, Field(description="mask strategy", json_schema_extra=known_names(*get_args(Mask)))

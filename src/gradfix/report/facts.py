@@ -232,8 +232,8 @@ class Observation(Part):
         predicted_classes: How many classes the tuned source sees in them.
         similarity: Cosine of the two bases' weights.
         source_on_support: The tuned source on the labelled samples.
-        unlabelled: How many inputs it was to label.
-        labelled_by_source: Of how many it was sure.
+        unlabelled: How many inputs it was to label, or answers it was to write.
+        labelled_by_source: Of how many it was sure, or how many it wrote; these voted.
     """
 
     inputs: int

@@ -26,6 +26,7 @@ from gradfix.tasks.causal_lm import CausalLM
 from gradfix.tasks.classification import Classification
 from gradfix.tasks.custom import CustomTask
 from gradfix.tasks.forward import evaluating
+from gradfix.tasks.generation import Generative
 from gradfix.tasks.headed import Headed, HeadedClassification
 from gradfix.tasks.image_classification import ImageClassification
 from gradfix.tasks.labelled import Labelled
@@ -49,6 +50,7 @@ __all__ = [
     "CausalLM",
     "Classification",
     "CustomTask",
+    "Generative",
     "Headed",
     "HeadedClassification",
     "ImageClassification",

@@ -1,7 +1,7 @@
 """Causal language modelling: the completion of a prompt, token by token."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Any, TypeAlias
 
@@ -22,9 +22,19 @@ from gradfix.tasks.conversations import (
     recognised,
     refuse_odd_messages,
 )
-from gradfix.tasks.data import origin
+from gradfix.tasks.data import Row, origin
 from gradfix.tasks.forward import placed
-from gradfix.tasks.generation import CHECKED, EXACT_MATCH, grader, greedy, long_answers, short_name
+from gradfix.tasks.generation import (
+    CHECKED,
+    EXACT_MATCH,
+    Generative,
+    generation,
+    grader,
+    long_answers,
+    seeded,
+    short_name,
+    stops,
+)
 from gradfix.tasks.language_model import LanguageModel
 from gradfix.tasks.preferences import CHOSEN, REJECTED, PreferencePairs
 from gradfix.tasks.text import token_losses
@@ -34,7 +44,7 @@ Limits: TypeAlias = tuple[int, tuple[int, ...]]
 
 
 @register
-class CausalLM(LanguageModel):
+class CausalLM(LanguageModel, Generative):
     """Models of ``AutoModelForCausalLM``, such as GPT-2, Llama and Qwen.
 
     The loss of a sample is the mean over the tokens of its completion only (its exponential is the
@@ -66,6 +76,7 @@ class CausalLM(LanguageModel):
     metric = "token_accuracy"
     answer = "completion"
     instead = "prompt and completion"
+    stand_in = " answer"  # with a blank: it must not make one token with the prompt's last word
 
     def __init__(
         self,
@@ -192,12 +203,58 @@ class CausalLM(LanguageModel):
     def encode(self, rows: Sequence[RowLike], *, strict: bool = False) -> Batch:
         """Tokenise prompts with their completions, and pad on the right."""
         conversations = self._conversations(rows)
-        gap = EMPTY_LINE if self.columns.get("prompt") == "instruction" else ""
         samples = [
-            self.spoken(messages, origin(row, position), tools=row.get("tools"), gap=gap)
+            self.spoken(messages, origin(row, position), tools=row.get("tools"), gap=self._gap)
             for position, (row, messages) in enumerate(zip(rows, conversations, strict=True))
         ]
         return self.padded(samples, rows, strict=strict)
+
+    @property
+    def _gap(self) -> str:
+        """What stands between a prompt and its completion where there is no template."""
+        return EMPTY_LINE if self.columns.get("prompt") == "instruction" else ""
+
+    @override
+    def answered(self, row: Row, text: str) -> Row:
+        """Put a text in the place of a row's completion, or of the answer that its conversation ends with."""
+        if "messages" not in self.columns:
+            prompt, column = row.get(self.columns["prompt"]), self.columns["completion"]
+            if isinstance(prompt, list):
+                return Row({**row, column: [_answer(prompt, text)]}, row.origin)
+            read = str(row.get(self.columns.get("input", "")) or prompt) + self._gap
+            # Blanks around an answer are the template's own, and one that the prompt ends with is there already.
+            text = text.strip() if self.chat else text.lstrip() if read[-1:].isspace() else text
+            return Row({**row, column: text}, row.origin)
+        column = self.columns["messages"]
+        turns = as_messages(row.get(column), f"{row.origin}: column {column!r}")
+        if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+            return row  # `check` says what is wrong with it
+        said = bool(turns) and turns[-1].get("role") == "assistant"
+        return Row({**row, column: [*turns[: len(turns) - said], _answer(turns, text)]}, row.origin)
+
+    @override
+    def write(
+        self, model: nn.Module, batch: Mapping[str, Tensor], *, most: int, seed: int | None = None
+    ) -> list[str | None]:
+        """Let a model answer prompts, of a conversation the last turn; an answer begins with its own blanks."""
+        asked = [(prompt, limits) for prompt, limits, _ in self._last_answers(batch, most)]
+        texts: list[str | None] = []
+        with seeded(model, seed):
+            found = self._generated(model, asked, draw=seed is not None)
+        for (prompt, (_, ends)), tokens in zip(asked, found, strict=True):
+            ended = tokens[-1] in stops(model, ends)
+            texts.append(self._continuation(prompt, tokens[:-1]) if ended else None)
+        return texts
+
+    def _continuation(self, prompt: list[int], tokens: list[int]) -> str:
+        """The text of tokens after others: decoded alone, many a tokenizer takes off the blank they begin with."""
+        before, whole = (
+            self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            for ids in (prompt, prompt + tokens)
+        )
+        if whole.startswith(before):
+            return str(whole[len(before) :])
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
     def _next_tokens(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits ``[B, L, vocabulary]`` with the labels ``[B, L]`` that they predict: none at the last."""
@@ -222,12 +279,13 @@ class CausalLM(LanguageModel):
         losses = token_losses(logits, labels)
         if self._grade is None:
             return Measured(losses, scores.float(), texts)
-        asked = self._last_answers(batch)
-        answers = self._generated(model, [(prompt, settings) for prompt, settings, _ in asked])
+        asked = self._last_answers(batch, self.max_new_tokens)
+        found = self._generated(model, [(prompt, limits) for prompt, limits, _ in asked])
+        answers = [text.strip() for text in self.tokenizer.batch_decode(found, skip_special_tokens=True)]
         grades = [self._grade(answer, right) for answer, (_, _, right) in zip(answers, asked, strict=True)]
         return Measured(losses, torch.tensor(grades), answers)
 
-    def _last_answers(self, batch: Batch) -> list[tuple[list[int], Limits, str]]:
+    def _last_answers(self, batch: Mapping[str, Tensor], most: int) -> list[tuple[list[int], Limits, str]]:
         """Of each sample all that comes before its last answer, what ends a generated one, and the right one."""
         ids, predicted, real = (batch[key].cpu() for key in ("input_ids", "labels", "attention_mask"))
         special = {*self.tokenizer.all_special_ids, *self.tokenizer.get_added_vocab().values()}
@@ -237,18 +295,20 @@ class CausalLM(LanguageModel):
             start = end - int(labels[:end].flip(0).long().cumprod(0).sum())
             # The token that ends the right answer ends the generated one, where it is not a word.
             ends = (int(own[end - 1]),) if int(own[end - 1]) in special else ()
-            room = self.max_new_tokens if self.limit is None else min(self.max_new_tokens, self.limit - start)
+            room = most if self.limit is None else min(most, self.limit - start)
             right = self.tokenizer.decode(own[start:end], skip_special_tokens=True).strip()
             found.append((own[:start][mask[:start].bool()].tolist(), (max(1, room), ends), right))
         return found
 
-    def _generated(self, model: nn.Module, asked: Sequence[tuple[list[int], Limits]]) -> list[str]:
-        """The likeliest answers; those that end alike are generated together, their prompts padded on the left."""
+    def _generated(
+        self, model: nn.Module, asked: Sequence[tuple[list[int], Limits]], *, draw: bool = False
+    ) -> list[list[int]]:
+        """The tokens of answers, those that end alike generated together, their prompts padded on the left."""
         transformer: Any = model
         together: dict[Limits, list[int]] = defaultdict(list)
         for place, (_, limits) in enumerate(asked):
             together[limits].append(place)
-        answers = [""] * len(asked)
+        answers: list[list[int]] = [[] for _ in asked]
         for (most, ends), places in together.items():
             prompts = [asked[place][0] for place in places]
             width = max(map(len, prompts))
@@ -258,11 +318,14 @@ class CausalLM(LanguageModel):
             found = transformer.generate(
                 input_ids=torch.tensor(padded, device=device),
                 attention_mask=torch.tensor(real, device=device),
-                generation_config=greedy(transformer, padding=self.padding, most=most, ends=ends),
+                generation_config=generation(
+                    transformer, padding=self.padding, most=most, ends=ends, draw=draw
+                ),
             )
-            texts = self.tokenizer.batch_decode(found[:, width:], skip_special_tokens=True)
-            for place, text in zip(places, texts, strict=True):
-                answers[place] = text.strip()
+            last = set(stops(transformer, ends))
+            for place, tokens in zip(places, found[:, width:].tolist(), strict=True):
+                length = next((at for at, token in enumerate(tokens, 1) if token in last), len(tokens))
+                answers[place] = tokens[:length]
         return answers
 
     def _runs(self, tokens: Sequence[int], mask: Sequence[bool]) -> str:
@@ -301,3 +364,10 @@ class CausalLM(LanguageModel):
                 for message in row.get(self.columns["messages"]) or []
             )
         return sum(len(str(row.get(column))) for column in self.columns.values())
+
+
+def _answer(turns: Sequence[Message], text: str) -> Message:
+    """A turn of the assistant, with its text in parts where those before have it so."""
+    parts = bool(turns) and isinstance(turns[0].get("content"), list)
+    said = text.strip()
+    return {"role": "assistant", "content": [{"type": "text", "text": said}] if parts else said}

@@ -1,11 +1,17 @@
 """Answers that are generated, and how alike they are to the right ones."""
 
-from collections.abc import Callable, Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from gradfix import plugins
 from gradfix.errors import GradfixError, option
+from gradfix.tasks.data import Row, origin
 
 Grader = Callable[[str, str], float]
 """From an answer and the right one to a score in [0, 1]."""
@@ -37,14 +43,66 @@ def long_answers(answers: Sequence[str]) -> list[str]:
     ]
 
 
-def greedy(model: Any, *, padding: int, most: int, ends: Iterable[int] = ()) -> Any:
-    """Make settings that generate the likeliest token each time, whatever the model's own are: nothing is drawn.
+class Generative(ABC):
+    """A task whose answers are texts, so that its model can write them.
+
+    Attributes:
+        stand_in: A text in the place of an answer that is not known yet.
+    """
+
+    stand_in: str = "answer"
+
+    def prompts(self, rows: Sequence[Mapping[str, Any]]) -> list[Row]:
+        """Make rows that can be encoded though nobody answered them, and hide the answers of those that have one.
+
+        Args:
+            rows: The samples.
+
+        Returns:
+            Rows with a stand-in for the answer.
+        """
+        return [
+            self.answered(Row(row, origin(row, number)), self.stand_in) for number, row in enumerate(rows)
+        ]
+
+    @abstractmethod
+    def answered(self, row: Row, text: str) -> Row:
+        """Put a text in the place of a row's answer.
+
+        Args:
+            row: The sample; the last answer of a conversation that has one is replaced.
+            text: As the model wrote it.
+
+        Returns:
+            The row, of the same origin.
+        """
+
+    @abstractmethod
+    def write(
+        self, model: nn.Module, batch: Mapping[str, Tensor], *, most: int, seed: int | None = None
+    ) -> list[str | None]:
+        """Let a model answer prompts.
+
+        Args:
+            model: The model.
+            batch: B of them, as `encode` gives them with a stand-in for each answer.
+            most: Tokens of an answer at most.
+            seed: Draw answers from the model's own distribution, by this seed; the likeliest token each time if None.
+
+        Returns:
+            B texts; None for an answer that has not ended.
+        """
+
+
+def generation(model: Any, *, padding: int, most: int, ends: Iterable[int] = (), draw: bool = False) -> Any:
+    """Make settings that generate the likeliest token each time, or draw it, whatever the model's own are.
 
     Args:
         model: A transformers model.
         padding: The padding token.
         most: Tokens at most.
         ends: Tokens that end an answer beside the model's own.
+        draw: Draw each token from the model's distribution as it is: temperature 1, nothing cut off.
 
     Returns:
         A ``GenerationConfig``.
@@ -52,17 +110,51 @@ def greedy(model: Any, *, padding: int, most: int, ends: Iterable[int] = ()) -> 
     from transformers import GenerationConfig
 
     known = model.generation_config
-    own = known.eos_token_id
-    stops = dict.fromkeys([*(own if isinstance(own, list) else [own] if own is not None else []), *ends])
+    sampling = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} if draw else {}
     return GenerationConfig(
         max_new_tokens=most,
-        do_sample=False,
+        do_sample=draw,
         num_beams=1,
         decoder_start_token_id=known.decoder_start_token_id,
         bos_token_id=known.bos_token_id,
-        eos_token_id=list(stops) or None,
+        eos_token_id=stops(model, ends) or None,
         pad_token_id=padding,
+        **sampling,
     )
+
+
+def stops(model: Any, ends: Iterable[int] = ()) -> list[int]:
+    """List the tokens that end an answer.
+
+    Args:
+        model: A transformers model.
+        ends: Others beside the model's own.
+
+    Returns:
+        The tokens.
+    """
+    own = model.generation_config.eos_token_id
+    return list(dict.fromkeys([*(own if isinstance(own, list) else [] if own is None else [own]), *ends]))
+
+
+@contextmanager
+def seeded(model: nn.Module, seed: int | None) -> Iterator[None]:
+    """Draw by a seed, and leave the state of all others' draws as it was.
+
+    Args:
+        model: Tells the device.
+        seed: None where nothing is drawn.
+
+    Yields:
+        Nothing.
+    """
+    if seed is None:
+        yield
+        return
+    device = next(model.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def _exact_match() -> Grader:

@@ -1,6 +1,6 @@
 """Text to text with an encoder and a decoder (T5, BART): a target text for an input text."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,25 @@ from typing_extensions import override
 
 from gradfix.errors import GradfixError, listed, option
 from gradfix.tasks.base import Batch, Measured, ModelTask, RowLike, register
-from gradfix.tasks.data import origin
+from gradfix.tasks.data import Row, origin
 from gradfix.tasks.forward import mean_over_tokens, placed
-from gradfix.tasks.generation import CHECKED, EXACT_MATCH, grader, greedy, long_answers, short_name
+from gradfix.tasks.generation import (
+    CHECKED,
+    EXACT_MATCH,
+    Generative,
+    generation,
+    grader,
+    long_answers,
+    seeded,
+    short_name,
+    stops,
+)
 from gradfix.tasks.loading import context_length, load_tokenizer, padding_id
 from gradfix.tasks.text import pad, pad_all, token_losses, tokenize
 
 
 @register
-class TextToText(ModelTask):
+class TextToText(ModelTask, Generative):
     """Models of ``AutoModelForSeq2SeqLM``.
 
     The loss of a sample is the mean negative log-likelihood of its target's tokens. With candidates, the
@@ -60,6 +70,8 @@ class TextToText(ModelTask):
             )
         self.prefix = prefix
         self.candidates = None if candidates is None else [str(text) for text in candidates]
+        if self.candidates is not None:
+            self.stand_in = self.candidates[0]
         self.max_new_tokens = max_new_tokens
         if self.candidates is not None and metric is not None:
             raise GradfixError(
@@ -174,10 +186,38 @@ class TextToText(ModelTask):
             [self.candidates[index] for index in best.tolist()],
         )
 
-    def _measure_generated(self, model: nn.Module, batch: Batch) -> Measured:
+    @override
+    def answered(self, row: Row, text: str) -> Row:
+        """Put a text in the place of a row's target."""
+        return Row({**row, self.columns["target"]: text.strip()}, row.origin)
+
+    @override
+    def write(
+        self, model: nn.Module, batch: Mapping[str, Tensor], *, most: int, seed: int | None = None
+    ) -> list[str | None]:
+        """Let a model write targets; with candidates, the best of them."""
+        if self.candidates is not None:
+            return list(self.measure(model, dict(batch)).predictions)
+        with seeded(model, seed):
+            found = self._generate(model, batch, most, draw=seed is not None)
+        ends = set(stops(model))
+        texts = self.tokenizer.batch_decode(found, skip_special_tokens=True)
+        # The first token is the decoder's start, in some models the same as the one that ends a text.
+        return [
+            text if ends & set(tokens[1:]) else None
+            for text, tokens in zip(texts, found.tolist(), strict=True)
+        ]
+
+    def _generate(
+        self, model: nn.Module, batch: Mapping[str, Tensor], most: int, *, draw: bool = False
+    ) -> Tensor:
         transformer: Any = model
-        settings = greedy(transformer, padding=self.padding, most=self.max_new_tokens)
-        generated = transformer.generate(**placed(model, batch), generation_config=settings)
+        settings = generation(transformer, padding=self.padding, most=most, draw=draw)
+        tokens: Tensor = transformer.generate(**placed(model, batch), generation_config=settings)
+        return tokens
+
+    def _measure_generated(self, model: nn.Module, batch: Batch) -> Measured:
+        generated = self._generate(model, batch, self.max_new_tokens)
         wanted = batch["labels"].masked_fill(batch["labels"] == -100, self.padding)
         answers = [text.strip() for text in self.tokenizer.batch_decode(generated, skip_special_tokens=True)]
         targets = [text.strip() for text in self.tokenizer.batch_decode(wanted, skip_special_tokens=True)]

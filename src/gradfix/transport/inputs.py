@@ -7,9 +7,16 @@ from typing import Any
 
 from gradfix.checkpoints.writing.publishing import require_writable
 from gradfix.errors import ArchitectureError, GradfixError, column_option, listed
-from gradfix.evaluation.binding import Rows, bind, refuse_idle_text, used_columns, without_labels
+from gradfix.evaluation.binding import (
+    Rows,
+    bind,
+    refuse_idle_text,
+    unanswered,
+    used_columns,
+    without_labels,
+)
 from gradfix.recipes import IN_PYTHON, CheckRecipe, CompareRecipe, TaskRecipe, TransportRecipe
-from gradfix.tasks import Classification, ModelTask, get_task
+from gradfix.tasks import Classification, Generative, ModelTask, get_task
 from gradfix.tasks.data import load_rows, origin
 from gradfix.tasks.loading import require_device
 from gradfix.tasks.repeated_rows import distinct
@@ -32,7 +39,7 @@ class Data:
         held: Labelled rows that choose or judge, by ``"validation"`` and ``"test"``, as far as they were given.
         budget: Samples a class to be drawn from the pool; None where all of it is the support set.
         align_data: Inputs to align on.
-        unlabelled: Inputs that the tuned source labels.
+        unlabelled: Inputs that the tuned source labels, or prompts that it answers.
     """
 
     pool: Rows
@@ -167,15 +174,19 @@ def ready_task(
     task.check(data.pool, support=True)
     for rows in data.held.values():
         task.check(rows)
-    if data.unlabelled and not isinstance(task, Classification):
+    if len(data.unlabelled) and not isinstance(task, Classification | Generative):
         raise GradfixError(
-            f"--unlabelled: {task.name} has no classes, and the source can label only with classes; leave it out"
+            f"--unlabelled: {task.name} has no classes and writes no texts, so that the source can't answer; leave it "
+            "out"
         )
-    for rows in (data.align_data, data.unlabelled):
-        if len(rows):
-            task.check(without_labels(task, rows))
-    pool = counted_once(task, data.pool, found)
-    unlabelled = counted_once(task, data.unlabelled, found, known=pool) if len(data.unlabelled) else ()
+    if len(data.align_data):
+        task.check(without_labels(task, data.align_data))
+    pool, unlabelled = counted_once(task, data.pool, found), data.unlabelled
+    if len(unlabelled):
+        unlabelled = unanswered(task, unlabelled)
+        task.check(unlabelled)
+        known = task.prompts(pool) if isinstance(task, Generative) else pool
+        unlabelled = counted_once(task, unlabelled, found, known=known)
     data = replace(data, pool=pool, unlabelled=unlabelled)
     note_unread(task, data.pool, found)
     if data.budget is not None:

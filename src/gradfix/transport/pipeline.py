@@ -226,7 +226,7 @@ def transport(
         align: Carry τ over by activations first; auto: where the two bases are not alike; or a
             function of your own.
         align_data: Inputs to align on, likewise; else the labelled data's own.
-        unlabelled: Inputs without labels that vote too, as the tuned source labels them, likewise.
+        unlabelled: Inputs without labels, or prompts, that vote too, as the tuned source answers them, likewise.
         training: For auto: may train on the samples where that does better than the fine-tune.
         finetune_steps: Then train so many steps on the samples; with auto: at most so many.
         output_format: A whole model, or an adapter that peft loads on the target, of the rank or energy below.

@@ -171,6 +171,14 @@ class StreamedModel(TargetModel):
         return super().evaluate(rows, task=task, logits=logits, progress=progress)
 
     @override
+    def write(self, rows: Sequence[Any], *, most: int, seed: int | None = None) -> list[str | None]:
+        raise GradfixError(
+            "answers are generated token by token, and this model is fetched block by block: each token would read "
+            "the whole checkpoint; leave out --unlabelled, or give --memory a size that the "
+            "model fits in"
+        )
+
+    @override
     def evaluate_each(
         self,
         places: Sequence[tuple[TaskVector, float, EncodedRows]],

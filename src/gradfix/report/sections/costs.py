@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from gradfix.recipes import only_in_python
 from gradfix.report.elements import Part, Section
-from gradfix.report.facts import Input, Sample
+from gradfix.report.facts import Input, Observation, Sample
 from gradfix.report.markup import render
 from gradfix.report.numbers import duration, size
 from gradfix.report.record import TransportRecord
@@ -88,7 +88,12 @@ def transport_inputs(record: TransportRecord) -> Section | None:
         The section; None where nothing of it is known.
     """
     return inputs_section(
-        "transport", record.recipe, inputs=record.inputs, support=record.support, versions=record.versions
+        "transport",
+        record.recipe,
+        inputs=record.inputs,
+        support=record.support,
+        observation=record.observation,
+        versions=record.versions,
     )
 
 
@@ -98,6 +103,7 @@ def inputs_section(
     *,
     inputs: Mapping[str, Input] = MappingProxyType({}),
     support: Sequence[Sample] = (),
+    observation: Observation | None = None,
     versions: Mapping[str, str] = MappingProxyType({}),
 ) -> Section | None:
     """Name the inputs with their hashes, the versions, and the recipe to copy.
@@ -107,6 +113,7 @@ def inputs_section(
         recipe: Its options.
         inputs: Models by role.
         support: The samples that voted.
+        observation: What was seen of the source, which may have answered inputs.
         versions: Of packages.
 
     Returns:
@@ -117,6 +124,13 @@ def inputs_section(
         parts.append(render("inputs.html", inputs=inputs))
     if support:
         parts.append(render("samples.html", support=support))
+    if observation is not None and observation.unlabelled:
+        parts.append(
+            Markup(
+                '<p class="note">Beside them {:,} samples with answers of the tuned old model took part (of {:,} '
+                "asked for): they voted, and judged nothing.</p>"
+            ).format(observation.labelled_by_source, observation.unlabelled)
+        )
     if versions:
         listed = ", ".join(f"{name} {version}" for name, version in versions.items())
         parts.append(Markup('<p class="note">Versions: {}.</p>').format(listed))

@@ -140,7 +140,7 @@ def check(
         vote_at: Count votes at θ_B, or at θ_B + τ.
         finetune_steps: Then train so many steps on the samples; with auto: at most so many.
         training: For auto: may train on the samples where that does better than the fine-tune.
-        unlabelled: Inputs without labels that vote too, as the tuned source labels them, likewise.
+        unlabelled: Inputs without labels, or prompts, that vote too, as the tuned source answers them, likewise.
         mask: Mask strategy; or a function of your own, itself or as ``"module:function,parameter=value"``.
         confidence: For mask confident: a coordinate is dropped where so many votes against it would be by
             luck with at most this probability.

@@ -109,7 +109,7 @@ def compare(
             adapter where the source is a plain LoRA.
         granularity: In adapter space: a vote on each coordinate of B, each row, or each singular direction.
         head: Copy the tuned head, or refit it on the samples.
-        unlabelled: Inputs without labels that vote too, as the tuned source labels them, as a location or as rows.
+        unlabelled: Inputs without labels, or prompts, that vote too as the tuned source answers them; or rows.
         methods: Rows of the table, such as ``("naive", "gradfix", "auto")``; all but ``permutation`` by default.
         best_on_test: Also give each row's best α on the test data, marked as such: a bound, no result.
         finetune_steps: Steps of training at most, in every row that trains.
