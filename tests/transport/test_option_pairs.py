@@ -45,6 +45,7 @@ SHAPES_NOTHING = {
     "granularity": "of a LoRA adapter, likewise",
     "energy": "likewise", "whole": "likewise", "memory": "where weights are: tests/evaluation/test_streaming.py",
     "compute_dtype": "of numbers alone, likewise",
+    "generate_inputs": "of tasks that write: tests/transport/test_written_answers.py",
     "training": "of method auto",  "support": "given unless data is",
 }  # fmt: skip
 """Options that are not paired, and why."""

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -637,7 +638,7 @@ def test_folds_never_overlap_and_leave_nobody_out(
     folds = split_folds(classes, count, seed)
     rows = [{"row": number} for number in range(len(classes))]
     others = [{"more": number} for number in range(more)]
-    context = SelectionContext(None, rows, folds, more=others)  # type: ignore[arg-type]
+    context = SelectionContext(SimpleNamespace(task=None), rows, folds, more=others)  # type: ignore[arg-type]
     assert sorted(index for fold in folds for index in fold) == list(range(len(classes)))
     assert max(map(len, folds)) - min(map(len, folds)) <= 1
     for number, fold in enumerate(folds):

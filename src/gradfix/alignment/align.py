@@ -101,7 +101,8 @@ def require_something(aligned: Aligned) -> None:
         left = [f"{name} {facts['unexplained']:.2f}" for name, facts in aligned.tensors.items()]
         raise AlignmentError(
             f"--align {aligned.method}: nothing of what the fine-tune changed on {aligned.inputs} inputs is explained "
-            f"on those held out, in no block (share that is left: {listed(left)}); give more inputs with --align-data"
+            f"on those held out, in no block (share that is left: {listed(left)}); give more with --align-data or "
+            "--unlabelled"
         )
 
 

@@ -299,6 +299,18 @@ AlignName = Annotated[str, AfterValidator(partial(plugin_or, "alignment", get_ar
 AlignData = Annotated[
     str | None, Field(description="inputs to align on, labels not needed; else the labelled data's own")
 ]
+Unlabelled = Annotated[
+    str | None,
+    Field(description="inputs without labels, or prompts, that vote too, as the tuned source answers them"),
+]
+GenerateInputs = Annotated[
+    int | None,
+    Field(
+        ge=1,
+        le=MOST,
+        description="answers to each labelled prompt that the tuned source draws; they vote, too",
+    ),
+]
 
 Encoding = Annotated[
     str | None, Field(description="of csv, tsv and json files, such as latin-1 or utf-16; UTF-8 if not given")

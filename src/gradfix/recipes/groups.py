@@ -6,8 +6,8 @@ FIRST = "Options"
 OTHERS = "Further options"
 GROUPS: dict[str, tuple[str, ...]] = {
     "The data": (
-        "split", "validation", "validation_split", "test_split", "unlabelled", "align_data", "sampling", "seeds",
-        "column", "label", "configuration", "encoding", "retain",
+        "split", "validation", "validation_split", "test_split", "unlabelled", "generate_inputs",
+        "align_data", "sampling", "seeds", "column", "label", "configuration", "encoding", "retain",
     ),
     "The task": (
         "candidate", "prefix", "templates", "text_from", "max_length", "metric", "max_new_tokens", "beta", "strict",

@@ -20,6 +20,7 @@ from gradfix.recipes.fields import (
     Columns,
     ComputeDtype,
     Encoding,
+    GenerateInputs,
     Granularity,
     Head,
     Memory,
@@ -34,6 +35,7 @@ from gradfix.recipes.fields import (
     TargetBase,
     TaskName,
     Templates,
+    Unlabelled,
     Vote,
     known_names,
     mask_of_votes,
@@ -274,12 +276,8 @@ class CompareRecipe(TaskRecipe):
     granularity: Granularity = "coordinate"
     head: Head = "copy"
     retain: Annotated[str | None, Field(description="labelled data of what the model could do before")] = None
-    unlabelled: Annotated[
-        str | None,
-        Field(
-            description="inputs without labels, or prompts, that vote too, as the tuned source answers them"
-        ),
-    ] = None
+    unlabelled: Unlabelled = None
+    generate_inputs: GenerateInputs = None
     methods: Annotated[
         list[str],
         Field(

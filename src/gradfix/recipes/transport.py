@@ -21,6 +21,7 @@ from gradfix.recipes.fields import (
     AlignName,
     Alpha,
     Confidence,
+    GenerateInputs,
     Granularity,
     Head,
     Mask,
@@ -31,6 +32,7 @@ from gradfix.recipes.fields import (
     Space,
     TargetBase,
     TaskName,
+    Unlabelled,
     known_names,
     mask_needs,
 )
@@ -89,12 +91,8 @@ class TransportRecipe(SupportRecipe, WritingRecipe):
         bool,
         Field(description="for auto: may train on the samples where that does better than the fine-tune"),
     ] = True
-    unlabelled: Annotated[
-        str | None,
-        Field(
-            description="inputs without labels, or prompts, that vote too, as the tuned source answers them"
-        ),
-    ] = None
+    unlabelled: Unlabelled = None
+    generate_inputs: GenerateInputs = None
     mask: Annotated[
         MaskName, Field(description="mask strategy", json_schema_extra=known_names(*get_args(Mask)))
     ] = "agreement"
@@ -205,10 +203,13 @@ class TransportRecipe(SupportRecipe, WritingRecipe):
             ("align_data", self.align == "none", f"{option('align')} none aligns on nothing"),
             ("training", told, f"only {option('method')} auto trains by itself"),
             ("finetune_steps", not self.training, "there is no training to limit"),
-            (
-                "unlabelled",
-                told and self.align == "none" and not asks and self.finetune_steps is None,
-                f"{option('mask')} {self.mask} asks for no votes, and nothing else uses these inputs",
+            *(
+                (
+                    name,
+                    told and self.align == "none" and not asks and self.finetune_steps is None,
+                    f"{option('mask')} {self.mask} asks for no votes, and nothing else uses these inputs",
+                )
+                for name in ("unlabelled", "generate_inputs")
             ),
             (
                 "sampling",

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -11,12 +12,15 @@ from torch import Tensor
 
 from gradfix.alignment import Aligned
 from gradfix.checkpoints.expressions import Given, Padded, Sum
+from gradfix.evaluation.binding import used_columns
 from gradfix.evaluation.calibration import cross_entropies
 from gradfix.evaluation.evaluate import EncodedRows, Evaluation
 from gradfix.evaluation.finetuning import Paused
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.progress import Progress, silent
 from gradfix.recipes.settings import SETTINGS, SelectionSettings
+from gradfix.tasks import Generative
+from gradfix.tasks.data import row_hash
 from gradfix.transport.folds import VotesByFold
 from gradfix.vectors.control import shuffled
 from gradfix.vectors.scratch import Scratch
@@ -49,7 +53,8 @@ class SelectionContext:
         seed: Of all that is random.
         vote: ``majority`` or ``mean``.
         dtype: For autocast while votes are counted.
-        more: Samples that take part in every walk and judge none: inputs that the tuned source labelled.
+        more: Samples that take part in walks and judge none: inputs that the tuned source labelled, or answered. One
+            with the prompt of a labelled sample is held out with it.
         progress: Told the samples counted.
         settings: The numbers of the selection.
     """
@@ -165,8 +170,23 @@ class SelectionContext:
         return [rows[place] for place in self._places_without(held)]
 
     def _places_without(self, held: Held) -> list[int]:
-        inside = set(self.places(held))
+        inside = {place for one in self.places(held) for place in (one, *self._beside.get(one, ()))}
         return [place for place in range(len(self.support) + len(self.more)) if place not in inside]
+
+    @cached_property
+    def _beside(self) -> Mapping[int, Sequence[int]]:
+        """The places, among all samples, of those with the prompt of a labelled one, by the place of that one."""
+        task = self.model.task
+        if not self.more or not isinstance(task, Generative):
+            return {}
+        hashes = [row_hash(row, used_columns(task, row)) for row in task.prompts([*self.support, *self.more])]
+        number = len(self.support)
+        first = {each: place for place, each in reversed(list(enumerate(hashes[:number])))}
+        found: dict[int, list[int]] = {}
+        for place, each in enumerate(hashes[number:], number):
+            if each in first:
+                found.setdefault(first[each], []).append(place)
+        return found
 
     def batches_without(self, held: Held) -> tuple[int, Callable[[Sequence[int]], EncodedRows]]:
         """Give the samples outside some folds to whoever trains on them in batches.
@@ -279,8 +299,12 @@ class SelectionContext:
 
     def _ballots(self, at: "StartingPoint", vote: str) -> VotesByFold:
         rows = [*self.support, *self.more]
-        # Samples that judge nothing are a fold of their own, which is never left out.
-        folds = [*self.folds, *([range(len(self.support), len(rows))] if self.more else [])]
+        folds = [
+            [place for one in fold for place in (one, *self._beside.get(one, ()))] for fold in self.folds
+        ]
+        # Samples that are never held out are a fold of their own.
+        rest = sorted(set(range(len(rows))).difference(*folds))
+        folds = [*folds, rest] if rest else folds
         try:
             at.go(self)
             return VotesByFold(

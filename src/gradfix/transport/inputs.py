@@ -16,6 +16,7 @@ from gradfix.evaluation.binding import (
     without_labels,
 )
 from gradfix.recipes import IN_PYTHON, CheckRecipe, CompareRecipe, TaskRecipe, TransportRecipe
+from gradfix.recipes.settings import SETTINGS
 from gradfix.tasks import Classification, Generative, ModelTask, get_task
 from gradfix.tasks.data import load_rows, origin
 from gradfix.tasks.loading import require_device
@@ -40,6 +41,7 @@ class Data:
         budget: Samples a class to be drawn from the pool; None where all of it is the support set.
         align_data: Inputs to align on.
         unlabelled: Inputs that the tuned source labels, or prompts that it answers.
+        drawn: Answers that the tuned source draws for each labelled prompt; None for none.
     """
 
     pool: Rows
@@ -47,6 +49,19 @@ class Data:
     budget: int | None = None
     align_data: Rows = ()
     unlabelled: Rows = ()
+    drawn: int | None = None
+
+    def written(self, task: ModelTask) -> int:
+        """Count the answers that the source is to write.
+
+        Args:
+            task: The task.
+
+        Returns:
+            Their number; 0 for a task that writes none.
+        """
+        prompts = min(len(self.pool), SETTINGS.align_inputs)
+        return len(self.unlabelled) + (self.drawn or 0) * prompts if isinstance(task, Generative) else 0
 
     @classmethod
     def read(cls, recipe: TransportRecipe, given: Mapping[str, Rows]) -> "Data":
@@ -84,6 +99,7 @@ class Data:
             budget=recipe.samples_per_class,
             align_data=rows("align_data"),
             unlabelled=rows("unlabelled"),
+            drawn=recipe.generate_inputs,
         )
 
     @classmethod
@@ -110,6 +126,7 @@ class Data:
             budget=max(recipe.samples_per_class),
             align_data=rows("align_data"),
             unlabelled=rows("unlabelled"),
+            drawn=recipe.generate_inputs,
         )
 
 
@@ -178,6 +195,12 @@ def ready_task(
         raise GradfixError(
             f"--unlabelled: {task.name} has no classes and writes no texts, so that the source can't answer; leave it "
             "out"
+        )
+    if data.drawn and (not isinstance(task, Generative) or task.class_names is not None):
+        raise GradfixError(
+            f"--generate-inputs: {task.name} writes no texts of its own"
+            f"{' where it ranks candidates' if isinstance(task, Generative) else ''}; leave it out, or give inputs at "
+            "hand with --unlabelled"
         )
     if len(data.align_data):
         task.check(without_labels(task, data.align_data))
@@ -334,7 +357,8 @@ def check_inputs(
             note_sample(task, data, found)
         check_weights(models, found)
         if task is not None:
-            note_cost(recipe, models, task, data.pool, sum(map(len, data.held.values())), found)
+            judged = sum(map(len, data.held.values()))
+            note_cost(recipe, models, task, data.pool, judged, found, answers=data.written(task))
         if models.adapter:
             note_apart(models.target, found)
     except GradfixError as error:

@@ -73,6 +73,8 @@ def note_cost(
     rows: Sequence[Any],
     judged: int,
     found: Findings,
+    *,
+    answers: int = 0,
 ) -> None:
     """Say whether the target is held in memory, what that needs by part, what is read and kept, and about how long.
 
@@ -82,6 +84,7 @@ def note_cost(
         task: Bound to the target.
         rows: The support set, or what it is drawn from.
         judged: How many samples choose and judge.
+        answers: How many the source is to write.
         found: Told; its seconds grow by the estimate.
 
     Raises:
@@ -134,6 +137,7 @@ def note_cost(
     judge = task.judging()
     if judge.generates:  # of four models, a token at a time
         operations += 2 * weights * judged * 4 * getattr(judge, "max_new_tokens", 0)
+    operations += 2 * weights * answers * length
     found.seconds = (found.seconds or 0.0) + operations / _speed(recipe.device, dtype, target.specs)
 
 

@@ -155,6 +155,7 @@ def transport(
     align: Align | str | Callable[..., Tensor] | None = None,
     align_data: str | Path | RowSource | None = None,
     unlabelled: str | Path | RowSource | None = None,
+    generate_inputs: int | None = None,
     training: bool = True,
     finetune_steps: int | None = None,
     output_format: Literal["model", "lora"] | None = None,
@@ -227,6 +228,7 @@ def transport(
             function of your own.
         align_data: Inputs to align on, likewise; else the labelled data's own.
         unlabelled: Inputs without labels, or prompts, that vote too, as the tuned source answers them, likewise.
+        generate_inputs: Answers to each labelled prompt that the tuned source draws; they vote, too.
         training: For auto: may train on the samples where that does better than the fine-tune.
         finetune_steps: Then train so many steps on the samples; with auto: at most so many.
         output_format: A whole model, or an adapter that peft loads on the target, of the rank or energy below.
@@ -501,7 +503,7 @@ def _run_source(
 ) -> SourceRun | None:
     """Run the source, where there is something to align or to label."""
     method = "none" if models.adapter else recipe.align or "none"
-    if method == "none" and not data.unlabelled:
+    if method == "none" and not data.unlabelled and not data.drawn:
         return None
     return run_source(
         models.base,
@@ -514,6 +516,7 @@ def _run_source(
         apart=models.apart is not None,
         align_data=data.align_data,
         unlabelled=data.unlabelled,
+        generate=data.drawn,
         control_seed=_control_seed(recipe, data),
         seed=recipe.seed,
         settings=settings,

@@ -174,7 +174,7 @@ class StreamedModel(TargetModel):
     def write(self, rows: Sequence[Any], *, most: int, seed: int | None = None) -> list[str | None]:
         raise GradfixError(
             "answers are generated token by token, and this model is fetched block by block: each token would read "
-            "the whole checkpoint; leave out --unlabelled, or give --memory a size that the "
+            "the whole checkpoint; leave out --unlabelled and --generate-inputs, or give --memory a size that the "
             "model fits in"
         )
 

@@ -228,7 +228,10 @@ def prepared(
             progress=progress,
         )
         source = run(
-            align="none" if models.adapter else recipe.align, unlabelled=data.unlabelled, control_seed=0
+            align="none" if models.adapter else recipe.align,
+            unlabelled=data.unlabelled,
+            generate=data.drawn,
+            control_seed=0,
         )
         permutable = _permutable(recipe, run, adapter=models.adapter)
         placement = with_granularity(models.placement, recipe)

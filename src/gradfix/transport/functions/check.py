@@ -70,6 +70,7 @@ def check(
     finetune_steps: int | None = None,
     training: bool = True,
     unlabelled: str | Path | RowSource | None = None,
+    generate_inputs: int | None = None,
     mask: Mask | str | MaskFunction = "agreement",
     confidence: float = 0.1,
     head: Literal["copy", "probe"] = "copy",
@@ -141,6 +142,7 @@ def check(
         finetune_steps: Then train so many steps on the samples; with auto: at most so many.
         training: For auto: may train on the samples where that does better than the fine-tune.
         unlabelled: Inputs without labels, or prompts, that vote too, as the tuned source answers them, likewise.
+        generate_inputs: Answers to each labelled prompt that the tuned source draws; they vote, too.
         mask: Mask strategy; or a function of your own, itself or as ``"module:function,parameter=value"``.
         confidence: For mask confident: a coordinate is dropped where so many votes against it would be by
             luck with at most this probability.

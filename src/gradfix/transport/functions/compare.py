@@ -55,6 +55,7 @@ def compare(
     granularity: Literal["coordinate", "row", "component"] = "coordinate",
     head: Literal["copy", "probe"] = "copy",
     unlabelled: str | Path | RowSource | None = None,
+    generate_inputs: int | None = None,
     methods: Sequence[str] = (),
     best_on_test: bool = False,
     finetune_steps: int | None = None,
@@ -110,6 +111,7 @@ def compare(
         granularity: In adapter space: a vote on each coordinate of B, each row, or each singular direction.
         head: Copy the tuned head, or refit it on the samples.
         unlabelled: Inputs without labels, or prompts, that vote too as the tuned source answers them; or rows.
+        generate_inputs: Answers to each labelled prompt that the tuned source draws; they vote, too.
         methods: Rows of the table, such as ``("naive", "gradfix", "auto")``; all but ``permutation`` by default.
         best_on_test: Also give each row's best α on the test data, marked as such: a bound, no result.
         finetune_steps: Steps of training at most, in every row that trains.
