@@ -7,9 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.bert.modeling_bert import BertOnlyMLMHead
 
 MAX_LENGTH = 32
@@ -17,6 +23,10 @@ BODY_RATE, HEAD_RATE, TUNING_RATE = 5e-5, 5e-4, 1.5e-4
 RELEASE_BATCH, TUNING_BATCH, EPOCHS = 4, 16, 3
 MASKED_SHARE = 0.15
 WARM_UP = 0.1
+MARKS = {
+    "cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "mask_token": "<mask>",
+}  # fmt: skip
+"""Of the tokenizer of byte pairs."""
 
 
 def new_release(base: Path, texts: Sequence[str], output: Path, *, steps: int, seed: int = 0) -> None:
@@ -34,11 +44,70 @@ def new_release(base: Path, texts: Sequence[str], output: Path, *, steps: int, s
         seed: Of head, order, masks and dropout.
     """
     torch.manual_seed(seed)
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    model = AutoModel.from_pretrained(base).train()
+    model, tokenizer = AutoModel.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+    _train_further(model, tokenizer, texts, steps)
+    _save(model, tokenizer, output)
+
+
+def other_tokenizer(
+    base: Path, texts: Sequence[str], output: Path, *, steps: int, tokens: int = 8000, seed: int = 0
+) -> None:
+    """Make a release of an encoder with another tokenizer: cased byte pairs in the place of word pieces.
+
+    A new token's embedding starts as the mean of those that spelt it before; then masked-language-model training goes
+    on as in :func:`new_release`.
+
+    Args:
+        base: The encoder.
+        texts: Sentences, for the tokenizer and for training.
+        output: Directory to write.
+        steps: As for :func:`new_release`.
+        tokens: Of the new tokenizer, at most.
+        seed: Of head, order, masks and dropout.
+    """
+    torch.manual_seed(seed)
+    model, before = AutoModel.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+    tokenizer = _byte_pairs(texts, tokens)
+    old = model.get_input_embeddings().weight.detach().clone()
+    roles = {getattr(tokenizer, role): getattr(before, role) for role in MARKS}
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    with torch.no_grad():
+        for token, number in tokenizer.get_vocab().items():
+            written = roles.get(token) or tokenizer.convert_tokens_to_string([token])
+            spelt = before(written, add_special_tokens=False)["input_ids"]
+            model.get_input_embeddings().weight[number] = old[spelt].mean(0) if spelt else old.mean(0)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    _train_further(model, tokenizer, texts, steps)
+    _save(model, tokenizer, output)
+
+
+def _byte_pairs(texts: Sequence[str], tokens: int) -> Any:
+    """Make a tokenizer as RoBERTa's: byte pairs between marks."""
+    plain = Tokenizer(models.BPE())
+    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    plain.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=tokens,
+        special_tokens=list(MARKS.values()),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    plain.train_from_iterator(texts, trainer)
+    first, last = MARKS["cls_token"], MARKS["sep_token"]
+    plain.post_processor = processors.TemplateProcessing(
+        single=f"{first} $A {last}",
+        pair=f"{first} $A {last} $B {last}",
+        special_tokens=[(mark, plain.token_to_id(mark)) for mark in (first, last)],
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=plain, model_max_length=512, **MARKS)
+
+
+def _train_further(model: nn.Module, tokenizer: Any, texts: Sequence[str], steps: int) -> None:
+    """Masked-language-model training of an encoder, with a head that is made, trained along and left."""
+    model.train()
     head = BertOnlyMLMHead(model.config).train()
     head.apply(model._init_weights)
-    head.predictions.decoder.weight = model.embeddings.word_embeddings.weight
+    head.predictions.decoder.weight = model.get_input_embeddings().weight
     sequences = _packed(tokenizer, texts)
     own = [parameter for name, parameter in head.named_parameters() if not name.endswith("decoder.weight")]
     groups = [
@@ -54,7 +123,6 @@ def new_release(base: Path, texts: Sequence[str], output: Path, *, steps: int, s
 
     batches = _endless(len(sequences), RELEASE_BATCH)
     _train(groups, (loss(next(batches)) for _ in range(steps)), steps, "masked-LM training")
-    _save(model, tokenizer, output)
 
 
 def fine_tune(base: Path, rows: Sequence[dict[str, str]], output: Path, *, seed: int = 0) -> None:

@@ -18,7 +18,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from importlib.resources import files
@@ -84,9 +84,6 @@ def prepare(work: Path, *, oracle: bool = True) -> None:
         work: Work directory.
         oracle: Also fine-tune the new release itself.
     """
-    work.mkdir(parents=True, exist_ok=True)
-    stage(work, STAGES[0], work / "test.jsonl", lambda: write_data(work))
-    stage(work, STAGES[1], work / "old", lambda: copy_encoder(work / "old"))
 
     def release() -> None:
         from encoder import new_release
@@ -94,18 +91,34 @@ def prepare(work: Path, *, oracle: bool = True) -> None:
         texts = prose(Path(sysconfig.get_path("stdlib")))
         new_release(work / "old", texts, work / "new", steps=RELEASE_STEPS)
 
-    def tune(base: str) -> Callable[[], None]:
-        def run() -> None:
-            from encoder import fine_tune
-
-            fine_tune(work / base, read_rows(work / "train.jsonl"), work / f"{base}-tuned")
-
-        return run
-
-    stage(work, STAGES[2], work / "old-tuned", tune("old"))
+    prepare_source(work)
     stage(work, STAGES[3], work / "new", release)
     if oracle:
-        stage(work, STAGES[4], work / "new-tuned", tune("new"))
+        stage(work, STAGES[4], work / "new-tuned", lambda: tune(work, "new"))
+
+
+def prepare_source(work: Path) -> None:
+    """Make the data, the old base and its fine-tune, each unless it is there.
+
+    Args:
+        work: Work directory.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    stage(work, STAGES[0], work / "test.jsonl", lambda: write_data(work))
+    stage(work, STAGES[1], work / "old", lambda: copy_encoder(work / "old"))
+    stage(work, STAGES[2], work / "old-tuned", lambda: tune(work, "old"))
+
+
+def tune(work: Path, base: str) -> None:
+    """Fine-tune a base on all of the training data.
+
+    Args:
+        work: Work directory.
+        base: Its name there; the fine-tune's ends in ``-tuned``.
+    """
+    from encoder import fine_tune
+
+    fine_tune(work / base, read_rows(work / "train.jsonl"), work / f"{base}-tuned")
 
 
 def stage(work: Path, name: str, output: Path, make: Callable[[], None]) -> None:
@@ -154,25 +167,28 @@ def copy_encoder(output: Path) -> None:
     beside.rename(output)
 
 
-def compare(work: Path, budget: int, seeds: int) -> None:
+def compare(work: Path, budget: int, seeds: int, *, target: str = "new", more: Sequence[str] = ()) -> None:
     """Run ``gradfix compare`` for one column of the table.
 
     Args:
         work: Work directory, with everything prepared.
         budget: Samples a class.
         seeds: Draws.
+        target: The new base's name in the work directory.
+        more: Further options.
     """
-    output = comparison(work, budget, seeds)
+    output = comparison(work, budget, seeds, target)
     arguments = [
-        *models(), "--target-tuned", "new-tuned", "--data", "pool.jsonl", "--test", "test.jsonl",
+        *models(target), *more, "--target-tuned", f"{target}-tuned", "--data", "pool.jsonl", "--test", "test.jsonl",
         "--samples-per-class", str(budget), "--seeds", str(seeds), "--output", output.name,
     ]  # fmt: skip
     stage(work, output.name, output, lambda: gradfix(work, "compare", *arguments))
 
 
-def comparison(work: Path, budget: int, seeds: int) -> Path:
+def comparison(work: Path, budget: int, seeds: int, target: str = "new") -> Path:
     """Name the output of one comparison."""
-    return work / f"comparison-{budget}-samples-{seeds}-draws"
+    to = "" if target == "new" else f"-to-{target}"
+    return work / f"comparison{to}-{budget}-samples-{seeds}-draws"
 
 
 def transport(work: Path) -> None:
@@ -205,9 +221,9 @@ def task() -> list[str]:
     return ["--task", "text-classification", "--max-length", "32"]
 
 
-def models() -> list[str]:
+def models(target: str = "new") -> list[str]:
     """The options of task and models."""
-    return [*task(), "--source-base", "old", "--source-tuned", "old-tuned", "--target-base", "new"]
+    return [*task(), "--source-base", "old", "--source-tuned", "old-tuned", "--target-base", target]
 
 
 def gradfix(work: Path, *arguments: str) -> None:
