@@ -80,10 +80,11 @@ def sight(pair: str, task: str, test: int, seed: int) -> Sight:
     stack = ExitStack()
     activations = stack.enter_context(Activations(each_token(len(inputs))))
     source_model = load_target(ours, base, place(tau, base), batch_size=BATCH)
-    observed = observe(source_model, inputs, None, activations, control_seed=seed)
+    every = range(len(inputs))
+    observed = observe(source_model, inputs, None, activations, recorded=every, control_seed=seed)
     alike = similarity(base, Checkpoint.open(load(target)), tau)
     method = "regression" if alike is not None and alike < SETTINGS.close else "none"
-    seen = SourceRun(inputs, observed, activations, method, alike, len(inputs))
+    seen = SourceRun(inputs, every, observed, activations, method, alike, len(inputs))
     aligned = align(seen, here.model, control_seed=seed)
     return Sight(aligned, seen.pseudo_labels(here.model.task), stack)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from gradfix.checkpoints.expressions import Given
 from gradfix.errors import AlignmentError
 from gradfix.evaluation.binding import bind
 from gradfix.evaluation.target_model import TargetModel
+from gradfix.recipes.settings import SETTINGS
 from gradfix.tasks import Classification, CustomTask, get_task
 from gradfix.vectors.placement import place
 from gradfix.vectors.task_vector import TaskVector
@@ -121,3 +123,29 @@ def test_a_task_of_ones_own_is_answered_by_its_last_layer(tmp_path: Path) -> Non
     after = apart()
     model.restore()
     assert after < 0.5 * before
+
+
+def test_all_inputs_are_answered_though_activations_are_recorded_of_a_few(tmp_path: Path) -> None:
+    work = job("text-classification", tmp_path)
+    base, checkpoint = (Checkpoint.open(work.models[f"{role}_base"]) for role in ("source", "target"))
+    tau = TaskVector.between(base, work.models["source_tuned"])
+    task, ours = get_task("text-classification"), get_task("text-classification")
+    bind(task, checkpoint, tau, work.rows)
+    bind(ours, base, tau, work.rows)
+    rows = [*work.rows, *work.held_out]
+    few = replace(SETTINGS, align_inputs=9)
+    with ExitStack() as stack:
+        source = run_source(
+            base, tau, task, work.rows, stack,
+            align="regression", alike=0.0, unlabelled=rows, control_seed=0, settings=few, loading={"batch_size": 4},
+        )  # fmt: skip
+        assert source is not None
+        found = align(source, TargetModel.load(task, checkpoint, place(tau, checkpoint)), control_seed=0)
+    tuned = TargetModel.load(ours, base, place(tau, base))
+    tuned.move(tuned.vector, 1.0)
+    assert source.observed.answers is not None
+    assert len(rows) > 9
+    torch.testing.assert_close(source.observed.answers, probabilities(tuned, rows), atol=1e-5, rtol=1e-4)
+    assert found is not None
+    assert found.answers is not None
+    assert (found.inputs, found.answers.inputs) == (9, len(rows))

@@ -16,7 +16,9 @@ def test_a_word_starts_as_it_was(tmp_path: Path) -> None:
     base = save_tiny_bert_base(tmp_path / "old")
     sentences = [row["text"] for row in texts(40)]
     encoder.other_tokenizer(base, sentences, tmp_path / "new", steps=2, tokens=300)
-    old, new = (AutoModel.from_pretrained(path).get_input_embeddings().weight for path in (base, tmp_path / "new"))
+    old, new = (
+        AutoModel.from_pretrained(path).get_input_embeddings().weight for path in (base, tmp_path / "new")
+    )
     before, after = (AutoTokenizer.from_pretrained(path) for path in (base, tmp_path / "new"))
     assert len(new) == len(after) == 300
     word = max(after.get_vocab(), key=len)

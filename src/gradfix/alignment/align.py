@@ -58,7 +58,8 @@ def align(source: SourceRun, model: TargetModel, *, control_seed: int | None) ->
     Raises:
         AlignmentError: if the target can't be aligned as the source was run for.
     """
-    seen = model, source.inputs, source.observed, source.activations
+    recorded = [source.inputs[place] for place in source.recorded]
+    seen = model, recorded, source.observed, source.activations
     if source.method == "none":
         return None
     needed = source.asked or model.apart  # apart, nothing else has a place

@@ -56,15 +56,6 @@ class Answered(NamedTuple):
     ridge: float
 
 
-class _Layer(NamedTuple):
-    """The last map, and what passed it: ``[samples, in]``, ``[samples, classes, out]``, ``[samples, classes]``."""
-
-    name: str
-    inputs: Tensor
-    jacobian: Tensor
-    scores: Tensor
-
-
 def fit_answers(model: TargetModel, inputs: Sequence[Any], answers: Tensor) -> Answered:
     """Fit the last affine map of a target to the tuned source's answers, where the target stands.
 
@@ -81,9 +72,7 @@ def fit_answers(model: TargetModel, inputs: Sequence[Any], answers: Tensor) -> A
         AlignmentError: if no affine map that τ covers gives one row a sample, or the target answers in another form.
     """
     if isinstance(model.task, Classification):
-        layer = _last_layer(model, inputs)
-        change = _step(layer, _centred(answers.clamp(min=SURE).log()) - layer.scores)
-        name, read = layer.name, layer.inputs
+        name, read, change = _steps(model, inputs, _centred(answers.clamp(min=SURE).log()))
     else:
         name, read, given = _last_output(model, inputs)
         if given.shape != answers.shape:
@@ -166,23 +155,28 @@ def _passing(model: TargetModel, name: str, batch: Any) -> tuple[Tensor, Tensor,
     return *seen[0], samples
 
 
-def _step(layer: _Layer, wanted: Tensor) -> Tensor:
+def _steps(model: TargetModel, inputs: Sequence[Any], wanted: Tensor) -> tuple[str, Tensor, Tensor]:
+    """The last map's name, what it reads, and how what it gives should change for scores as wanted, by sample."""
+    encoded = model.encode(inputs)
+    name = _last_affine(model, lambda: _scores(model, encoded.batches[0]))
+    read, change = [], []
+    for places, batch in zip(encoded.positions, encoded.batches, strict=True):
+        # A batch at a time: the Jacobians of a thousand classes are a thousand times what the map gives.
+        seen, jacobian, scores = _look(model, name, batch)
+        read.append(seen)
+        change.append(_step(jacobian, wanted[list(places)] - scores))
+    order = torch.tensor([index for places in encoded.positions for index in places]).argsort()
+    return name, torch.cat(read)[order], torch.cat(change)[order]
+
+
+def _step(jacobian: Tensor, wanted: Tensor) -> Tensor:
     """The smallest change of what the last map gives that changes the scores as wanted, ``[samples, out]``."""
-    jacobian = layer.jacobian - layer.jacobian.mean(dim=1, keepdim=True)
+    jacobian = jacobian - jacobian.mean(dim=1, keepdim=True)
     product = jacobian @ jacobian.transpose(1, 2)
     damping = DAMPING * product.diagonal(dim1=1, dim2=2).mean(dim=1)
     product.diagonal(dim1=1, dim2=2).add_(damping.clamp(min=1e-30)[:, None])
     change: Tensor = (jacobian.transpose(1, 2) @ torch.linalg.solve(product, wanted)[..., None])[..., 0]
     return change
-
-
-def _last_layer(model: TargetModel, inputs: Sequence[Any]) -> _Layer:
-    """Run the target, and see what the last linear map reads, and how the scores depend on what it gives."""
-    encoded = model.encode(inputs)
-    name = _last_affine(model, lambda: _scores(model, encoded.batches[0]))
-    parts = [_look(model, name, batch) for batch in encoded.batches]
-    order = torch.tensor([index for places in encoded.positions for index in places]).argsort()
-    return _Layer(name, *(torch.cat([part[at] for part in parts])[order] for at in range(3)))
 
 
 def _last_affine(model: TargetModel, run: Callable[[], Any]) -> str:

@@ -22,7 +22,7 @@ from gradfix.alignment.written import write_rows
 from gradfix.checkpoints import Checkpoint
 from gradfix.errors import AlignmentError, GradfixError
 from gradfix.evaluation.binding import Rows, bind, without_labels
-from gradfix.evaluation.evaluate import Evaluation, encode_rows
+from gradfix.evaluation.evaluate import EncodedRows, Evaluation, encode_rows
 from gradfix.evaluation.streaming.choice import load_target
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.plugins import Plugin, find
@@ -31,6 +31,7 @@ from gradfix.recipes.fields import Align
 from gradfix.recipes.settings import SETTINGS, SelectionSettings
 from gradfix.tasks import Classification, Generative, ModelTask
 from gradfix.tasks.data import Row, origin
+from gradfix.tasks.forward import evaluating
 from gradfix.tasks.sampling import spread
 from gradfix.vectors.control import shuffled
 from gradfix.vectors.placement import place
@@ -66,6 +67,7 @@ def observe(
     support: Sequence[Any] | None,
     activations: Activations,
     *,
+    recorded: Sequence[int],
     method: str = "regression",
     apart: bool = False,
     control_seed: int | None = None,
@@ -76,6 +78,7 @@ def observe(
     Args:
         model: The source at θ_A; it stands at θ_A^ft afterwards.
         inputs: Samples; their labels are not used.
+        recorded: Positions of the inputs whose activations are recorded; all are answered.
         support: Labelled samples to measure the tuned source on.
         activations: Where to record.
         method: How the target will be aligned: it tells where to look. ``none`` and ``answers`` look at no activations.
@@ -91,7 +94,9 @@ def observe(
     """
     task = model.task
     model.keep_reference(*([] if support is None else [support]))
-    encoded = model.encode(inputs)
+    known = set(recorded)
+    others = [place for place in range(len(inputs)) if place not in known]
+    encoded = model.encode([inputs[place] for place in recorded])
     last = None if isinstance(task, Classification) else last_map(model, encoded.batches[0])
     run = runner(task, model) if last is None else output_of_last(model, last)
     writers: Sequence[Writer] = ()
@@ -104,13 +109,21 @@ def observe(
     controlled = control_seed is not None and method in ("regression", "answers")
     passes = 2 + controlled
 
+    # What has classes, or a last map of one row a sample, answers the other inputs, too.
+    answers = isinstance(task, Classification) or last is not None
+    rest = model.encode([inputs[place] for place in others]) if answers and others else EncodedRows([], [])
+    run_first = [recorded[index] for places in encoded.positions for index in places]
+    order = torch.tensor(
+        [*run_first, *(others[index] for places in rest.positions for index in places)]
+    ).argsort()
+
     def record(key: str, number: int) -> list[Any]:
         choose = activations.choose.source
         outputs = activations.record(key, model.model, run, encoded.batches, points, choose)
+        with evaluating(model.model):
+            outputs += [run(batch) for batch in rest.batches]
         progress("observing the source", number, passes, "passes")
         return outputs
-
-    order = torch.tensor([index for places in encoded.positions for index in places]).argsort()
 
     def answered(outputs: list[Any]) -> Tensor | None:
         if not isinstance(task, Classification):
@@ -149,6 +162,7 @@ class SourceRun:
 
     Attributes:
         inputs: The samples it was run on.
+        recorded: Positions of those whose activations were recorded.
         observed: What was found.
         activations: Where its activations are.
         method: How the target is aligned; ``none`` where it is not.
@@ -162,6 +176,7 @@ class SourceRun:
     """
 
     inputs: Rows
+    recorded: Sequence[int]
     observed: Observed
     activations: Activations
     method: str
@@ -304,10 +319,15 @@ def run_source(
     inputs = without_labels(task, [*unlabelled, *align_data] or labelled)
     given = bool(len(unlabelled) or len(align_data))
     classes = None if given or not isinstance(task, Classification) else len(set(task.classes(labelled)))
-    rows = each_token(len(inputs))
+    # All that is recorded passes through the target in one batch, so it is no more than so many.
+    recorded = spread([0] * len(inputs), settings.align_inputs, seed)
+    rows = each_token(len(recorded))
     if align not in ("none", "answers"):
         batches = [
-            encode_rows(one, inputs, batch_size=loading.get("batch_size", 32)).batches for one in (ours, task)
+            encode_rows(
+                one, [inputs[place] for place in recorded], batch_size=loading.get("batch_size", 32)
+            ).batches
+            for one in (ours, task)
         ]
         try:
             rows = rows_for(ours, task, (batches[0], batches[1]))
@@ -324,6 +344,7 @@ def run_source(
             inputs,
             labelled,
             activations,
+            recorded=recorded,
             method=method,
             apart=apart,
             control_seed=control_seed,
@@ -345,5 +366,16 @@ def run_source(
                 return None
             align, observed = "none", look("none")
     return SourceRun(
-        inputs, observed, activations, align, alike, asked, classes, settings.sure, by_name, carry, written
+        inputs,
+        recorded,
+        observed,
+        activations,
+        align,
+        alike,
+        asked,
+        classes,
+        settings.sure,
+        by_name,
+        carry,
+        written,
     )

@@ -32,7 +32,7 @@ class SelectionSettings:
         close: Cosine of two bases' weights, as far as training touched them, from which no alignment is tried.
         apart: Cosine below which τ's own coordinates are taken to mean nothing in the target, until samples show the
             contrary beyond luck. In between the samples alone decide.
-        align_inputs: Inputs that are aligned on: all of them pass through the target in one batch.
+        align_inputs: Inputs whose activations are compared: all of them pass through the target in one batch.
         sure: Confidence, from 0 at chance to 1 at certainty, from which the source's label of an input counts as a
             vote.
     """
