@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from typer.testing import Result
 
 from gradfix.checkpoints import Checkpoint
+from gradfix.checkpoints.expressions import Given
 from gradfix.errors import GradfixError
 from gradfix.evaluation.streaming import store
 from gradfix.evaluation.streaming.plan import plan_memory
@@ -287,6 +289,27 @@ def test_several_candidates_pass_a_block_while_it_is_there(tmp_path: Path) -> No
         assert streamed.evaluate(encoded).losses == found.losses
 
 
+def test_what_no_candidate_changes_is_fetched_once(tmp_path: Path) -> None:
+    _, streamed, rows = both("llama", tmp_path, 2)
+    [moving, *_] = (name for name in streamed.vector.specs if "layers.0" in name and "q_proj" in name)
+    few = streamed.vector.derive(Given({moving: streamed.vector.read(moving)}), operation="test")
+    fetched: Counter[str] = Counter()
+    fetch = streamed._execution.fetch
+
+    def counted(name: str, point: Any) -> Any:
+        fetched[name] += 1
+        return fetch(name, point)
+
+    streamed._execution.fetch = counted
+    alphas = (0.5, 1.0)
+    together = list(streamed.evaluate_each([(few, alpha, streamed.encode(rows)) for alpha in alphas]))
+    blocks = {name: count for name, count in fetched.items() if "layers" in name}
+    assert blocks == {name: 2 if name == moving else 1 for name in blocks}
+    for alpha, found in zip(alphas, together, strict=True):
+        streamed.move(few, alpha)
+        assert streamed.evaluate(rows).losses == found.losses
+
+
 def test_an_expert_that_no_sample_reached_is_listed_without_votes(tmp_path: Path) -> None:
     rows = chats(1)
     directory = many_experts(tmp_path / "experts")
@@ -346,6 +369,7 @@ def test_a_whole_transport_needs_no_more_anonymous_memory_than_a_few_blocks(tmp_
 
 MEASURED = """
 import json, sys, threading, time
+from collections import Counter
 from pathlib import Path
 import gradfix as gf, torch
 from transformers import LlamaForCausalLM

@@ -44,6 +44,7 @@ class Execution:
         device: Where to compute.
         dtype: Number format of the computation.
         point: Where the model stands when it is called as it is, outside of :meth:`forward` and :meth:`gradients`.
+        same: Whether a parameter has the same value at two points.
         check: Called before weights are fetched.
         wanted: Parameters that require a gradient while gradients are computed.
         room: How much of what blocks are given may be kept where.
@@ -58,6 +59,7 @@ class Execution:
     device: torch.device
     dtype: torch.dtype
     point: Any = None
+    same: Callable[[str, Any, Any], bool] = lambda name, one, other: one is other
     wanted: frozenset[str] = frozenset()
     check: Callable[[], None] = lambda: None
     room: Room = field(default_factory=Room)
@@ -263,9 +265,17 @@ class Execution:
         if unit in self._present and self._present[unit] is point:
             return
         self.check()
+        staying = {}
+        if unit in self._present:
+            staying = {
+                slot.name: self._values[slot.name]
+                for slot in unit.slots
+                if self.same(slot.name, self._present[unit], point)
+            }
         for other, there in list(self._present.items()):
             if unit.block or other.block or there is not point:
                 self._unload(other)
+        self._values.update(staying)
         # Weights that were made while inference was on could not enter a graph later.
         with torch.inference_mode(False), torch.no_grad():
             for slot in unit.slots:

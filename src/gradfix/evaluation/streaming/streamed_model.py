@@ -101,6 +101,7 @@ class StreamedModel(TargetModel):
         execution = Execution(
             model, self._value, self._touch, self._device, self._compute, point=self._at_base
         )
+        execution.same = self._same
         execution.check = self._refuse_changed
         execution.room = self._room
         return execution
@@ -265,6 +266,14 @@ class StreamedModel(TargetModel):
         self._write_head(name, value)
         self._write(name, value, standing.changes, standing.alpha)
         return value
+
+    def _same(self, name: str, one: Standing, other: Standing) -> bool:
+        """Tell whether a parameter has the same value at two points."""
+        return one is other or not (self._moves(name, one) or self._moves(name, other))
+
+    def _moves(self, name: str, standing: Standing) -> bool:
+        changes = standing.changes
+        return changes is not None and name in self._covered and self._stored_as[name].memory in changes.specs
 
     def _touch(self, name: str) -> None:
         """Read a parameter's stored value, so that the system has it."""
