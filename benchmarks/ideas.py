@@ -10,156 +10,54 @@ images. 200 unlabelled images, behind the test images, stand for inputs at hand.
 
 import argparse
 import warnings
-from collections.abc import Callable, Mapping
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
-from torch.nn.functional import normalize, one_hot
+from torch import Tensor
+from torch.nn.functional import one_hot
 
-from gradfix.demo.bench import task_of
-from gradfix.demo.datasets import load_task
-from gradfix.demo.models import pixel_values
-from gradfix.demo.pair import load, load_model
 from gradfix.evaluation.evaluate import mean_interval
+from ideas_pair import ATTENTION, PROJECTION, Pair, Weights
 
-Weights = Mapping[str, Tensor]
-TESTED, INPUTS, EACH = 500, 200, 5
+INPUTS, EACH = 200, 5
+FEW = 20
+"""Inputs whose features leave directions free."""
+
 STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-BLOCK = "vision_model.encoder.layers."
-ATTENTION, PERCEPTRON = ".self_attn.out_proj", ".mlp.fc2"
-PROJECTION = "visual_projection"
+NEAREST, ARBITRARY, DROPPED = "nearest to the identity", "as the decomposition has them", "dropped"
 START, END = "<!-- table -->", "<!-- end of table -->"
 
 
-class Features(nn.Module):
-    """A CLIP's image features as an ordinary forward pass."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        """[samples, features], not normalised."""
-        found = self.model.get_image_features(pixel_values=images)
-        return found if isinstance(found, Tensor) else found.pooler_output
-
-
-class Side:
-    """One base with its class weights."""
-
-    def __init__(self, name: str, task: str) -> None:
-        model = load_model(name)
-        prepared: Any = task_of(task)
-        prepared.bind(load(name))
-        prepared.prepare(model)
-        self.network = Features(model).eval()
-        self.classes, self.scale = prepared._weights, prepared._scale
-        self.weights = {
-            key.removeprefix("model."): value.detach() for key, value in self.network.named_parameters()
-        }
-
-    def logits(self, weights: Weights, images: Tensor) -> Tensor:
-        """[samples, classes] at given weights; those left out are the base's."""
-        full = {f"model.{key}": value for key, value in {**self.weights, **weights}.items()}
-        return self.scale * normalize(functional_call(self.network, full, (images,)), dim=1) @ self.classes.T
-
-    def streams(self, weights: Weights, images: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """By writer, in order: what the linear map reads, and what stands in the stream after it."""
-        seen: dict[str, tuple[Tensor, Tensor]] = {}
-        inputs: dict[str, Tensor] = {}
-
-        def reads(at: str) -> Callable[..., None]:
-            return lambda module, given: inputs.__setitem__(at, given[0].detach())
-
-        def stands(at: str, stream: Any) -> None:
-            stream = stream[0] if isinstance(stream, tuple) else stream
-            seen[at] = inputs[at].flatten(0, -2), stream.detach().flatten(0, -2)
-
-        handles = []
-        for name, module in self.network.model.named_modules():
-            if name == PROJECTION:
-                handles.append(module.register_forward_pre_hook(reads(name)))
-                handles.append(module.register_forward_hook(lambda m, a, o, at=name: stands(at, o)))
-            if not name.startswith(BLOCK):
-                continue
-            if name.endswith((ATTENTION, PERCEPTRON)):
-                handles.append(module.register_forward_pre_hook(reads(name)))
-            elif name.endswith(".layer_norm2"):
-                at = name.removesuffix(".layer_norm2") + ATTENTION
-                handles.append(module.register_forward_pre_hook(lambda m, a, at=at: stands(at, a)))
-            elif name.count(".") == 3:
-                at = name + PERCEPTRON
-                handles.append(module.register_forward_hook(lambda m, a, o, at=at: stands(at, o)))
-        try:
-            with torch.no_grad():
-                self.logits(weights, images)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return seen
+def rotation(source: Tensor, target: Tensor, free: str = NEAREST) -> Tensor:
+    """Orthogonal Procrustes on centred rows; ``free``: what becomes of directions that the rows don't determine."""
+    covariance = ((source - source.mean(0)).T @ (target - target.mean(0))).double()
+    left, size, right = torch.linalg.svd(covariance)
+    known = size > 1e-6 * size[0]
+    found = left[:, known] @ right[known]
+    left, right = left[:, ~known], right[~known]
+    if free == ARBITRARY:
+        found += left @ right
+    if free == NEAREST:
+        inner, _, outer = torch.linalg.svd(left.T @ right.T)
+        found += left @ inner @ outer @ right
+    return found.float()
 
 
-class Pair:
-    """A task on the independent pair."""
-
-    def __init__(self, task: str) -> None:
-        self.source, self.target = Side("A", task), Side("B", task)
-        tuned = dict(load_model(f"A-{task}").named_parameters())
-        self.tau = {
-            key: tuned[key].detach() - value
-            for key, value in self.source.weights.items()
-            if key.startswith(("vision_model.", PROJECTION))
-        }
-        data = load_task(task)
-        self.train = pixel_values(data.train.images), torch.tensor(data.train.labels)
-        self.test = pixel_values(data.test.images[:TESTED]), torch.tensor(data.test.labels[:TESTED])
-        self.spare = pixel_values(np.concatenate([data.validation.images, data.test.images[TESTED:]]))
-        self.base = {key: self.target.weights[key] for key in self.tau}
-        self.tuned = {key: self.source.weights[key] + value for key, value in self.tau.items()}
-
-    def plus(self, change: Weights, alpha: float, start: Weights | None = None) -> dict[str, Tensor]:
-        """StartingPoint + α · change."""
-        return {key: value + alpha * change[key] for key, value in (start or self.base).items()}
-
-    @torch.no_grad()
-    def accuracy(self, weights: Weights) -> float:
-        """On the test images."""
-        images, labels = self.test
-        return float((self.target.logits(weights, images).argmax(1) == labels).float().mean())
-
-    def votes(self, weights: Weights, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Σ sign(−gradient) over samples; targets are distributions."""
-
-        def loss(at: Weights, image: Tensor, target: Tensor) -> Tensor:
-            return -(self.target.logits(at, image[None]).log_softmax(1)[0] * target).sum()
-
-        total = {key: torch.zeros_like(value) for key, value in weights.items()}
-        for start in range(0, len(images), 25):
-            part = slice(start, start + 25)
-            found = vmap(grad(loss), in_dims=(None, 0, 0))(dict(weights), images[part], targets[part])
-            for key, value in found.items():
-                total[key] -= value.sign().sum(0)
-        return total
-
-    def trained(self, weights: Weights, images: Tensor, targets: Tensor, rate: float, steps: int) -> Weights:
-        """Some full-batch steps of AdamW."""
-        at = {key: value.clone().requires_grad_() for key, value in weights.items()}
-        optimizer = torch.optim.AdamW(at.values(), lr=rate, weight_decay=0.0)
-        for _ in range(steps):
-            optimizer.zero_grad()
-            (-(self.target.logits(at, images).log_softmax(1) * targets).sum(1).mean()).backward()
-            optimizer.step()
-        return {key: value.detach() for key, value in at.items()}
-
-
-def rotation(source: Tensor, target: Tensor) -> Tensor:
-    """Orthogonal Procrustes on centred rows."""
-    left, _, right = torch.linalg.svd(((source - source.mean(0)).T @ (target - target.mean(0))).double())
-    return (left @ right).float()
+def carried(
+    pair: Pair, tau: Weights, images: Tensor, targets: Tensor, outward: str, free: str = NEAREST
+) -> dict[str, Tensor]:
+    """δ = R_outᵀ τ R_in for each matrix (BiCo): R_in of what it reads, R_out of what it gives or of gradients there."""
+    source, target = pair.source.maps(images, targets), pair.target.maps(images, targets)
+    change = {key: torch.zeros_like(value) for key, value in pair.base.items()}
+    for name, (read, *given) in source.items():
+        side = ("outputs", "gradients").index(outward)
+        turn = rotation(given[side], target[name][1 + side], free).T
+        change[f"{name}.weight"] = turn @ tau[f"{name}.weight"] @ rotation(read, target[name][0], free)
+        if f"{name}.bias" in change:
+            change[f"{name}.bias"] = turn @ tau[f"{name}.bias"]
+    return change
 
 
 def ridge(inputs: Tensor, wanted: Tensor, strength: float = 0.1) -> tuple[Tensor, Tensor]:
@@ -184,14 +82,28 @@ def left_out(inputs: Tensor, wanted: Tensor) -> float:
     return min(STRENGTHS, key=error)
 
 
-def regression(pair: Pair, images: Tensor, which: str) -> dict[str, Tensor]:
-    """Fit B's linear maps that write into the stream to the rotated change of A's stream."""
+def regression(
+    pair: Pair,
+    images: Tensor,
+    which: str,
+    free: str = NEAREST,
+    targets: Tensor | None = None,
+    start: Weights | None = None,
+) -> dict[str, Tensor]:
+    """Fit B's linear maps that write into the stream to the change of A's, turned as activations or gradients are.
+
+    ``targets``, for gradients; ``start``: a change of B that is made already.
+    """
     before, after = pair.source.streams({}, images), pair.source.streams(pair.tuned, images)
     first = pair.target.streams({}, images)
-    turned = {
-        key: (after[key][1] - before[key][1]) @ rotation(before[key][1], first[key][1]) for key in first
+    sides = {key: (before[key][1], first[key][1]) for key in first}
+    if targets is not None:
+        pulls = [side.maps(images, targets) for side in (pair.source, pair.target)]
+        sides = {key: (pulls[0][key][2], pulls[1][key][2]) for key in first}
+    turned = {key: (after[key][1] - before[key][1]) @ rotation(*sides[key], free) for key in first}
+    change = {
+        key: torch.zeros_like(value) if start is None else start[key] for key, value in pair.base.items()
     }
-    change = {key: torch.zeros_like(value) for key, value in pair.base.items()}
     writers = [key for key in first if which == "attention's map too" or not key.endswith(ATTENTION)]
     done: Tensor | float = 0.0
     for key in writers:
@@ -206,9 +118,9 @@ def regression(pair: Pair, images: Tensor, which: str) -> dict[str, Tensor]:
         read = now[key][0]
         strength = left_out(read, wanted) if which == "λ by leaving one out" else 0.1
         weight, bias = ridge(read, wanted, strength)
-        change[f"{key}.weight"] += weight
+        change[f"{key}.weight"] = change[f"{key}.weight"] + weight
         if f"{key}.bias" in change:
-            change[f"{key}.bias"] += bias
+            change[f"{key}.bias"] = change[f"{key}.bias"] + bias
     return change
 
 
@@ -232,6 +144,31 @@ def weighted(pair: Pair, change: Weights, start: float, images: Tensor, targets:
 def agreeing(tau: Weights, votes: Weights) -> dict[str, Tensor]:
     """The paper's mask."""
     return {key: value * (value.sign() == votes[key].sign()) for key, value in tau.items()}
+
+
+def turned_vectors(
+    pair: Pair, inputs: Tensor, said: Tensor, votes: Weights, generator: np.random.Generator
+) -> dict[str, float]:
+    """τ in B's coordinates, map by map, added and masked."""
+
+    def measure(tau: Weights, outward: str, free: str = NEAREST) -> tuple[float, float]:
+        vector = carried(pair, tau, inputs, said, outward, free)
+        return pair.accuracy(pair.plus(vector, 1.0)), pair.accuracy(pair.plus(agreeing(vector, votes), 0.6))
+
+    shuffled = {
+        key: value.flatten()[generator.permutation(value.numel())].view_as(value)
+        for key, value in pair.tau.items()
+    }
+    found = {}
+    for label, tau in (("τ", pair.tau), ("τ shuffled,", shuffled)):
+        for outward in ("outputs", "gradients"):
+            name = f"{label} turned by activations and {outward}"
+            found[name], found[f"{name}, GradFix, α = 0.6"] = measure(tau, outward)
+    for free in (ARBITRARY, DROPPED):
+        found[f"τ turned by activations and outputs, free directions {free}"], _ = measure(
+            pair.tau, "outputs", free
+        )
+    return found
 
 
 def draw(pair: Pair, seed: int) -> dict[str, float]:
@@ -264,12 +201,29 @@ def draw(pair: Pair, seed: int) -> dict[str, float]:
     wide = torch.cat([images.roll(shift, dims=axis) for shift in (-1, 0, 1) for axis in (2, 3)])
     views = pair.votes(pair.base, wide, targets.repeat(6, 1))
     found["GradFix, shifted views vote too"] = pair.accuracy(pair.plus(agreeing(tau, views), 0.6))
+    found |= turned_vectors(pair, inputs, said, votes, generator)
     for which in ("projection only", "side by side", "one after the other"):
         change = regression(pair, inputs, which)
         found[f"regression, {which}"] = pair.accuracy(pair.plus(change, 1.0))
     for which in ("λ by leaving one out", "attention's map too"):
         other = regression(pair, inputs, which)
         found[f"regression, one after the other, {which}"] = pair.accuracy(pair.plus(other, 1.0))
+    by_gradients = regression(pair, inputs, "one after the other", targets=said)
+    found["regression, one after the other, turned by gradients"] = pair.accuracy(
+        pair.plus(by_gradients, 1.0)
+    )
+    carried_first = regression(
+        pair, inputs, "one after the other", start=carried(pair, tau, inputs, said, "gradients")
+    )
+    found["regression, one after the other, from τ turned by activations and gradients"] = pair.accuracy(
+        pair.plus(carried_first, 1.0)
+    )
+    for many, free in product((INPUTS, FEW), (NEAREST, ARBITRARY, DROPPED)):
+        if (many, free) != (INPUTS, NEAREST):  # one after the other, above
+            other = regression(pair, inputs[:many], "one after the other", free)
+            found[f"regression on {many} inputs, free directions {free}"] = pair.accuracy(
+                pair.plus(other, 1.0)
+            )
     for label, vector, begin, by in (
         ("τ, a coefficient a tensor", tau, 0.0, "tensor"),
         ("regression, a coefficient a block", change, 1.0, "block"),
