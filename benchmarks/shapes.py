@@ -1,9 +1,9 @@
 """Carry fine-tunes of the demo's model A over to bases trained apart, of its size and of others, without a label.
 
 ``python benchmarks/shapes.py WORKDIR [--targets equal wider deeper smaller] [--tasks digits …] [--draws 5]
-[--samples-per-class 5 …]``
+[--samples-per-class 5 …] [--more-inputs 1024 …]``
 
-A draw is a choice of 256 unlabelled inputs from the task's training images. Nothing is chosen: α is 1, and
+A draw is a choice of 256 unlabelled inputs, or more, from the task's training images. Nothing is chosen: α is 1, and
 distillation is 100 steps of AdamW at 1e-4 on the same inputs with the tuned source's labels. With labelled samples,
 ``auto`` chooses among its methods by cross-fitting on them, few-shot fine-tuning among its rates and steps. The
 targets are stored with the demo's models; a full fine-tune that is not (of other sizes, on clothing and letters) is
@@ -61,6 +61,16 @@ ROWS = {
     "full": "full fine-tuning on all labels",
 }
 
+MORE = {
+    "answers": "last layer fitted to the answers on {:,} inputs",
+    "answers control": "its control: τ shuffled",
+    "distilled": "distillation on these",
+}
+"""Rows of a larger number of inputs, which their keys end in."""
+
+ALONE = ("digits", "mnist")
+"""The tasks whose mean stands by itself beside that of all."""
+
 LABELLED = {"auto": "`auto` with {} labelled a class", "few-shot": "few-shot fine-tuning on these"}
 """Rows of a number of labelled samples a class, which their keys end in."""
 
@@ -77,6 +87,7 @@ def main() -> None:
     parser.add_argument(
         "--samples-per-class", type=int, nargs="*", default=[], help="with labelled samples, too"
     )
+    parser.add_argument("--more-inputs", type=int, nargs="*", default=[], help="on so many, too")
     parser.add_argument("--write", type=Path, help="a page, whose table is replaced")
     asked = parser.parse_args()
     asked.workdir.mkdir(parents=True, exist_ok=True)
@@ -89,9 +100,16 @@ def main() -> None:
             one = found.setdefault((target, task, draw), dict(zip(CELL, (target, task, draw), strict=True)))
             before = one.get("scores", {})
             budgets = [budget for key, budget in wanted.items() if key not in before]
-            if before and not budgets:
+            scores = {}
+            if budgets or not before:
+                scores = measure(asked.workdir, target, task, draw, budgets, bare=bool(before))
+            for count in asked.more_inputs:
+                if f"answers {count}" not in before:
+                    more = measure(asked.workdir, target, task, draw, [], bare=False, count=count)
+                    scores |= {f"{key} {count}": more[key] for key in MORE}
+            if not scores:
                 continue
-            one["scores"] = before | measure(asked.workdir, target, task, draw, budgets, bare=bool(before))
+            one["scores"] = before | scores
             results.write_text("".join(json.dumps(each) + "\n" for each in found.values()))
             print(one, flush=True)
     text = table(
@@ -105,7 +123,14 @@ def main() -> None:
 
 
 def measure(
-    workdir: Path, name: str, task_name: str, draw: int, budgets: Sequence[int], *, bare: bool
+    workdir: Path,
+    name: str,
+    task_name: str,
+    draw: int,
+    budgets: Sequence[int],
+    *,
+    bare: bool,
+    count: int = INPUTS,
 ) -> dict[str, float]:
     """Test accuracy of everything in :data:`ROWS` unless ``bare``, and in :data:`LABELLED` for each budget."""
     lab, task = load_task(task_name), task_of(task_name)
@@ -113,7 +138,7 @@ def measure(
     tau = TaskVector.between(base, tuned)
     target, full = load(TARGETS[name]), full_finetune(workdir, TARGETS[name], task_name)
     pool = lab.rows("train")
-    order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(draw))[:INPUTS]
+    order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(draw))[:count]
     inputs = [pool[place] for place in order.tolist()]
     checkpoint = Checkpoint.open(target)
     bind(task, checkpoint, tau, pool)
@@ -212,13 +237,19 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
         here = [one for one in found if one["target"] == target]
         tasks = list(dict.fromkeys(one["task"] for one in here))
         lines += [
-            f"| {target}: accuracy, % | {' | '.join(tasks)} | share of the gap closed |",
-            "|---" * (len(tasks) + 2) + "|",
+            f"| {target}: accuracy, % | {' | '.join(tasks)} | share of the gap closed | on {' and '.join(ALONE)} |",
+            "|---" * (len(tasks) + 3) + "|",
         ]
         budgets = sorted(
             {int(key.split()[1]) for one in here for key in one["scores"] if key.startswith("auto ")}
         )
+        counts = sorted(
+            {int(key.split()[1]) for one in here for key in one["scores"] if key.startswith("distilled ")}
+        )
         labels = ROWS | {
+            f"{key} {count}": label.format(count) for count in counts for key, label in MORE.items()
+        }
+        labels |= {
             f"{key} {budget}": label.format(budget) for budget in budgets for key, label in LABELLED.items()
         }
         for key, label in labels.items():
@@ -228,7 +259,8 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
             few = "" if len(have) == len(here) else f" (draws: {len(have) // len(tasks)})"
             cells = [100 * fmean(one["scores"][key] for one in have if one["task"] == task) for task in tasks]
             texts = " | ".join(f"{cell:.1f}" for cell in cells)
-            lines.append(f"| {label}{few} | {texts} | {closed(have, key)} |")
+            alone = [one for one in have if one["task"] in ALONE]
+            lines.append(f"| {label}{few} | {texts} | {closed(have, key)} | {closed(alone, key)} |")
         lines.append("")
     draws = max(one["draw"] for one in found) + 1
     return "\n".join([*lines, f"Means over {draws} draws of {INPUTS} inputs, {TESTS} test images at most."])
@@ -236,7 +268,7 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
 
 def closed(found: Sequence[Mapping[str, Any]], key: str) -> str:
     """Share of the gap from zero-shot to full fine-tuning, a mean over tasks, with its interval over draws."""
-    if key in ("zero-shot", "full"):
+    if key in ("zero-shot", "full") or not found:
         return ""
     draws: dict[int, list[float]] = {}
     for one in found:
