@@ -265,8 +265,8 @@ class Execution:
         if unit in self._present and self._present[unit] is point:
             return
         self.check()
-        staying = {}
-        if unit in self._present:
+        staying, arriving = {}, unit not in self._present
+        if not arriving:
             staying = {
                 slot.name: self._values[slot.name]
                 for slot in unit.slots
@@ -286,7 +286,7 @@ class Execution:
                     self._values[slot.name] = nn.Parameter(value, requires_grad=slot.name in self.wanted)
                 slot.owner._parameters[slot.attribute] = self._values[slot.name]
         self._present[unit] = point
-        if before is not None:
+        if before is not None and arriving:  # at other points, it stays expected where it is needed first
             self._supply.expect([name for name in before.names if name not in self._values], point)
 
     def _unload(self, unit: Unit) -> None:
