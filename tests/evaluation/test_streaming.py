@@ -300,11 +300,21 @@ def test_what_no_candidate_changes_is_fetched_once(tmp_path: Path) -> None:
         fetched[name] += 1
         return fetch(name, point)
 
+    ahead: list[tuple[str, ...]] = []
+    supply = streamed._execution._supply
+    expect = supply.expect
+
+    def noted(names: Any, point: Any) -> None:
+        ahead.append(tuple(names))
+        expect(names, point)
+
     streamed._execution.fetch = counted
+    supply.expect = noted  # type: ignore[method-assign]
     alphas = (0.5, 1.0)
     together = list(streamed.evaluate_each([(few, alpha, streamed.encode(rows)) for alpha in alphas]))
     blocks = {name: count for name, count in fetched.items() if "layers" in name}
     assert blocks == {name: 2 if name == moving else 1 for name in blocks}
+    assert len(ahead) == len({*ahead})
     for alpha, found in zip(alphas, together, strict=True):
         streamed.move(few, alpha)
         assert streamed.evaluate(rows).losses == found.losses
