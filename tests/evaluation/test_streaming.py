@@ -197,6 +197,25 @@ def count_command(work: Job, folder: Path, output: str) -> Result:
     )  # fmt: skip
 
 
+def test_a_count_that_was_complete_goes_back_through_no_block(tmp_path: Path) -> None:
+    _, streamed, rows = both("llama", tmp_path, 3)
+    streamed.kept_counts = tmp_path / "kept"
+    execution, passed = streamed._execution, []
+    go_back = execution._go_back
+
+    def watched(item: Any, visitor: Any) -> None:
+        passed.append(item.calls[-1].unit.block)
+        go_back(item, visitor)
+
+    execution._go_back = watched  # type: ignore[method-assign]
+    first, before = streamed.votes(rows), sum(passed)
+    again = streamed.votes(rows)
+    assert before > 0
+    assert sum(passed) == before
+    assert again.record == first.record
+    assert turned(again, first) == 0
+
+
 def test_a_killed_count_goes_on_with_the_next_block_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -157,6 +157,16 @@ class VoteVisitor(Visitor):
                 if named:
                     self._stores[group].put(named, self._execution.fingerprints, self.reasons)
 
+    def ended(self, passes: Sequence[Pass]) -> bool:
+        """Tell whether all that passes have yet to go back through was counted before."""
+        return all(
+            name in self._stores[self._groups[item.number]]
+            for item in passes
+            for call in item.calls
+            for name in call.unit.names
+            if name in self._execution.wanted
+        )
+
     def first_sample(self, item: Pass) -> int:
         """Give the index of a pass's first sample among those of its group."""
         return self._first[item.number]

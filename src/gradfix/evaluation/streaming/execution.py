@@ -147,7 +147,7 @@ class Execution:
         with closing(kept), torch.inference_mode(False), torch.enable_grad(), self._ending(passes):
             self._advance(passes, run, finished, settle=lambda: visitor.settle(passes))
             visitor.settle(passes)
-            while left := [item for item in passes if item.calls]:
+            while (left := [item for item in passes if item.calls]) and not visitor.ended(left):
                 unit = left[0].calls[-1].unit
                 for item in left:
                     while item.calls and item.calls[-1].unit is unit:

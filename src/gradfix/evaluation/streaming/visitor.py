@@ -55,6 +55,10 @@ class Visitor:
     def settle(self, passes: Sequence[Pass]) -> None:
         """Put away what is complete: no pass will come to it any more."""
 
+    def ended(self, passes: Sequence[Pass]) -> bool:
+        """Tell whether nothing is wanted of all that passes have yet to go back through."""
+        return False
+
     def gradients(
         self, call: Call, run: Callable[[Sequence[Tensor]], Any], weights: Sequence[Tensor] = ()
     ) -> list[Tensor | None]:
