@@ -33,7 +33,7 @@ from gradfix.transport.comparison import Judge, arrived
 from gradfix.transport.context import SelectionContext, StartingPoint
 from gradfix.transport.cross_validation import cross_validate
 from gradfix.transport.folds import split_folds
-from gradfix.transport.methods import AddVector, Method, Revote
+from gradfix.transport.methods import AddVector, FineTune, Method, Revote
 from gradfix.transport.selection import select, training_from
 from gradfix.vectors.placement import place, with_movable_head
 from gradfix.vectors.similarity import similarity
@@ -168,8 +168,10 @@ def one_draw(
         for key, way in others(ground, choice).items():
             candidate = cross_validate(ground, way)
             scores[key] = max(scores.get(key, 0.0), score(judge, ground, way, candidate))
+    starts = [way.start for way in choice.ways if isinstance(way, FineTune)]
     return {
         "scores": {**scores, "auto": auto},
+        "start": starts[0].way.name if starts and starts[0].way is not None else "nothing",
         "chosen": choice.candidate.name,
         "setting": dict(choice.candidate.setting),
         "seconds": seconds,
@@ -218,6 +220,14 @@ def score(judge: Judge, ground: SelectionContext, way: Method, candidate: Candid
     return arrived(judge, ground, way, candidate.setting, ground.clock()).score
 
 
+def by_start(one: Mapping[str, Any]) -> dict[str, float]:
+    """Scores of a draw, that of training also by the name of where it set out from, which differs by draw."""
+    scores = dict(one["scores"])
+    if one.get("start", "nothing") != "nothing" and "fine-tuned" in scores:
+        scores.setdefault(f"{one['start']}-fine-tuned", scores["fine-tuned"])
+    return scores
+
+
 def page(found: Sequence[Mapping[str, Any]]) -> str:
     """Lay out regret by pair and budget, and its summary."""
     if not found:
@@ -235,12 +245,12 @@ def page(found: Sequence[Mapping[str, Any]]) -> str:
             if not here:
                 cells.append("")
                 continue
-            # A method that a draw did not try is compared with auto on the draws that did.
-            tried_on = {key: [one["scores"] for one in here if key in one["scores"]] for key in METHODS}
+            # A method that some draws did not try is compared with auto on those that did, if they are half of them.
+            tried_on = {key: [one for one in map(by_start, here) if key in one] for key in METHODS}
             ahead = {
                 key: float(np.mean([scores[key] - scores["auto"] for scores in drawn]))
                 for key, drawn in tried_on.items()
-                if drawn
+                if 2 * len(drawn) >= len(here)
             }
             best = max(ahead, key=lambda key: ahead[key])
             auto = float(np.mean([one["scores"]["auto"] for one in here]))
