@@ -233,6 +233,7 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
     if not found:
         return "Nothing was measured."
     lines = []
+    draws = max(one["draw"] for one in found) + 1
     for target in dict.fromkeys(one["target"] for one in found):
         here = [one for one in found if one["target"] == target]
         tasks = list(dict.fromkeys(one["task"] for one in here))
@@ -253,28 +254,37 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
             f"{key} {budget}": label.format(budget) for budget in budgets for key, label in LABELLED.items()
         }
         for key, label in labels.items():
-            have = [one for one in here if key in one["scores"]]
-            if {one["task"] for one in have} != set(tasks):
+            have = {
+                task: [one for one in here if one["task"] == task and key in one["scores"]] for task in tasks
+            }
+            drawn = {len(ones) for ones in have.values() if ones}
+            if not drawn:
                 continue
-            few = "" if len(have) == len(here) else f" (draws: {len(have) // len(tasks)})"
-            cells = [100 * fmean(one["scores"][key] for one in have if one["task"] == task) for task in tasks]
-            texts = " | ".join(f"{cell:.1f}" for cell in cells)
-            alone = [one for one in have if one["task"] in ALONE]
-            lines.append(f"| {label}{few} | {texts} | {closed(have, key)} | {closed(alone, key)} |")
+            few = (
+                ""
+                if min(drawn) == draws
+                else f" (draws: {' to '.join(map(str, sorted({min(drawn), max(drawn)})))})"
+            )
+            cells = [
+                f"{100 * fmean(one['scores'][key] for one in ones):.1f}" if ones else ""
+                for ones in have.values()
+            ]
+            shares = [closed(here, key, tasks), closed(here, key, ALONE)]
+            lines.append(f"| {label}{few} | {' | '.join([*cells, *shares])} |")
         lines.append("")
-    draws = max(one["draw"] for one in found) + 1
     return "\n".join([*lines, f"Means over {draws} draws of {INPUTS} inputs, {TESTS} test images at most."])
 
 
-def closed(found: Sequence[Mapping[str, Any]], key: str) -> str:
-    """Share of the gap from zero-shot to full fine-tuning, a mean over tasks, with its interval over draws."""
-    if key in ("zero-shot", "full") or not found:
-        return ""
-    draws: dict[int, list[float]] = {}
+def closed(found: Sequence[Mapping[str, Any]], key: str, tasks: Sequence[str]) -> str:
+    """Share of the gap from zero-shot to full fine-tuning, a mean over tasks, with its interval over draws of all."""
+    shares: dict[int, dict[str, float]] = {}
     for one in found:
-        low, high, here = (one["scores"][name] for name in ("zero-shot", "full", key))
-        draws.setdefault(one["draw"], []).append((here - low) / (high - low))
-    values = [fmean(shares) for shares in draws.values()]
+        if key in one["scores"] and one["task"] in tasks:
+            low, high, here = (one["scores"][name] for name in ("zero-shot", "full", key))
+            shares.setdefault(one["draw"], {})[one["task"]] = (here - low) / (high - low)
+    values = [fmean(each.values()) for each in shares.values() if len(each) == len(tasks)]
+    if key in ("zero-shot", "full") or not values:
+        return ""
     found_in = mean_interval(values, bounds=(-math.inf, math.inf))
     if found_in.low is None or found_in.high is None:
         return f"{fmean(values):.0%}"
