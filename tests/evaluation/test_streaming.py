@@ -21,6 +21,7 @@ from gradfix.evaluation.streaming.plan import plan_memory
 from gradfix.evaluation.streaming.store import CountStore
 from gradfix.evaluation.streaming.streamed_model import StreamedModel
 from gradfix.evaluation.target_model import TargetModel
+from gradfix.vectors.masks import mask
 from gradfix.votes import Votes
 from tests.builders import Job, gradfix, job, tuned_from
 from tests.evaluation.families import DECODER, FAMILIES, both, chats, many_experts, opened
@@ -311,7 +312,10 @@ def test_several_candidates_pass_a_block_while_it_is_there(tmp_path: Path) -> No
 def test_what_no_candidate_changes_is_fetched_once(tmp_path: Path) -> None:
     _, streamed, rows = both("llama", tmp_path, 2)
     [moving, *_] = (name for name in streamed.vector.specs if "layers.0" in name and "q_proj" in name)
-    few = streamed.vector.derive(Given({moving: streamed.vector.read(moving)}), operation="test")
+    values = {name: streamed.vector.read(name) * (name == moving) for name in streamed.vector.specs}
+    tau = streamed.vector.derive(Given(values), operation="test")
+    streamed.vote_where(tau)  # looks where τ is 0
+    few = mask(tau, strategy="none")
     fetched: Counter[str] = Counter()
     fetch = streamed._execution.fetch
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from gradfix.checkpoints.respelling import Respelling
-from gradfix.checkpoints.tensors import TensorSource, TensorSpec, is_finite
+from gradfix.checkpoints.tensors import TensorSource, TensorSpec, is_finite, known_zero
 from gradfix.errors import GradfixError
 
 
@@ -133,6 +133,17 @@ class Expression:
         """
         return None
 
+    def known_zero(self, name: str) -> bool:
+        """Tell whether a tensor is 0 everywhere, where that is known without reading it.
+
+        Args:
+            name: A key of the source.
+
+        Returns:
+            False where it is not known.
+        """
+        return False
+
 
 def tally_of(source: TensorSource, name: str) -> Tally | None:
     """Ask a source for a tally if it is one that has them.
@@ -170,6 +181,10 @@ class Selection(Expression):
     def tally(self, name: str) -> Tally | None:
         return tally_of(self.of, self.names[name])
 
+    @override
+    def known_zero(self, name: str) -> bool:
+        return known_zero(self.of, self.names[name])
+
 
 @dataclass(frozen=True)
 class Aliased(Expression):
@@ -191,6 +206,10 @@ class Aliased(Expression):
     def tally(self, name: str) -> Tally | None:
         """Tell what the mask below kept."""
         return tally_of(self.of, self.ties.get(name, name))
+
+    @override
+    def known_zero(self, name: str) -> bool:
+        return known_zero(self.of, self.ties.get(name, name))
 
 
 @dataclass(frozen=True)

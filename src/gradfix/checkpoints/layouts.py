@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradfix.checkpoints.tensors import TensorSource, TensorSpec
+from gradfix.checkpoints.tensors import TensorSource, TensorSpec, known_zero
 
 _CONVERSION_ERRORS = (
     AttributeError,
@@ -336,6 +336,13 @@ class InMemory:
                 for stored in part.stored
             )
         }
+
+    def known_zero(self, name: str) -> bool:
+        """Tell whether a tensor is 0 everywhere, where that is known without reading it."""
+        parts = self.layout.parts_of_memory.get(name)
+        if parts is None:
+            return known_zero(self.of, self.layout.of_memory.get(name, name))
+        return all(known_zero(self.of, stored) for part in parts for stored in part.stored)
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
         """Read a tensor, or a contiguous range of its rows.

@@ -73,6 +73,20 @@ class TensorSource(Protocol):
         ...
 
 
+def known_zero(source: TensorSource, name: str) -> bool:
+    """Ask a source whether a tensor is 0 everywhere, where that is known without reading it; files don't know.
+
+    Args:
+        source: Any source.
+        name: The tensor's key.
+
+    Returns:
+        False where it is not known.
+    """
+    ask = getattr(source, "known_zero", None)
+    return ask is not None and bool(ask(name))
+
+
 def is_finite(block: Tensor) -> bool:
     """Whether a floating-point block holds neither NaN nor infinity.
 

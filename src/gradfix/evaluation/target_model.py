@@ -21,6 +21,7 @@ from gradfix.checkpoints import Checkpoint, TensorSource
 from gradfix.checkpoints.architecture import untied_config
 from gradfix.checkpoints.expressions import Difference, Given, Remembered, Selection, require_finite
 from gradfix.checkpoints.fingerprint import stored_fingerprint
+from gradfix.checkpoints.tensors import known_zero
 from gradfix.errors import GradfixError, listed
 from gradfix.evaluation.evaluate import EncodedRows, Evaluation, encode_rows, evaluate, row_encoder
 from gradfix.evaluation.stored_weights import (
@@ -706,13 +707,19 @@ class TargetModel:
         home = self._stored_as[name]
         if not home.theirs or name in self._heads:
             return
-        moving = changes is not None and name in self._covered and home.memory in changes.specs
+        moving = self._moves(name, changes)
         for rows in self._base.specs[home.memory].row_blocks():
             value = self._base.read(home.memory, rows)
             dtype = self._dtype or value.dtype
             if moving and changes is not None:
                 value = add_scaled(value, changes.read(home.memory, rows), alpha)
             (parameter if rows is None else parameter[rows]).copy_(value.to(dtype))
+
+    def _moves(self, name: str, changes: TensorSource | None) -> bool:
+        """Tell whether δ changes a parameter; that it is 0 there may not be known."""
+        memory = self._stored_as[name].memory
+        covered = changes is not None and name in self._covered and memory in changes.specs
+        return covered and changes is not None and not known_zero(changes, memory)
 
     def _here(self) -> TensorSource:
         """The parameters that vote, where the model stands, by the name in the module that is stored."""

@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from gradfix.checkpoints import TensorSpec
 from gradfix.checkpoints.expressions import Expression
@@ -29,6 +30,10 @@ class Shuffled(Expression):
     def specs(self) -> Mapping[str, TensorSpec]:
         """The tensors of τ."""
         return self.of.specs
+
+    @override
+    def known_zero(self, name: str) -> bool:
+        return self.of.known_zero(name)
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
         """Read rows of the permuted tensor."""

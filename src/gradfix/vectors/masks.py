@@ -195,6 +195,11 @@ class Masked(Expression):
     def tally(self, name: str) -> Tally | None:
         return self._tallies.get(name)
 
+    @override
+    def known_zero(self, name: str) -> bool:
+        # A function of the caller's own may make something of nothing.
+        return self._entry.given is None and self.tau.known_zero(name)
+
     def read(self, name: str, rows: slice | None = None) -> Tensor:
         """Mask one range of rows."""
         tau = self.tau.read(name, rows)

@@ -47,6 +47,7 @@ from gradfix.checkpoints.fingerprint import (
 from gradfix.checkpoints.lora.factors import AdapterParts
 from gradfix.checkpoints.model_config import ModelConfig
 from gradfix.checkpoints.respelling import Respelling, Spelled, respell
+from gradfix.checkpoints.tensors import known_zero
 from gradfix.checkpoints.vocabulary import has_tokenizer, vocabulary_rows
 from gradfix.errors import GradfixError, listed
 from gradfix.progress import Progress, silent
@@ -104,6 +105,7 @@ class TaskVector(Expression, Mapping[str, Tensor]):
         self.ties = ties
         self.adapter: AdapterParts | None = None
         self._origin = origin
+        self._zeros: set[str] = set()
 
     @classmethod
     def between(cls, base: "str | Path | Checkpoint", tuned: "str | Path | Checkpoint") -> "TaskVector":
@@ -320,7 +322,16 @@ class TaskVector(Expression, Mapping[str, Tensor]):
         Returns:
             True for what the fine-tune left as it was.
         """
-        return not any(count_nonzero(block) for block in self.blocks(name))
+        if self.known_zero(name):
+            return True
+        if any(count_nonzero(block) for block in self.blocks(name)):
+            return False
+        self._zeros.add(name)
+        return True
+
+    @override
+    def known_zero(self, name: str) -> bool:
+        return name in self._zeros or known_zero(self.source, name)
 
     @override
     def tally(self, name: str) -> Tally | None:

@@ -269,11 +269,7 @@ class StreamedModel(TargetModel):
 
     def _same(self, name: str, one: Standing, other: Standing) -> bool:
         """Tell whether a parameter has the same value at two points."""
-        return one is other or not (self._moves(name, one) or self._moves(name, other))
-
-    def _moves(self, name: str, standing: Standing) -> bool:
-        changes = standing.changes
-        return changes is not None and name in self._covered and self._stored_as[name].memory in changes.specs
+        return one is other or not any(self._moves(name, each.changes) for each in (one, other))
 
     def _touch(self, name: str) -> None:
         """Read a parameter's stored value, so that the system has it."""
