@@ -717,9 +717,10 @@ class TargetModel:
 
     def _moves(self, name: str, changes: TensorSource | None) -> bool:
         """Tell whether δ changes a parameter; that it is 0 there may not be known."""
+        if changes is None or name not in self._covered:
+            return False
         memory = self._stored_as[name].memory
-        covered = changes is not None and name in self._covered and memory in changes.specs
-        return covered and changes is not None and not known_zero(changes, memory)
+        return memory in changes.specs and not known_zero(changes, memory)
 
     def _here(self) -> TensorSource:
         """The parameters that vote, where the model stands, by the name in the module that is stored."""

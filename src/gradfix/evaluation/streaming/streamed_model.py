@@ -41,6 +41,12 @@ from gradfix.votes.sharing import summed
 TOUCHED = 1 << 18
 """Numbers that are read ahead at a time."""
 
+TOKEN_BY_TOKEN = (
+    "answers are generated token by token, and this model is fetched block by block: each token would read the whole "
+    "checkpoint"
+)
+"""Why a streamed model writes no texts."""
+
 
 @dataclass(frozen=True, eq=False)
 class Standing:
@@ -165,8 +171,7 @@ class StreamedModel(TargetModel):
     ) -> Evaluation:
         if (task or self.task).generates:
             raise GradfixError(
-                "answers are generated token by token, and this model is fetched block by block: each token would read "
-                "the whole checkpoint; give the answers to rank with --candidate, or --memory a size that the model "
+                f"{TOKEN_BY_TOKEN}; give the answers to rank with --candidate, or --memory a size that the model "
                 "fits in"
             )
         return super().evaluate(rows, task=task, logits=logits, progress=progress)
@@ -174,9 +179,8 @@ class StreamedModel(TargetModel):
     @override
     def write(self, rows: Sequence[Any], *, most: int, seed: int | None = None) -> list[str | None]:
         raise GradfixError(
-            "answers are generated token by token, and this model is fetched block by block: each token would read "
-            "the whole checkpoint; leave out --unlabelled and --generate-inputs, or give --memory a size that the "
-            "model fits in"
+            f"{TOKEN_BY_TOKEN}; leave out --unlabelled and --generate-inputs, or give --memory a size that the model "
+            "fits in"
         )
 
     @override
