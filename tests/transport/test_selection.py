@@ -226,6 +226,30 @@ def test_what_labels_shaped_must_gain_more_than_luck(
 
 
 @pytest.mark.parametrize(
+    ("losses", "start"),
+    [
+        ({"aligned": [0.5, 1.0, 1.0, 0.95], "answers": SURE}, "answers"),  # better by luck alone
+        ({"aligned": [0.5, 0.52, 0.51, 0.55], "answers": SURE}, "aligned"),
+        ({"aligned": SURE, "answers": [0.5, 1.0, 1.0, 0.95]}, "answers"),
+        ({"answers": [1.1, 1.1, 1.1, 1.1]}, "nothing"),
+    ],
+)
+def test_a_map_of_activations_must_beat_the_fit_to_answers_beyond_luck(
+    losses: dict[str, list[float]],
+    start: str,
+    model: TargetModel,
+    work: Job,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told = Told({"nothing": FLAT, "naive": [1.5, 1.5, 1.5, 1.5], "gradfix": FLAT, "aligned": FLAT, **losses})
+    monkeypatch.setattr(methods, "cross_validate", told)
+    answers = Aligned(model.vector * 0.3, None, "answers", {}, 0)
+    aligned = Aligned(model.vector * 0.5, None, "regression", {}, 0, answers)
+    context = ground_of(model, work.rows)
+    assert select(context, aligned, alike=0.1, steps=0, training=False).candidate.name == start
+
+
+@pytest.mark.parametrize(
     ("score", "classes", "chosen"),
     [
         (0.3, None, "gradfix"),
@@ -370,8 +394,31 @@ def test_one_step_from_the_base_is_the_plain_method(model: TargetModel, work: Jo
         model.move(*single.build(context, {"alpha": 0.5, "steps": 1.0}))
         two = weights(model)
         model.restore()
-    # Votes are counted fold by fold here and all together there: gradients that are rounding alone may differ.
-    assert all(torch.equal(two[name], one[name]) for name in one if not name.endswith(SHIFT))
+    assert same(two, one)
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_votes_of_the_first_step_are_counted_once_for_all_folds_where_these_set_out_from_one_place(
+    labelled: bool, model: TargetModel, work: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[int] = []
+    votes = TargetModel.votes
+
+    def counting(self: TargetModel, rows: Any, **options: Any) -> Any:
+        counted.append(len(rows))
+        return votes(self, rows, **options)
+
+    monkeypatch.setattr(TargetModel, "votes", counting)
+    kind = MaskVector if labelled else AddVector
+    start = StartingPoint(kind("there", "there", vector=model.vector, grid=(0.5,)), {"alpha": 0.5})
+    way = Revote("re-voted", "re-voted", vector=model.vector, step=0.1, count=2, start=start)
+    number = len(work.rows)
+    with ground_of(model, work.rows) as context:
+        for held in context.singles:
+            assert len(list(way.candidates(context, held))) == 2
+            model.restore()
+    # Two thirds of the samples vote in each fold's own place; what is counted for all folds at once is not among them.
+    assert sum(counted) == (4 if labelled else 2) * number
 
 
 def test_the_control_walks_like_the_transport_with_other_vectors(model: TargetModel, work: Job) -> None:

@@ -334,6 +334,11 @@ class StartingPoint:
     setting: Setting = field(default_factory=dict)
     _reached: dict[Held, tuple[TaskVector, float]] = field(default_factory=dict, repr=False)
 
+    @property
+    def labelled(self) -> bool:
+        """Whether labels shaped the place, so that each fold has its own."""
+        return self.way is not None and self.way.labelled
+
     def reach(self, context: SelectionContext, held: Held = ()) -> tuple[TaskVector | None, float]:
         """Compute the place, once a fold.
 
@@ -346,7 +351,7 @@ class StartingPoint:
         """
         if self.way is None:
             return None, 0.0
-        if not self.way.labelled:
+        if not self.labelled:
             held = ()
         if held not in self._reached:
             delta, alpha = self.way.build(context, self.setting, held)

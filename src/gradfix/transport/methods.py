@@ -236,9 +236,12 @@ class Revote(Method):
     def _steps(self, context: SelectionContext, count: int, held: Held) -> Iterator[list[TaskVector]]:
         steps: list[TaskVector] = []
         rows = context.without(held)
-        self.start.go(context, held)
+        if self.start.labelled:
+            self.start.go(context, held)
         for _ in range(count):
-            votes = context.count(rows)
+            # Where all folds set out from one place, votes there add up.
+            anew = bool(steps) or self.start.labelled
+            votes = context.count(rows) if anew else context.votes_without(self.start, held)
             options = find_strategy(self.strategy).taking(level=self.level)
             masked = mask(self.vector, votes, strategy=self.strategy, seed=context.seed, **options)
             steps.append(context.scratch.keep(masked))

@@ -83,11 +83,17 @@ def select(
         # What is no better than guessing can't be lost: caution would only lose what others gain.
         settings = replace(settings, luck=0.0)
     naive = AddVector("naive", "naive addition", vector=tau, grid=settings.alphas)
+    carried: tuple[Method, Candidate] | None = None
     for one in (aligned, aligned.answers) if aligned is not None else ():
         if one is not None:
             name, label = ALIGNED["answers" if one.method == "answers" else "activations"]
-            straight = AddVector(name, label, vector=one.vector, grid=settings.aligned_alphas)
-            best = _simpler(best, attempt(straight), settings)
+            straight = attempt(AddVector(name, label, vector=one.vector, grid=settings.aligned_alphas))
+            # A fit to the answers ends at what the tuned model says, a map of activations at what it computes on the
+            # way to it: the latter must be shown better beyond luck.
+            worse = carried is not None and verdict(carried[1].seen, straight[1].seen, context.settings) < 0
+            carried = carried if worse else straight
+    if carried is not None:
+        best = _simpler(best, carried, settings)
     # Where the bases are strangers, τ's own coordinates mean nothing: that must be shown wrong beyond luck.
     strangers = alike is not None and alike < settings.apart
     if not context.model.apart:  # else τ has no place in the target
