@@ -139,8 +139,7 @@ def align_by_regression(
     activations.record(TARGET, model.model, run, encoded.batches, streams)
     if model.apart:
         depths = depths_of(observed.writers, writers, activations, (SOURCE, TARGET))
-    order = [index for places in encoded.positions for index in places]
-    whole = task.encode([inputs[index] for index in order])
+    whole = task.encode([inputs[index] for index in encoded.order])
 
     method = "regression" if carry is None else carry.name
 

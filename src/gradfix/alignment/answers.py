@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from gradfix.alignment.affine import is_affine, stored
 from gradfix.alignment.regression import fit_linear
 from gradfix.errors import AlignmentError
+from gradfix.evaluation.evaluate import in_order
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.tasks import Classification
 from gradfix.tasks.forward import evaluating
@@ -132,11 +133,8 @@ def _last_output(model: TargetModel, inputs: Sequence[Any]) -> tuple[str, Tensor
             f"{type(model.model).__name__}: has no classes, and no last affine map that may change and gives one row a "
             "sample, so there are no answers to fit to"
         )
-    parts = [_passing(model, name, batch) for batch in encoded.batches]
-    order = torch.tensor([index for places in encoded.positions for index in places]).argsort()
-    read = torch.cat([part[0] for part in parts])[order]
-    given = torch.cat([part[1] for part in parts])[order]
-    return name, read, given
+    read, given, _ = zip(*(_passing(model, name, batch) for batch in encoded.batches), strict=True)
+    return name, in_order(read, encoded.positions), in_order(given, encoded.positions)
 
 
 def _passing(model: TargetModel, name: str, batch: Any) -> tuple[Tensor, Tensor, int]:
@@ -165,8 +163,7 @@ def _steps(model: TargetModel, inputs: Sequence[Any], wanted: Tensor) -> tuple[s
         seen, jacobian, scores = _look(model, name, batch)
         read.append(seen)
         change.append(_step(jacobian, wanted[list(places)] - scores))
-    order = torch.tensor([index for places in encoded.positions for index in places]).argsort()
-    return name, torch.cat(read)[order], torch.cat(change)[order]
+    return name, in_order(read, encoded.positions), in_order(change, encoded.positions)
 
 
 def _step(jacobian: Tensor, wanted: Tensor) -> Tensor:

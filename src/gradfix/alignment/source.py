@@ -112,10 +112,8 @@ def observe(
     # What has classes, or a last map of one row a sample, answers the other inputs, too.
     answers = isinstance(task, Classification) or last is not None
     rest = model.encode([inputs[place] for place in others]) if answers and others else EncodedRows([], [])
-    run_first = [recorded[index] for places in encoded.positions for index in places]
-    order = torch.tensor(
-        [*run_first, *(others[index] for places in rest.positions for index in places)]
-    ).argsort()
+    run_first = [recorded[index] for index in encoded.order]
+    order = torch.tensor([*run_first, *(others[index] for index in rest.order)]).argsort()
 
     def record(key: str, number: int) -> list[Any]:
         choose = activations.choose.source

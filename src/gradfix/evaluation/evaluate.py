@@ -117,6 +117,11 @@ class EncodedRows:
     batches: list[Any]
     positions: list[list[int]]
 
+    @property
+    def order(self) -> list[int]:
+        """The places of all samples, batch by batch."""
+        return [index for places in self.positions for index in places]
+
 
 def encode_rows(
     task: Task, rows: Sequence[Any], *, batch_size: int = 32, strict: bool = False
@@ -236,7 +241,7 @@ def evaluate(
             for index, score, loss, prediction in values:
                 scores[index], losses[index], predictions[index] = score, loss, prediction
     grades, also = scores, dict[str, float]()
-    statistics = _in_order(counted, positions) if counted else None
+    statistics = in_order(counted, positions) if counted else None
     if statistics is not None and isinstance(task, ModelTask):
         totals = task.totals(statistics)
         scores, also = totals.contributions.tolist(), dict(totals.also)
@@ -252,7 +257,7 @@ def evaluate(
         scores=scores,
         losses=losses,
         predictions=predictions,
-        logits=_in_order(kept, positions) if kept else None,
+        logits=in_order(kept, positions) if kept else None,
         grades=grades,
         statistics=statistics,
         also=also,
@@ -287,8 +292,16 @@ def _plan(task: Task, rows: Sequence[Any], batch_size: int) -> list[list[int]]:
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-def _in_order(parts: Sequence[torch.Tensor], positions: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Put what batches gave into the order of the rows."""
+def in_order(parts: Sequence[torch.Tensor], positions: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Put what batches gave into the order of the rows.
+
+    Args:
+        parts: Of each batch, ``[samples, ...]``.
+        positions: For each batch, the places of its samples.
+
+    Returns:
+        ``[rows, ...]``.
+    """
     order = torch.tensor([index for places in positions for index in places])
     return torch.cat(list(parts))[order.argsort()].clone()
 

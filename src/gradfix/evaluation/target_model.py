@@ -23,7 +23,7 @@ from gradfix.checkpoints.expressions import Difference, Given, Remembered, Selec
 from gradfix.checkpoints.fingerprint import stored_fingerprint
 from gradfix.checkpoints.tensors import known_zero
 from gradfix.errors import GradfixError, listed
-from gradfix.evaluation.evaluate import EncodedRows, Evaluation, encode_rows, evaluate, row_encoder
+from gradfix.evaluation.evaluate import EncodedRows, Evaluation, encode_rows, evaluate, in_order, row_encoder
 from gradfix.evaluation.stored_weights import (
     NOT_STORED,
     StoredAs,
@@ -401,8 +401,7 @@ class TargetModel:
         """
         encoded = self.encode(rows)
         parts = list(self._run(lambda batch: self.task.features(self.model, batch).cpu(), encoded.batches))
-        order = torch.tensor([index for places in encoded.positions for index in places])
-        return torch.cat(parts)[order.argsort()].clone()
+        return in_order(parts, encoded.positions)
 
     def votes(
         self,
@@ -458,7 +457,7 @@ class TargetModel:
         """Encode samples for votes, with an id for each in the order of the batches."""
         encoded = self.encode(rows)
         ids = _sample_ids(self.task, rows)
-        return encoded.batches, [ids[index] for places in encoded.positions for index in places]
+        return encoded.batches, [ids[index] for index in encoded.order]
 
     def _count(
         self,
