@@ -63,6 +63,27 @@ def test_encoded_rows_measure_the_same_again(loaded):
         assert (again.losses, again.predictions) == (fresh.losses, fresh.predictions)
 
 
+def test_more_than_may_be_kept_is_encoded_again_for_each_pass(loaded, monkeypatch):
+    task, model = loaded
+    rows = tiny.texts(11)
+    fresh = evaluate(model, task, rows, batch_size=3)
+    sizes = [batch["input_ids"].nbytes for batch in encode_rows(task, rows, batch_size=3).batches]
+    asked: list[int] = []
+    encode = type(task).encode
+    monkeypatch.setattr(
+        type(task), "encode", lambda self, part, **kw: asked.append(len(part)) or encode(self, part, **kw)
+    )
+    for most, kept in ((1, False), (100 * sum(sizes), True)):
+        monkeypatch.setattr("gradfix.evaluation.evaluate.MOST_KEPT", most)
+        asked.clear()
+        encoded = encode_rows(task, rows, batch_size=3)
+        for _ in range(2):
+            again = evaluate(model, task, encoded)
+            assert (again.losses, again.predictions) == (fresh.losses, fresh.predictions)
+        # The first batch, which tells how large they are, is encoded in any case.
+        assert len(asked) == (len(sizes) if kept else 1 + 2 * len(sizes))
+
+
 def test_the_model_is_left_as_it_was(loaded):
     task, model = loaded
     model.train()

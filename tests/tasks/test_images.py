@@ -7,6 +7,7 @@ from PIL import Image
 from torch.nn.functional import cross_entropy
 
 from gradfix.errors import GradfixError
+from gradfix.evaluation import evaluate
 from gradfix.evaluation.evaluate import encode_rows, row_encoder
 from gradfix.tasks import get_task, images
 from gradfix.tasks.data import Row
@@ -204,4 +205,11 @@ def test_an_image_is_encoded_once_for_batches_of_every_make(vit, monkeypatch):
         for batch, other in zip(found.batches, fresh.batches, strict=True):
             assert batch.keys() == other.keys()
             assert all(torch.equal(batch[key], other[key]) for key in other)
-    assert len(read) == 7
+    assert len(read) == 8  # the first alone, which tells how large all will be, and then all
+
+    # More than may be kept are encoded for each batch.
+    monkeypatch.setattr(evaluate, "MOST_KEPT", 1)
+    few = row_encoder(task, rows, batch_size=3)([6, 0, 2, 4, 1])
+    assert few.positions == expected[0].positions
+    for batch, other in zip(few.batches, expected[0].batches, strict=True):
+        assert all(torch.equal(batch[key], other[key]) for key in other)

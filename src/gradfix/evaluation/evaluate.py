@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
+from typing_extensions import override
 
 from gradfix.errors import GradfixError
 from gradfix.evaluation.intervals import (
@@ -25,7 +26,7 @@ from gradfix.ranks import ranks
 from gradfix.report.numbers import metric_name, score_words, shown_score
 from gradfix.report.summary import Summarised, Summary
 from gradfix.tasks.base import Measured, ModelTask, Task
-from gradfix.tasks.batches import select
+from gradfix.tasks.batches import select, tensors_of
 from gradfix.tasks.forward import evaluating
 from gradfix.votes.isolation import refuse_spread
 
@@ -105,6 +106,10 @@ class Evaluation(Summarised):
         )
 
 
+MOST_KEPT = 1 << 30
+"""Bytes of encoded samples that are kept at most; where there are more, batches are encoded each time."""
+
+
 @dataclass(frozen=True)
 class EncodedRows:
     """Rows encoded once, to be evaluated many times (α is tried at many values).
@@ -114,13 +119,27 @@ class EncodedRows:
         positions: For each batch, the places of its samples in the rows.
     """
 
-    batches: list[Any]
+    batches: Sequence[Any]
     positions: list[list[int]]
 
     @property
     def order(self) -> list[int]:
         """The places of all samples, batch by batch."""
         return [index for places in self.positions for index in places]
+
+
+class _WhenAsked(Sequence[Any]):
+    """Batches that are encoded each time they are asked for."""
+
+    def __init__(self, encode: Callable[[Sequence[int]], Any], positions: Sequence[Sequence[int]]) -> None:
+        self._encode, self._positions = encode, positions
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    @override
+    def __getitem__(self, number: Any) -> Any:
+        return self._encode(self._positions[number])
 
 
 def encode_rows(
@@ -130,7 +149,7 @@ def encode_rows(
 
     Args:
         task: The task.
-        rows: At least one sample. All their tensors are kept in memory.
+        rows: At least one sample. Their tensors are kept in memory, unless there are too many of them.
         batch_size: Samples a batch.
         strict: Refuse samples longer than the model's context.
 
@@ -138,9 +157,13 @@ def encode_rows(
         The batches.
     """
     positions = _plan(task, rows, batch_size)
-    return EncodedRows(
-        [task.encode([rows[index] for index in places], strict=strict) for places in positions], positions
+    batches = _WhenAsked(
+        lambda places: task.encode([rows[index] for index in places], strict=strict), positions
     )
+    first = batches[0]  # the longest samples
+    if _bytes(first) * len(batches) > MOST_KEPT:
+        return EncodedRows(batches, positions)
+    return EncodedRows([first, *(batches[number] for number in range(1, len(batches)))], positions)
 
 
 def row_encoder(
@@ -155,9 +178,11 @@ def row_encoder(
         strict: Refuse samples longer than the model's context.
 
     Returns:
-        Gives the batches of the rows at some places. Where all samples are of one shape, each was encoded once.
+        Gives the batches of the rows at some places. Where all samples are of one shape, each was encoded once, unless
+        there are too many of them.
     """
-    if not getattr(task, "one_shape", False):
+    one_shape = getattr(task, "one_shape", False)
+    if not one_shape or _bytes(task.encode(rows[:1], strict=strict)) * len(rows) > MOST_KEPT:
         return lambda places: encode_rows(
             task, [rows[place] for place in places], batch_size=batch_size, strict=strict
         )
@@ -290,6 +315,10 @@ def _plan(task: Task, rows: Sequence[Any], batch_size: int) -> list[list[int]]:
     sizes = [task.size(row) for row in rows]
     order = sorted(range(len(sizes)), key=lambda index: (-sizes[index], index))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def _bytes(batch: Any) -> int:
+    return sum(tensor.nbytes for _, tensor in tensors_of(batch))
 
 
 def in_order(parts: Sequence[torch.Tensor], positions: Sequence[Sequence[int]]) -> torch.Tensor:

@@ -453,7 +453,7 @@ class TargetModel:
             for votes in self._count(encoded, vote=vote, dtype=dtype, seed=seed, progress=progress):
                 yield self._stored_votes(votes)
 
-    def _encoded(self, rows: Sequence[Any]) -> tuple[list[Any], list[str]]:
+    def _encoded(self, rows: Sequence[Any]) -> tuple[Sequence[Any], list[str]]:
         """Encode samples for votes, with an id for each in the order of the batches."""
         encoded = self.encode(rows)
         ids = _sample_ids(self.task, rows)
