@@ -65,6 +65,7 @@ class Execution:
     room: Room = field(default_factory=Room)
     fingerprints: dict[str, str] = field(default_factory=dict, init=False)
     _values: dict[str, nn.Parameter] = field(default_factory=dict, init=False, repr=False)
+    _made: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
     _present: dict[Unit, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -265,17 +266,17 @@ class Execution:
         if unit in self._present and self._present[unit] is point:
             return
         self.check()
-        staying, arriving = {}, unit not in self._present
-        if not arriving:
-            staying = {
-                slot.name: self._values[slot.name]
-                for slot in unit.slots
-                if self.same(slot.name, self._present[unit], point)
-            }
-        for other, there in list(self._present.items()):
-            if unit.block or other.block or there is not point:
+        arriving = unit not in self._present
+        names = {slot.name for slot in unit.slots}
+        changed = {name for name in names if not self._stays(name, point)}
+        for other in list(self._present):
+            shared = any(slot.name in changed for slot in other.slots)
+            if other is not unit and (unit.block or other.block or shared):
                 self._unload(other)
-        self._values.update(staying)
+        for slot in unit.slots:  # the old value goes before the new one comes
+            if slot.name in changed:
+                slot.owner._parameters[slot.attribute] = self.placeholders[slot.name]
+                self._values.pop(slot.name, None)
         # Weights that were made while inference was on could not enter a graph later.
         with torch.inference_mode(False), torch.no_grad():
             for slot in unit.slots:
@@ -285,9 +286,16 @@ class Execution:
                         self.fingerprints[slot.name] = tensor_fingerprint(value)
                     self._values[slot.name] = nn.Parameter(value, requires_grad=slot.name in self.wanted)
                 slot.owner._parameters[slot.attribute] = self._values[slot.name]
+        self._made.update(dict.fromkeys(names, point))
         self._present[unit] = point
         if before is not None and arriving:  # at other points, it stays expected where it is needed first
             self._supply.expect([name for name in before.names if name not in self._values], point)
+
+    def _stays(self, name: str, point: Any) -> bool:
+        """Whether a parameter's value is there as it is at a point."""
+        return name in self._values and (
+            self._made[name] is point or self.same(name, self._made[name], point)
+        )
 
     def _unload(self, unit: Unit) -> None:
         del self._present[unit]
