@@ -16,6 +16,7 @@ from typer.testing import Result
 from gradfix.checkpoints import Checkpoint
 from gradfix.checkpoints.expressions import Given
 from gradfix.errors import GradfixError
+from gradfix.evaluation.certificate import certify
 from gradfix.evaluation.streaming import store
 from gradfix.evaluation.streaming.plan import plan_memory
 from gradfix.evaluation.streaming.store import CountStore
@@ -341,6 +342,39 @@ def test_what_no_candidate_changes_is_fetched_once(tmp_path: Path) -> None:
     for alpha, found in zip(alphas, together, strict=True):
         streamed.move(few, alpha)
         assert streamed.evaluate(rows).losses == found.losses
+
+
+def test_the_certificate_reads_weights_once_a_pass_and_asks_for_gradients_only_where_the_vector_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resident, streamed, rows = both("llama", tmp_path, 2)
+    [moving, *_] = (name for name in streamed.vector.specs if "layers.0" in name and "q_proj" in name)
+    wanted, fetched = [], Counter[str]()
+    fetch, go = streamed._execution.fetch, StreamedModel._go
+
+    def counted(name: str, point: Any) -> Any:
+        fetched[name] += 1
+        return fetch(name, point)
+
+    def going(self: StreamedModel, batches: Any, names: Any, *rest: Any, **options: Any) -> Any:
+        wanted.append(set(names))
+        return go(self, batches, names, *rest, **options)
+
+    streamed._execution.fetch = counted
+    monkeypatch.setattr(StreamedModel, "_go", going)
+    found = []
+    for model in (resident, streamed):
+        values = {name: model.vector.read(name) * (name == moving) for name in model.vector.specs}
+        tau = model.vector.derive(Given(values), operation="test")
+        model.vote_where(tau)  # looks where τ is 0
+        found.append(certify(model, mask(tau, strategy="none"), rows, 1.0))
+    assert found[0].steps[-1].measured != 0
+    assert found[1].slope == pytest.approx(found[0].slope, rel=1e-5)
+    assert [step.measured for step in found[1].steps] == [step.measured for step in found[0].steps]
+    assert wanted == [{moving}]
+    # There and back for the slope, once for the losses at all points, of which what moves has five.
+    assert fetched[moving] <= 7
+    assert max(count for name, count in fetched.items() if name != moving) <= 3
 
 
 def test_tied_weights_are_each_candidates_own(tmp_path: Path) -> None:

@@ -55,15 +55,15 @@ def certify(target: TargetModel, delta: TaskVector, rows: Sequence[Any], alpha: 
     Returns:
         The certificate.
     """
-    encoded = target.encode(rows)
-    start = target.evaluate(encoded).loss
     slope = target.slope(delta, rows)
-    steps = []
+    encoded, steps = target.encode(rows), [part * (alpha or 1.0) for part in FRACTIONS]
     try:
-        for part in FRACTIONS:
-            step = part * (alpha or 1.0)
-            target.move(delta, step)
-            steps.append(Descent(step, step * slope, target.evaluate(encoded).loss - start))
+        start, *there = [
+            found.loss for found in target.evaluate_each([(delta, step, encoded) for step in (0.0, *steps)])
+        ]
     finally:
         target.restore()
-    return Certificate(slope, start, tuple(steps))
+    measured = zip(steps, there, strict=True)
+    return Certificate(
+        slope, start, tuple(Descent(step, step * slope, loss - start) for step, loss in measured)
+    )

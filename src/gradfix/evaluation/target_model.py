@@ -649,10 +649,8 @@ class TargetModel:
         Returns:
             The directional derivative of the mean loss; negative where moving along δ helps.
         """
-        # An aligned δ has fewer tensors than τ: the others do not move.
         changes = self._in_memory(delta)
-        moved = {name: self._stored_as[name].memory for name in self._covered}
-        moved = {name: memory for name, memory in moved.items() if memory in changes.specs}
+        moved = self._moved(changes)
         if not moved:
             return 0.0
         encoded = self.encode(rows)
@@ -679,7 +677,9 @@ class TargetModel:
                     handles.append(parameter.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
             for number, batch in enumerate(encoded.batches):
                 if ranks().mine(number):
-                    self.task.loss(self.model, batch).sum().backward()  # type: ignore[no-untyped-call]
+                    loss = self.task.loss(self.model, batch).sum()
+                    if loss.requires_grad:  # not where it passes none of what moves
+                        loss.backward()  # type: ignore[no-untyped-call]
         finally:
             for handle in handles:
                 handle.remove()
@@ -713,6 +713,10 @@ class TargetModel:
             if moving and changes is not None:
                 value = add_scaled(value, changes.read(home.memory, rows), alpha)
             (parameter if rows is None else parameter[rows]).copy_(value.to(dtype))
+
+    def _moved(self, changes: TensorSource) -> dict[str, str]:
+        """The parameters that δ changes, with their names in it."""
+        return {name: self._stored_as[name].memory for name in self._covered if self._moves(name, changes)}
 
     def _moves(self, name: str, changes: TensorSource | None) -> bool:
         """Tell whether δ changes a parameter; that it is 0 there may not be known."""

@@ -213,8 +213,7 @@ class StreamedModel(TargetModel):
     @override
     def slope(self, delta: TaskVector, rows: Sequence[Any]) -> float:
         changes = self._in_memory(delta)
-        moved = {name: self._stored_as[name].memory for name in self._covered}
-        moved = {name: memory for name, memory in moved.items() if memory in changes.specs}
+        moved = self._moved(changes)
         if not moved:
             return 0.0
         products: list[float] = []
