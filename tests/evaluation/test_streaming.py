@@ -5,7 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
+from bisect import bisect_left
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from gradfix.evaluation.streaming.plan import plan_memory
 from gradfix.evaluation.streaming.store import CountStore
 from gradfix.evaluation.streaming.streamed_model import StreamedModel
 from gradfix.evaluation.target_model import TargetModel
+from gradfix.tasks import get_task
+from gradfix.transport.memory import longest
 from gradfix.vectors.masks import mask
 from gradfix.votes import Votes
 from tests.builders import Job, gradfix, job, tuned_from
@@ -174,12 +178,36 @@ def test_a_streamed_transport_writes_the_same_bytes(
     assert made[0].alpha == made[1].alpha
 
 
+def test_as_many_samples_pass_together_as_have_room_at_their_own_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = job("causal-lm", tmp_path)
+    target = Checkpoint.open(work.models["target_base"])
+    task = get_task("causal-lm")
+    task.bind(target.location)
+    planned = partial(plan_memory, target, voting=target.specs.keys(), batch_size=4)
+    own = longest(task, work.rows)
+    room = bisect_left(range(2**24), 4, key=lambda memory: planned(memory=memory, length=own).batch)
+    assert planned(memory=room, length=own).streams
+    assert planned(memory=room).batch < 4
+    passed: list[int] = []
+    load = StreamedModel.load
+
+    def loading(*args: Any, batch_size: int, **options: Any) -> Any:
+        passed.append(batch_size)
+        return load(*args, batch_size=batch_size, **options)
+
+    monkeypatch.setattr(StreamedModel, "load", loading)
+    work.run(tmp_path / "out", memory=room, batch_size=4, alpha="0.5,1")
+    assert passed == [4]
+
+
 def test_a_model_of_which_no_block_fits_is_refused_with_the_figures(tmp_path: Path) -> None:
     work = job("causal-lm", tmp_path)
     with pytest.raises(
         GradfixError, match=r"block by block it needs 0\.00 GB for one sample at a time.*--memory"
     ):
-        work.run(tmp_path / "out", memory="100KB", batch_size=4)
+        work.run(tmp_path / "out", memory="10KB", batch_size=4)
     assert not (tmp_path / "out").exists()
 
 

@@ -94,7 +94,7 @@ def note_cost(
     samples = len(rows)
     if recipe.samples_per_class is not None:
         samples = min(samples, recipe.samples_per_class * len(set(task.classes(rows))))
-    length = _longest(task, rows)
+    length = longest(task, rows)
     loading = recipe.loading()
     dtype = compute_dtype_of(target, loading["compute_dtype"], recipe.device, adapter=models.adapter)
     voting: Collection[str] = models.placement.changing if recipe.counts_votes else ()
@@ -141,10 +141,17 @@ def note_cost(
     found.seconds = (found.seconds or 0.0) + operations / _speed(recipe.device, dtype, target.specs)
 
 
-def _longest(task: ModelTask, rows: Sequence[Any]) -> int:
-    """Tokens of the longest sample: what texts are padded to; 1 where that is not known."""
-    longest = max(rows, key=task.size)
-    encoded = task.encode([longest])
+def longest(task: ModelTask, rows: Sequence[Any]) -> int:
+    """Tell how long samples are at most.
+
+    Args:
+        task: Bound to the target.
+        rows: At least one sample.
+
+    Returns:
+        Tokens of the longest: what texts are padded to; of what is no text, see :func:`usual_length`.
+    """
+    encoded = task.encode([max(rows, key=task.size)])
     if isinstance(encoded, Mapping) and "input_ids" in encoded:
         return int(encoded["input_ids"].shape[1])
     config = task.config.to_dict() if hasattr(task.config, "to_dict") else {}

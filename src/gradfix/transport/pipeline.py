@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -43,7 +44,7 @@ from gradfix.transport.decision import Decision, cross_fitting_doubts, decide, s
 from gradfix.transport.folds import AlphaChoice
 from gradfix.transport.given import given
 from gradfix.transport.inputs import Data, counted_once, models_of, note_cut, note_unread, ready_task, rows_at
-from gradfix.transport.memory import note_judging, possible
+from gradfix.transport.memory import longest, note_judging, possible
 from gradfix.transport.record import Clock, output_files, transport_record, votes_facts
 from gradfix.transport.run import TransportRun
 from gradfix.transport.sameness import note_idle, require_one_file_system, see_the_same
@@ -363,6 +364,7 @@ def _transported(
                 dtype=dtype,
                 adapter=models.adapter,
                 voting=voting if recipe.counts_votes else (),
+                length=_length(task, data),
                 **recipe.loading(),
             )
             recipe = possible(recipe, model, found)
@@ -672,6 +674,13 @@ def open_target(
     model = load_target(task, target, placement, **recipe.loading())
     model.require_weights()
     return model
+
+
+def _length(task: ModelTask, data: Data) -> Callable[[], int] | None:
+    """What tells the tokens of the longest sample; None where there are inputs besides, which may be longer."""
+    if len(data.align_data) or len(data.unlabelled) or data.drawn:
+        return None
+    return lambda: longest(task, [*chain(data.pool, *data.held.values())])
 
 
 def _note_silent(model: TargetModel, tau: TaskVector, found: Findings) -> None:

@@ -1,8 +1,9 @@
 """Hold a model in memory where it fits there, else fetch it block by block."""
 
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def load_target(
     voting: Collection[str] | None = None,
     device: str = "cpu",
     batch_size: int = 32,
+    length: Callable[[], int] | None = None,
     **options: Any,
 ) -> TargetModel:
     """Load θ_B in the way that fits.
@@ -43,6 +45,8 @@ def load_target(
         voting: The target's tensors that will have votes, which take memory; those that τ may change if None.
         device: Where to compute.
         batch_size: Samples a forward pass; fewer where so many don't fit.
+        length: Tells the tokens of the longest sample: the shorter, the more samples have room in a pass that fetches
+            the model. As many as the context has if None, but at most 512.
         **options: Of :meth:`TargetModel.load`.
 
     Returns:
@@ -54,18 +58,19 @@ def load_target(
     require_device(device)
     number = compute_dtype_of(target, compute_dtype, device, adapter=adapter)
     options = {**options, "device": device, "compute_dtype": number}
-    plan = plan_memory(
+    planned = partial(
+        plan_memory,
         target,
         voting=() if adapter else placement.changing if voting is None else voting,
         memory=memory,
         compute_dtype=number,
         device=device,
         batch_size=batch_size,
-        length=task.max_length,
     )
-    if not plan.streams or (task.builds_model and memory == "auto"):
+    if not planned(length=task.max_length).streams or (task.builds_model and memory == "auto"):
         resident = AdapterModel if adapter else TargetModel
         return resident.load(task, target, placement, batch_size=batch_size, **options)
+    plan = planned(length=task.max_length if length is None else length())
     plan.refuse(target.location)
     streamed = StreamedAdapterModel if adapter else StreamedModel
     model = streamed.load(task, target, placement, batch_size=plan.batch, **options)
