@@ -1,6 +1,8 @@
 """What a model fetched block by block keeps, where, and what it brings ahead: the numbers stay the same."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +148,27 @@ def test_stored_weights_of_the_next_block_are_read_ahead(tmp_path: Path) -> None
     streamed._execution._supply.touch = touched.append
     streamed.votes(rows)
     assert {name.split(".")[2] for name in touched if "layers" in name} == {"0", "1", "2"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="anonymous memory is read from /proc")
+def test_what_lies_free_between_used_blocks_goes_back_to_the_system() -> None:
+    program = """
+from pathlib import Path
+from gradfix.evaluation.streaming.allocator import give_back_what_is_free, give_memory_back
+
+def anonymous():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) * 1024
+
+assert give_memory_back()
+blocks = [bytearray(b"x" * 500_000) for _ in range(200)]
+del blocks[:-1]  # the last one keeps the heap from shrinking
+before = anonymous()
+give_back_what_is_free()
+print(before - anonymous())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 80e6
 
 
 def test_a_plan_puts_into_a_file_what_memory_does_not_hold(tmp_path: Path) -> None:

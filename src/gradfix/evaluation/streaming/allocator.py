@@ -29,3 +29,9 @@ def give_memory_back() -> bool:
         return False  # musl has no such function, and keeps less
     settings = ((_MMAP_THRESHOLD, MAPPED_FROM), (_TRIM_THRESHOLD, MAPPED_FROM), (_ARENA_MAX, 1))
     return all([mallopt(name, value) == 1 for name, value in settings])
+
+
+def give_back_what_is_free() -> None:
+    """Let the system have the pages between blocks that are still used: the allocator keeps those by itself."""
+    if give_memory_back():
+        ctypes.CDLL(None).malloc_trim(0)

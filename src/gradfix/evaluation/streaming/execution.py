@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gradfix.checkpoints.fingerprint import tensor_fingerprint
+from gradfix.evaluation.streaming.allocator import give_back_what_is_free
 from gradfix.evaluation.streaming.calls import (
     Call,
     Pass,
@@ -305,6 +306,8 @@ class Execution:
         for slot in unit.slots:
             if slot.name not in still:
                 self._values.pop(slot.name, None)
+        if unit.block:
+            give_back_what_is_free()
 
 
 def _inferring(function: Callable[[], Any]) -> Any:
