@@ -366,6 +366,7 @@ def test_what_no_candidate_changes_is_fetched_once(tmp_path: Path) -> None:
     together = list(streamed.evaluate_each([(few, alpha, streamed.encode(rows)) for alpha in alphas]))
     assert {"lm_head.weight", "model.norm.weight"} < fetched.keys()  # outside of blocks, a point at a time
     assert fetched == {name: 2 if name == moving else 1 for name in fetched}
+    assert not streamed._execution._made  # what a candidate was made of goes with its weights
     assert len(ahead) == len({*ahead})
     for alpha, found in zip(alphas, together, strict=True):
         streamed.move(few, alpha)

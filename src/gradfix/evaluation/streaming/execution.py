@@ -306,6 +306,7 @@ class Execution:
         for slot in unit.slots:
             if slot.name not in still:
                 self._values.pop(slot.name, None)
+                self._made.pop(slot.name, None)  # a point holds on to its δ
         if unit.block:
             give_back_what_is_free()
 
