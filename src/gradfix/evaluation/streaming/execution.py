@@ -268,8 +268,7 @@ class Execution:
             return
         self.check()
         arriving = unit not in self._present
-        names = {slot.name for slot in unit.slots}
-        changed = {name for name in names if not self._stays(name, point)}
+        changed = {slot.name for slot in unit.slots if not self._stays(slot.name, point)}
         for other in list(self._present):
             shared = any(slot.name in changed for slot in other.slots)
             if other is not unit and (unit.block or other.block or shared):
@@ -286,8 +285,8 @@ class Execution:
                     if slot.name in self.wanted and slot.name not in self.fingerprints:
                         self.fingerprints[slot.name] = tensor_fingerprint(value)
                     self._values[slot.name] = nn.Parameter(value, requires_grad=slot.name in self.wanted)
+                    self._made[slot.name] = point  # at once: the next one may fail
                 slot.owner._parameters[slot.attribute] = self._values[slot.name]
-        self._made.update(dict.fromkeys(names, point))
         self._present[unit] = point
         if before is not None and arriving:  # at other points, it stays expected where it is needed first
             self._supply.expect([name for name in before.names if name not in self._values], point)
