@@ -157,9 +157,9 @@ def one_draw(
     """Let auto select, and cross_validate every method that it tried, and those that it did not try."""
     model = judge.model
     folds = split_folds(model.task.classes(support), SETTINGS.folds, seed)
-    with SelectionContext(model, support, folds, seed=seed) as ground:
+    with SelectionContext(model, support, folds, seed=seed, aligned=aligned) as ground:
         started = time.perf_counter()
-        choice = select(ground, aligned, alike=alike)
+        choice = select(ground, alike=alike)
         seconds = time.perf_counter() - started
         scores = {name: score(judge, ground, *pair) for name, pair in tried(choice).items()}
         auto = score(judge, ground, choice.way, choice.candidate)
@@ -184,7 +184,8 @@ def seen(candidate: Candidate) -> dict[str, Any]:
     parts = {
         name: [round(float(each), 5) for each in part] for name, part in candidate.seen._asdict().items()
     }
-    return {"setting": dict(candidate.setting), "classes": candidate.classes, **parts}
+    taught = {} if candidate.taught is None else {"taught": float(candidate.taught.mean())}
+    return {"setting": dict(candidate.setting), "classes": candidate.classes, **parts, **taught}
 
 
 def tried(choice: Any) -> dict[str, tuple[Method, Candidate]]:
@@ -274,7 +275,33 @@ def page(found: Sequence[Mapping[str, Any]]) -> str:
             else f"Fewer than {ENOUGH} draws are too few for an interval against naive addition."
         )
     )
-    return "\n".join([*rows, "", told])
+    return "\n".join([*rows, "", told, *by_teacher(found)])
+
+
+def by_teacher(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say how often the tuned model's answers alone put first what is best on the test, of what no label shaped."""
+    lost = {"answers": [], "labels": []}
+    for one in found:
+        seen = {name: what for name, what in one["held out"].items() if "taught" in what}
+        if len(seen) < 2:
+            continue
+        best = max(one["scores"][name] for name in seen)
+        for judge, losses in {
+            "answers": {name: what["taught"] for name, what in seen.items()},
+            "labels": {name: float(np.mean(what["judged"])) for name, what in seen.items()},
+        }.items():
+            lost[judge].append(100 * (best - one["scores"][min(losses, key=lambda name: losses[name])]))
+    if not lost["answers"]:
+        return []
+    told = ", ".join(
+        f"by the {name} alone {np.mean(each):.1f} points on average and {max(each):.1f} at most"
+        for name, each in lost.items()
+    )
+    return [
+        "",
+        f"Of what no label shaped (naive addition, a map of activations, a fit to answers), in {len(lost['answers'])} "
+        f"draws where the tuned model was asked, what would be taken loses to the best of them: {told}.",
+    ]
 
 
 if __name__ == "__main__":

@@ -393,6 +393,8 @@ PAIRS: dict[str, Callable[[Path], Pair]] = {
     "ModernBERT, next release": text_pair("modernbert", close=True, seed=100),
     "DeBERTa, next release": text_pair("deberta", close=True, seed=200),
     "RoBERTa, apart": text_pair("roberta", close=False, seed=300),
+    "ModernBERT, apart": text_pair("modernbert", close=False, seed=400),
+    "DeBERTa, apart": text_pair("deberta", close=False, seed=500),
     "ViT, next release": vit_pair(close=True),
     "ViT, apart": vit_pair(close=False),
     "voice, apart": voice_pair(close=False),

@@ -193,8 +193,8 @@ def labelled(
     support = choose_support(model, pool, samples_per_class=budget, sampling="random", seed=draw)
     folds = split_folds(model.task.classes(support), SETTINGS.folds, draw)
     judge = Judge(model, test)
-    with SelectionContext(model, support, folds, seed=draw) as ground:
-        choice = select(ground, aligned, alike=0.0)
+    with SelectionContext(model, support, folds, seed=draw, aligned=aligned) as ground:
+        choice = select(ground, alike=0.0)
         ways = {one.name: (way, one) for way, one in zip(choice.ways, choice.candidates, strict=True)}
         ways["auto"] = choice.way, choice.candidate
         return {

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gradfix.alignment import align, run_source
-from gradfix.alignment.answers import fit_answers
+from gradfix.alignment.answers import fit_answers, wanted_answers
 from gradfix.checkpoints import Checkpoint
 from gradfix.checkpoints.expressions import Given
 from gradfix.errors import AlignmentError
@@ -47,12 +47,12 @@ def test_a_model_answers_more_as_it_is_asked_to_and_is_asked_nothing_by_itself(
 ) -> None:
     model, rows = target(task, tmp_path)
     own = probabilities(model, rows)
-    still = fit_answers(model, rows, own)
+    still = fit_answers(model, wanted_answers(model, rows, own))
     assert all(float(change.abs().max()) < 1e-3 for change in still.changes.values())
     # Another model of the same kind: its last layer turned a little.
     generator = torch.Generator().manual_seed(0)
     wanted = (own.log() + 0.3 * torch.randn(own.shape[1], generator=generator)).softmax(dim=1)
-    found = fit_answers(model, rows, wanted)
+    found = fit_answers(model, wanted_answers(model, rows, wanted))
     assert found.changes
     assert found.unexplained < 1
     changes = {model.names[name]: value for name, value in found.changes.items()}
@@ -72,7 +72,7 @@ def test_a_model_answers_more_as_it_is_asked_to_and_is_asked_nothing_by_itself(
 def test_a_task_without_classes_has_no_answers(tmp_path: Path) -> None:
     model, rows = target("causal-lm", tmp_path)
     with pytest.raises(AlignmentError, match="no classes, and no last affine map"):
-        fit_answers(model, rows, torch.ones(len(rows), 2) / 2)
+        wanted_answers(model, rows, torch.ones(len(rows), 2) / 2)
 
 
 def test_a_task_of_ones_own_is_answered_by_its_last_layer(tmp_path: Path) -> None:

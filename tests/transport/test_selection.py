@@ -185,10 +185,10 @@ def test_what_labels_shaped_must_gain_more_than_luck(
     monkeypatch.setattr(methods, "cross_validate", told)
     aligned = Aligned(model.vector * 0.5, None, "regression", {}, 0) if strangers else None
     alike = 0.1 if strangers else 1.0
-    without = select(ground_of(model, work.rows), aligned, alike=alike, training=False)
+    without = select(ground_of(model, work.rows, aligned=aligned), alike=alike, training=False)
     assert not {"few-shot", "fine-tuned"} & {one.name for one in without.candidates}
     told.asked.clear()
-    choice = select(ground_of(model, work.rows), aligned, alike=alike)
+    choice = select(ground_of(model, work.rows, aligned=aligned), alike=alike)
     assert ("aligned" in {one.name for one in choice.candidates}) == strangers
     assert choice.candidate.name == chosen
     assert choice.way.name == chosen
@@ -245,8 +245,8 @@ def test_a_map_of_activations_must_beat_the_fit_to_answers_beyond_luck(
     monkeypatch.setattr(methods, "cross_validate", told)
     answers = Aligned(model.vector * 0.3, None, "answers", {}, 0)
     aligned = Aligned(model.vector * 0.5, None, "regression", {}, 0, answers)
-    context = ground_of(model, work.rows)
-    assert select(context, aligned, alike=0.1, steps=0, training=False).candidate.name == start
+    context = ground_of(model, work.rows, aligned=aligned)
+    assert select(context, alike=0.1, steps=0, training=False).candidate.name == start
 
 
 @pytest.mark.parametrize(
@@ -363,7 +363,7 @@ def test_what_was_judged_on_the_way_is_what_is_made(
     home = weights(model)
     seen: list[tuple[Setting, dict[str, Tensor]]] = []
     with ground_of(model, work.rows, vote=vote) as context:
-        held = (1,) if way.labelled else ()
+        held = (1,) if way.shaped(context) else ()
         try:
             for setting in way.candidates(context, held):
                 seen.append((dict(setting), weights(model)))
@@ -708,6 +708,83 @@ def test_ballots_of_a_fold_are_of_all_others_and_of_what_judges_nothing(
             assert counted.keys() == plain.keys()
             for name in plain:
                 assert name.endswith(SHIFT) or torch.equal(counted[name], plain[name]), name
+
+
+@pytest.mark.parametrize(
+    ("naive", "taught", "start"),
+    [
+        (FLAT, {}, "answers"),  # by the labels alone
+        (FLAT, {"naive": 0.5, "answers": 0.9, "aligned": 2.0}, "naive"),  # though the labels say otherwise
+        (FLAT, {"naive": 0.9, "answers": 0.5, "aligned": 2.0}, "answers"),
+        ([9.0] * 4, {"naive": 0.5, "answers": 0.55, "aligned": 2.0}, "answers"),  # the labels count, too
+        ([1.5] * 4, {"naive": 0.5, "answers": 0.9, "aligned": 2.0}, "nothing"),  # and alone against nothing
+    ],
+)
+def test_what_carries_the_answers_over_is_told_by_the_tuned_source(
+    naive: list[float],
+    taught: dict[str, float],
+    start: str,
+    model: TargetModel,
+    work: Job,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    losses = {**dict.fromkeys(("nothing", "gradfix", "confident"), [1.1] * 4), "aligned": FLAT}
+    told = Told({**losses, "naive": naive, "answers": [0.9] * 4})
+    monkeypatch.setattr(methods, "cross_validate", told)
+    answers = Aligned(model.vector * 0.3, None, "answers", {}, 0)
+    aligned = Aligned(model.vector * 0.5, None, "regression", {}, 0, answers)
+    names = {id(model.vector): "naive", id(answers.vector): "answers", id(aligned.vector): "aligned"}
+
+    class Source:
+        def losses(self, model: Any, vector: TaskVector, alpha: float, refit: Any) -> Any:
+            return np.full(40, taught[names[id(vector)]])
+
+    if taught:
+        aligned = replace(aligned, teacher=Source())  # type: ignore[arg-type]
+    context = ground_of(model, work.rows, aligned=aligned)
+    choice = select(context, alike=0.1, steps=0, training=False)
+    assert choice.candidate.name == start
+    assert ("by the tuned model's answers to 40 inputs" in choice.why) == (
+        bool(taught) and start != "nothing"
+    )
+
+
+@pytest.mark.parametrize(("others", "fits"), [(0, 3), (100, 1)])
+def test_what_was_fitted_to_the_samples_is_judged_as_it_is_without_them(
+    others: int, fits: int, model: TargetModel, work: Job
+) -> None:
+    asked: list[frozenset[int]] = []
+
+    def refit(places: frozenset[int]) -> TaskVector:
+        asked.append(places)
+        return model.vector * (0.1 * sum(places))
+
+    def places(samples: Any) -> frozenset[int]:
+        return frozenset(place for place, row in enumerate(work.rows) if row in samples)
+
+    vector, inputs = model.vector * 2.0, len(work.rows) + others
+    aligned = Aligned(vector, None, "regression", {}, inputs, refit=refit, places=places)
+    way = AddVector("aligned", "aligned addition", vector=vector, grid=(0.0, 1.0))
+    with ground_of(model, work.rows, aligned=aligned) as context:
+        start = StartingPoint(way, {"alpha": 1.0})
+        found = cross_validate(context, way)
+        wanted = np.empty(len(work.rows))
+        for held in context.singles:
+            judged = range(len(work.rows)) if fits == 1 else context.places(held)
+            model.move(model.vector, 0.1 * sum(judged))
+            wanted[context.places(held)] = model.evaluate(context.encoded(held)).losses
+        model.restore()
+        assert dict(found.setting) == {"alpha": 1.0}
+        np.testing.assert_allclose(found.losses, wanted, rtol=1e-5)
+        assert len(asked) == len(set(asked)) == fits
+        # Of all samples, for the output; what sets out from there sets out from each fold's own.
+        assert way.build(context, {"alpha": 1.0}) == (vector, 1.0)
+        assert start.shaped(context)
+        held = context.singles[0]
+        assert start.reach(context, held)[0] is not start.reach(context)[0]
+        assert len(asked) == fits
+    with ground_of(model, work.rows, aligned=replace(aligned, refit=None)) as context:
+        assert not way.shaped(context)
 
 
 def test_the_curve_of_a_choice_has_the_best_point_of_each_alpha(model: TargetModel, work: Job) -> None:

@@ -7,6 +7,7 @@ compared one point at a time. Rows are tokens or patches, a few of each sample, 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -48,6 +49,7 @@ class Activations:
         """
         self.choose = choose
         self._widths: dict[tuple[str, Point], int] = {}
+        self._spilled = count()
 
     def __enter__(self) -> "Activations":
         self._directory = tempfile.TemporaryDirectory(prefix="gradfix-activations-")
@@ -116,17 +118,16 @@ class Activations:
         values = np.memmap(self._path(key, point), dtype=np.float32, mode="c")
         return torch.from_numpy(values).view(-1, width)
 
-    def spill(self, name: str, values: Tensor) -> Tensor:
+    def spill(self, values: Tensor) -> Tensor:
         """Move a computed tensor out of memory.
 
         Args:
-            name: A name that no other tensor has.
             values: Of any shape.
 
         Returns:
             The same values, float32, mapped from a file that goes with the context.
         """
-        path = Path(self._directory.name) / f"spilled-{name}.float32"
+        path = Path(self._directory.name) / f"spilled-{next(self._spilled)}.float32"
         path.write_bytes(values.detach().float().cpu().contiguous().numpy().data)
         return torch.from_numpy(np.memmap(path, dtype=np.float32, mode="c")).view(values.shape)
 

@@ -1,6 +1,6 @@
 """A task vector in the target's coordinates, with what is known of how well the two models align."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,12 +8,13 @@ from typing import Any
 from torch import Tensor
 
 from gradfix.alignment.activations import Activations
-from gradfix.alignment.answers import Answered, fit_answers
+from gradfix.alignment.answers import Answered, Wanted, fit_answers, wanted_answers
 from gradfix.alignment.blocks import find_writers
 from gradfix.alignment.depths import depths_of
 from gradfix.alignment.regression import SHUFFLED, SOURCE, TARGET, TUNED, fit_blocks
 from gradfix.alignment.rotation.rotate import rotate, rotation
 from gradfix.alignment.source import Observed, SourceRun, runner
+from gradfix.alignment.teacher import Teacher
 from gradfix.checkpoints.expressions import Given
 from gradfix.errors import AlignmentError, listed
 from gradfix.evaluation.target_model import TargetModel
@@ -34,6 +35,10 @@ class Aligned:
         tensors: What is known of each tensor, as JSON: residuals on held-out inputs.
         inputs: How many inputs were used.
         answers: Another way from the same runs: the target fitted to the source's answers; None without classes.
+        refit: Fits the vector again without the inputs at some places; None for what was not fitted to what the
+            fine-tune changed.
+        places: Finds samples among the inputs, whatever their labels.
+        teacher: What the tuned source says of the inputs; None without classes.
     """
 
     vector: TaskVector
@@ -42,6 +47,38 @@ class Aligned:
     tensors: Mapping[str, Mapping[str, Any]]
     inputs: int
     answers: "Aligned | None" = None
+    refit: Callable[[frozenset[int]], TaskVector] | None = None
+    places: Callable[[Sequence[Any]], frozenset[int]] = lambda samples: frozenset()
+    teacher: Teacher | None = None
+
+    def saw(self, samples: Sequence[Any]) -> bool:
+        """Tell whether samples had a part in the vector, so that they can't judge it.
+
+        Args:
+            samples: Labelled samples.
+
+        Returns:
+            True if one of them is among the inputs that the vector was fitted to.
+        """
+        return self.refit is not None and bool(self.places(samples))
+
+    def without(self, samples: Sequence[Any]) -> TaskVector:
+        """Fit the vector without some samples.
+
+        Args:
+            samples: Labelled samples that are to judge it.
+
+        Returns:
+            τ' over tensors of the vector's alone; where no other input explains anything, it changes none.
+        """
+        places = self.places(samples)
+        if self.refit is None or not places:
+            return self.vector
+        found = self.refit(places)
+        if found.specs.keys() <= self.vector.specs.keys():
+            return found
+        changes = {name: found.read(name) for name in found.specs if name in self.vector.specs}
+        return found.derive(Given(changes), operation="restrict")
 
 
 def align(source: SourceRun, model: TargetModel, *, control_seed: int | None) -> Aligned | None:
@@ -58,6 +95,19 @@ def align(source: SourceRun, model: TargetModel, *, control_seed: int | None) ->
     Raises:
         AlignmentError: if the target can't be aligned as the source was run for.
     """
+    found = _aligned(source, model, control_seed)
+    if found is None:
+        return None
+    answers, told = source.observed.answers, None
+    if answers is not None and source.observed.has_classes:
+        inputs = [source.inputs[place] for place in source.recorded]
+        told = Teacher(inputs, answers[list(source.recorded)], source.recorded)
+    places = source.places(model.task)
+    other = found.answers and replace(found.answers, places=places)
+    return replace(found, places=places, answers=other, teacher=told)
+
+
+def _aligned(source: SourceRun, model: TargetModel, control_seed: int | None) -> Aligned | None:
     recorded = [source.inputs[place] for place in source.recorded]
     seen = model, recorded, source.observed, source.activations
     if source.method == "none":
@@ -76,7 +126,9 @@ def align(source: SourceRun, model: TargetModel, *, control_seed: int | None) ->
     with suppress(AlignmentError):  # a second way, which nobody asked for
         answers = align_by_answers(model, source.inputs, source.observed)
     try:
-        found = align_by_regression(*seen, control=control_seed is not None, carry=source.carry)
+        found = align_by_regression(
+            *seen, control=control_seed is not None, carry=source.carry, places=source.recorded
+        )
     except AlignmentError:
         if source.asked or (needed and answers is None):
             raise
@@ -115,6 +167,7 @@ def align_by_regression(
     *,
     control: bool,
     carry: Plugin | None = None,
+    places: Sequence[int] | None = None,
 ) -> Aligned:
     """Fit the target's blocks to the change that the fine-tune made in the source (see :mod:`.regression`).
 
@@ -125,6 +178,7 @@ def align_by_regression(
         activations: Where it recorded.
         control: Also fit to the change that a shuffled τ made.
         carry: What gives each change in the target's coordinates, in place of a rotation.
+        places: By what numbers the inputs are left out of a refit; their own if None.
 
     Returns:
         τ', dense in the last linear map of each block and zero elsewhere.
@@ -143,9 +197,22 @@ def align_by_regression(
 
     method = "regression" if carry is None else carry.name
 
-    def fitted(tuned: str) -> tuple[TaskVector, Mapping[str, Mapping[str, Any]]]:
+    numbers = range(len(inputs)) if places is None else places
+    row_of = {numbers[index]: row for row, index in enumerate(encoded.order)}
+
+    def fitted(
+        tuned: str, without: Collection[int] = ()
+    ) -> tuple[TaskVector, Mapping[str, Mapping[str, Any]]]:
         found = fit_blocks(
-            model.model, run, whole, writers, activations, depths=depths, tuned=tuned, carry=carry
+            model.model,
+            run,
+            whole,
+            writers,
+            activations,
+            depths=depths,
+            tuned=tuned,
+            carry=carry,
+            without=[row_of[place] for place in without if place in row_of],
         )
         changes = {model.names[name]: value for name, value in found.changes.items()}
         vector = model.vector.derive(
@@ -154,7 +221,14 @@ def align_by_regression(
         return vector, {model.names[name]: facts for name, facts in found.facts().items()}
 
     vector, tensors = fitted(TUNED)
-    return Aligned(vector, fitted(SHUFFLED)[0] if control else None, method, tensors, len(inputs))
+    return Aligned(
+        vector,
+        fitted(SHUFFLED)[0] if control else None,
+        method,
+        tensors,
+        len(inputs),
+        refit=lambda without: fitted(TUNED, without)[0],
+    )
 
 
 def align_by_answers(model: TargetModel, inputs: Sequence[Any], observed: Observed) -> Aligned:
@@ -174,7 +248,8 @@ def align_by_answers(model: TargetModel, inputs: Sequence[Any], observed: Observ
     """
     nothing = model.vector.derive(Given({}), operation="align", method="none")
     control = nothing if observed.shuffled is not None else None
-    return with_answers(model, Aligned(nothing, control, "answers", {}, len(inputs)), inputs, observed)
+    unmoved = Aligned(nothing, control, "answers", {}, len(inputs))
+    return with_answers(model, unmoved, inputs, observed)
 
 
 def with_answers(model: TargetModel, aligned: Aligned, inputs: Sequence[Any], observed: Observed) -> Aligned:
@@ -192,18 +267,22 @@ def with_answers(model: TargetModel, aligned: Aligned, inputs: Sequence[Any], ob
     Raises:
         AlignmentError: if the task has no classes, or the target no such layer, or nothing of the answers is explained.
     """
-    if observed.answers is None:
+    answers = observed.answers
+    if answers is None:
         raise AlignmentError(
             f"{model.task.name}: has no classes, and its model no last affine map that gives one row a sample, so "
             "there are no answers to fit to"
         )
 
-    def both(vector: TaskVector, answers: Tensor, of: str) -> tuple[TaskVector, Answered]:
+    def wanted(vector: TaskVector, answers: Tensor) -> Wanted:
         model.move(vector, 1.0)
         try:
-            found = fit_answers(model, inputs, answers)
+            return wanted_answers(model, inputs, answers)
         finally:
             model.restore()
+
+    def both(vector: TaskVector, seen: Wanted, of: str) -> tuple[TaskVector, Answered]:
+        found = fit_answers(model, seen)
         changes = {model.names[name]: change for name, change in found.changes.items()}
         values = {name: vector.read(name) for name in vector.specs if name not in changes}
         changes = {
@@ -211,11 +290,20 @@ def with_answers(model: TargetModel, aligned: Aligned, inputs: Sequence[Any], ob
             for name, change in changes.items()
         }
         made = model.vector.derive(
-            Given(values | changes), operation="align", method="answers", of=of, inputs=len(inputs)
+            Given(values | changes), operation="align", method="answers", of=of, inputs=len(seen.read)
         )
         return made, found
 
-    vector, found = both(aligned.vector, observed.answers, TUNED)
+    seen = wanted(aligned.vector, answers)
+
+    def refit(places: frozenset[int]) -> TaskVector:
+        others = [place for place in range(len(inputs)) if place not in places]
+        if aligned.refit is None:
+            return both(aligned.vector, seen.at(others), TUNED)[0]
+        vector = aligned.refit(places)
+        return both(vector, wanted(vector, answers).at(others), TUNED)[0]
+
+    vector, found = both(aligned.vector, seen, TUNED)
     if not found.changes:
         raise AlignmentError(
             f"{type(model.model).__name__}: nothing of the tuned model's answers on {len(inputs)} inputs can be "
@@ -223,7 +311,7 @@ def with_answers(model: TargetModel, aligned: Aligned, inputs: Sequence[Any], ob
         )
     control = aligned.control
     if control is not None and observed.shuffled is not None:
-        control = both(control, observed.shuffled, SHUFFLED)[0]
+        control = both(control, wanted(control, observed.shuffled), SHUFFLED)[0]
     facts = {
         model.names[name]: {
             "stream": name,
@@ -234,7 +322,7 @@ def with_answers(model: TargetModel, aligned: Aligned, inputs: Sequence[Any], ob
         for name in found.changes
         if name.endswith(".weight")
     }
-    return replace(aligned, vector=vector, control=control, tensors={**aligned.tensors, **facts})
+    return replace(aligned, vector=vector, control=control, tensors={**aligned.tensors, **facts}, refit=refit)
 
 
 def align_by_rotation(

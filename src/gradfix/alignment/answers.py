@@ -57,37 +57,75 @@ class Answered(NamedTuple):
     ridge: float
 
 
-def fit_answers(model: TargetModel, inputs: Sequence[Any], answers: Tensor) -> Answered:
-    """Fit the last affine map of a target to the tuned source's answers, where the target stands.
+class Wanted(NamedTuple):
+    """What the last affine map of a target should give otherwise, where the target stands.
+
+    Attributes:
+        module: The map's name.
+        read: What it reads of each sample, ``[samples, in]``.
+        change: What it should give beside what it gives, ``[samples, out]``.
+    """
+
+    module: str
+    read: Tensor
+    change: Tensor
+
+    def at(self, samples: Sequence[int]) -> "Wanted":
+        """Take some samples.
+
+        Args:
+            samples: Their places.
+
+        Returns:
+            The same of these alone.
+        """
+        return Wanted(self.module, self.read[list(samples)], self.change[list(samples)])
+
+
+def wanted_answers(model: TargetModel, inputs: Sequence[Any], answers: Tensor) -> Wanted:
+    """See how far a target is from the tuned source's answers.
 
     Args:
-        model: The target, anywhere; its weights are not changed.
+        model: The target, anywhere.
         inputs: Samples; their labels are not used.
         answers: The source's class probabilities on them, ``[samples, classes]``; for a task without classes, what the
             source's last map gives, ``[samples, out]``.
 
     Returns:
-        The changes; none where they explain nothing on held-out inputs.
+        What is to be fitted.
 
     Raises:
         AlignmentError: if no affine map that τ covers gives one row a sample, or the target answers in another form.
     """
     if isinstance(model.task, Classification):
-        name, read, change = _steps(model, inputs, _centred(answers.clamp(min=SURE).log()))
-    else:
-        name, read, given = _last_output(model, inputs)
-        if given.shape != answers.shape:
-            raise AlignmentError(
-                f"{type(model.model).__name__}: {name} gives {given.shape[1]} numbers a sample, and the tuned model's "
-                f"last map {answers.shape[1]}, so it can't be fitted to them"
-            )
-        change = answers - given
-    module = model.model.get_submodule(name)
-    bias = f"{name}.bias" if f"{name}.bias" in model.names else None
-    weight, offset, (left, ridge) = fit_linear(read, change, intercept=bias is not None, ridges=RIDGES)
+        return Wanted(*_steps(model, inputs, _centred(answers.clamp(min=SURE).log())))
+    name, read, given = _last_output(model, inputs)
+    if given.shape != answers.shape:
+        raise AlignmentError(
+            f"{type(model.model).__name__}: {name} gives {given.shape[1]} numbers a sample, and the tuned model's "
+            f"last map {answers.shape[1]}, so it can't be fitted to them"
+        )
+    return Wanted(name, read, answers - given)
+
+
+def fit_answers(model: TargetModel, wanted: Wanted) -> Answered:
+    """Fit the last affine map of a target to the tuned source's answers.
+
+    Args:
+        model: The target; its weights are not changed.
+        wanted: What :func:`wanted_answers` saw.
+
+    Returns:
+        The changes; none where they explain nothing on held-out inputs.
+    """
+    module = model.model.get_submodule(wanted.module)
+    bias = f"{wanted.module}.bias" if f"{wanted.module}.bias" in model.names else None
+    weight, offset, (left, ridge) = fit_linear(
+        wanted.read, wanted.change, intercept=bias is not None, ridges=RIDGES
+    )
     if weight is None:
         return Answered({}, left, ridge)
-    changes = {f"{name}.weight": stored(module, weight).contiguous()}
+    changes = {f"{wanted.module}.weight": stored(module, weight).contiguous()}
     if bias is not None and offset is not None:
         changes[bias] = offset
     return Answered(changes, left, ridge)

@@ -23,7 +23,7 @@ No label is used. Blocks are fitted while the data flow by: one forward pass of 
 alone. Source of R: Schönemann, "A generalized solution of the orthogonal Procrustes problem", 1966.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -105,6 +105,7 @@ def fit_blocks(
     depths: Mapping[Point, Depth] | None = None,
     tuned: str = TUNED,
     carry: Plugin | None = None,
+    without: Collection[int] = (),
 ) -> Fitted:
     """Fit every writer's change in one forward pass, each with the changes before it in effect.
 
@@ -119,11 +120,12 @@ def fit_blocks(
             architecture.
         tuned: The recording whose change is carried over: :data:`TUNED`, or :data:`SHUFFLED` for the control.
         carry: What gives a stream's change in B's coordinates, in place of R: a function of h_A, h_A^ft and h_B.
+        without: Samples that have no part in the fit, by their places in the batch.
 
     Returns:
         The changes.
     """
-    fit = _Fit(model, batch, activations, depths or {}, tuned, carry)
+    fit = _Fit(model, batch, activations, depths or {}, tuned, carry, without)
     with ExitStack() as stack:
         for writer in writers:
             stack.callback(fit.watch(writer).remove)
@@ -144,11 +146,13 @@ class _Fit:
         depths: Mapping[Point, Depth],
         tuned: str,
         carry: Plugin | None,
+        without: Collection[int],
     ) -> None:
         self.fitted = Fitted()
         self._modules = dict(model.named_modules())
         self._batch, self._activations, self._depths, self._tuned = batch, activations, depths, tuned
         self._carry = carry
+        self._without = torch.tensor(sorted(without))
         self._read: dict[str, tuple[Tensor, Tensor]] = {}
 
     def watch(self, writer: Writer) -> RemovableHandle:
@@ -205,13 +209,14 @@ class _Fit:
         """Fit one writer; its ΔW ``[out, columns]`` and Δb, or nothing where the change cannot be explained."""
         module, point = self._modules[writer.module], writer.stream
         depth = self._depths.get(point) or Depth(point, point, 0.0, None)
-        wanted, residual = _wanted(depth, point, self._activations, self._tuned, self._carry)
 
         def rows(at: Point, values: Tensor) -> Tensor:
             return rows_at(values, self._batch, at, self._activations.choose.target)
 
-        now = rows(point, as_tokens(self._modules[point.module], stream))
-        wanted = wanted - (now - self._activations.read(TARGET, point))
+        tokens = as_tokens(self._modules[point.module], stream)
+        fitted = self._rows_fitted(rows(point, _numbered(tokens)))
+        wanted, residual = _wanted(depth, point, self._activations, self._tuned, self._carry, fitted)
+        wanted = wanted - (rows(point, tokens) - self._activations.read(TARGET, point))[fitted]
         u = input_rows(module, inputs, lambda values: rows(writer.source, values))
         gain = torch.ones(wanted.shape[1]) if writer.gain is None else writer.gain
         intercept = writer.bias is not None
@@ -220,7 +225,7 @@ class _Fit:
                 self._modules[writer.norm], rows(writer.source, as_tokens(module, output))
             )
             gain, u, intercept = gain * scale, u * weights, False
-        weight, bias, (left, ridge) = fit_linear(u, wanted, intercept=intercept)
+        weight, bias, (left, ridge) = fit_linear(u[fitted], wanted, intercept=intercept)
         self.fitted.blocks[writer.weight] = BlockFit(point.module, residual, left, ridge, depth.block)
         if weight is None:
             return None, None
@@ -230,8 +235,20 @@ class _Fit:
         bias = None if bias is None else bias * inverse
         for name, value in ((writer.weight, stored(module, weight)), (writer.bias, bias)):
             if name is not None and value is not None:
-                self.fitted.changes[name] = self._activations.spill(f"{self._tuned}-{name}", value)
+                self.fitted.changes[name] = self._activations.spill(value)
         return weight, bias
+
+    def _rows_fitted(self, numbers: Tensor) -> Tensor | slice:
+        """Which rows have a part in the fit, by the number of the sample that each is of, ``[rows, 1]``."""
+        if not self._without.numel():
+            return slice(None)
+        return ~torch.isin(numbers[:, 0].round().long(), self._without)
+
+
+def _numbered(values: Tensor) -> Tensor:
+    """Put a sample's number in the place of each of its vectors: ``[samples, …, width]`` to ``[samples, …, 1]``."""
+    numbers = torch.arange(len(values), dtype=torch.float32)
+    return numbers.view(-1, *[1] * (values.dim() - 1)).expand(*values.shape[:-1], 1)
 
 
 def _norm_at(norm: nn.Module, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -257,7 +274,12 @@ def _norm_at(norm: nn.Module, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _wanted(
-    depth: Depth, point: Point, activations: Activations, tuned: str, carry: Plugin | None
+    depth: Depth,
+    point: Point,
+    activations: Activations,
+    tuned: str,
+    carry: Plugin | None,
+    fitted: Tensor | slice,
 ) -> tuple[Tensor, float]:
     """The change of A's stream in B's coordinates ``[rows, width]``, and how little of B's stream A's explains."""
     source, target = depth.read(activations, SOURCE), activations.read(TARGET, point)
@@ -266,11 +288,12 @@ def _wanted(
             f"{point.module}: {len(target)} rows were recorded of the target and {len(source)} of the source, so they "
             "are not of the same tokens; use --align none"
         )
+    source, target, after = source[fitted], target[fitted], depth.read(activations, tuned)[fitted]
     held = _held_out(len(source))
     residual = unexplained(source[held] @ procrustes(source[~held], target[~held]), target[held])
     if carry is not None:
-        return _carried(carry, source, depth.read(activations, tuned), target), residual
-    change = depth.read(activations, tuned) - source
+        return _carried(carry, source, after, target), residual
+    change = after - source
     if source.shape[1] != target.shape[1]:
         return change @ procrustes(source, target) * (_spread(target) / _spread(source)), residual
     as_is = unexplained(source[held], target[held])

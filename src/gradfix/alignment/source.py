@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, get_args
 
 import torch
@@ -21,7 +21,7 @@ from gradfix.alignment.rows import Rows as RowsCompared
 from gradfix.alignment.written import write_rows
 from gradfix.checkpoints import Checkpoint
 from gradfix.errors import AlignmentError, GradfixError
-from gradfix.evaluation.binding import Rows, bind, without_labels
+from gradfix.evaluation.binding import Rows, bind, used_columns, without_labels
 from gradfix.evaluation.evaluate import EncodedRows, Evaluation, encode_rows
 from gradfix.evaluation.streaming.choice import load_target
 from gradfix.evaluation.target_model import TargetModel
@@ -30,7 +30,7 @@ from gradfix.progress import Progress, silent
 from gradfix.recipes.fields import Align
 from gradfix.recipes.settings import SETTINGS, SelectionSettings
 from gradfix.tasks import Classification, Generative, ModelTask
-from gradfix.tasks.data import Row, origin
+from gradfix.tasks.data import Row, origin, row_hash
 from gradfix.tasks.forward import evaluating
 from gradfix.tasks.sampling import spread
 from gradfix.vectors.control import shuffled
@@ -209,6 +209,30 @@ class SourceRun:
             )
             if (sure - chance) / (1 - chance) >= self.sure
         ]
+
+    def places(self, task: ModelTask) -> Callable[[Rows], frozenset[int]]:
+        """Find samples among the inputs, by what the task reads of them but for the labels of classes.
+
+        Args:
+            task: The target's.
+
+        Returns:
+            Gives the places, among the inputs, of rows.
+        """
+        hidden = task.columns["label"] if isinstance(task, Classification) else None
+
+        def digest(row: Mapping[str, Any]) -> str:
+            return row_hash(row, [column for column in used_columns(task, row) if column != hidden])
+
+        @cache
+        def known() -> list[str]:
+            return list(map(digest, self.inputs))
+
+        def find(samples: Rows) -> frozenset[int]:
+            wanted = set(map(digest, samples))
+            return frozenset(place for place, one in enumerate(known()) if one in wanted)
+
+        return find
 
     @property
     def predicted_classes(self) -> int | None:

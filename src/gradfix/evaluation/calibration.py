@@ -38,7 +38,25 @@ def calibrated(logits: Values, losses: Values, parts: Sequence[Sequence[int]]) -
     Returns:
         ``[samples]`` losses.
     """
-    right = _log_sum_exp(logits) - losses
+    return _at_temperatures(logits, _log_sum_exp(logits) - losses, parts)
+
+
+def calibrated_to(logits: Values, answers: Values, parts: Sequence[Sequence[int]]) -> Values:
+    """Give each sample's cross-entropy of another model's answers, at the temperature that other parts ask for.
+
+    Args:
+        logits: ``[samples, classes]``.
+        answers: Probabilities, ``[samples, classes]``.
+        parts: Positions of the samples by part; one part is dealt into several.
+
+    Returns:
+        ``[samples]`` losses.
+    """
+    return _at_temperatures(logits, (answers * logits).sum(axis=1), parts)
+
+
+def _at_temperatures(logits: Values, right: Values, parts: Sequence[Sequence[int]]) -> Values:
+    """Cross-entropies at the temperatures that other parts ask for, by the score of what is right."""
     scaled = np.stack([_log_sum_exp(logits / t) - right / t for t in TEMPERATURES])
     # One more sample, of which nothing is known, keeps separable samples from asking for certainty.
     unknown = np.array([(_log_sum_exp(logits / t) - logits.mean(axis=1) / t).mean() for t in TEMPERATURES])

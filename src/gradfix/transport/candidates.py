@@ -149,6 +149,7 @@ class Candidate:
         curve: Every setting tried, with mean loss and score.
         classes: How many classes the losses are cross-entropies of; None where they are something else.
         measured: By α, what validation data gave where α is all there is to set.
+        taught: Losses by the tuned source's answers to inputs, where it was asked.
     """
 
     name: str
@@ -160,6 +161,7 @@ class Candidate:
     curve: tuple[tuple[Setting, float, float], ...]
     classes: int | None = None
     measured: Mapping[float, Evaluation] = field(default_factory=dict)
+    taught: Values | None = None
 
     @classmethod
     def given(cls, way: Method, setting: Setting) -> "Candidate":
@@ -189,6 +191,12 @@ class Candidate:
     def calibrated_loss(self) -> float:
         """Mean of the calibrated losses that are compared."""
         return float(self.seen.judged.mean())
+
+    @property
+    def loss_with_teacher(self) -> float:
+        """Mean of the calibrated losses by labels and, where it was asked, by the tuned source's answers."""
+        taught = () if self.taught is None else (self.taught,)
+        return float(np.concatenate([self.seen.judged, *taught]).mean())
 
     @property
     def alpha(self) -> float:

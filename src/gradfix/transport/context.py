@@ -13,7 +13,7 @@ from torch import Tensor
 from gradfix.alignment import Aligned
 from gradfix.checkpoints.expressions import Given, Padded, Sum
 from gradfix.evaluation.binding import used_columns
-from gradfix.evaluation.calibration import cross_entropies
+from gradfix.evaluation.calibration import Values, cross_entropies
 from gradfix.evaluation.evaluate import EncodedRows, Evaluation
 from gradfix.evaluation.finetuning import Paused
 from gradfix.evaluation.target_model import TargetModel
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from gradfix.transport.methods import Method
 
 Value = TypeVar("Value")
+
+JUDGES = 4
+"""At most one input in so many is left out of an alignment at once."""
 
 MOST_PAUSED = 4
 """Walks of training that can go on: each takes three times the weights, on disk."""
@@ -57,6 +60,7 @@ class SelectionContext:
             with the prompt of a labelled sample is held out with it.
         progress: Told the samples counted.
         settings: The numbers of the selection.
+        aligned: What alignment made of τ: samples that had a part in it can judge it only as it is without them.
     """
 
     model: TargetModel
@@ -68,6 +72,7 @@ class SelectionContext:
     more: Sequence[Any] = ()
     progress: Progress = silent
     settings: SelectionSettings = SETTINGS
+    aligned: Aligned | None = None
 
     def __enter__(self) -> "SelectionContext":
         self._stack = ExitStack()
@@ -156,6 +161,59 @@ class SelectionContext:
             Positions in the support set, ascending.
         """
         return sorted(index for number in held for index in self.folds[number])
+
+    def saw(self, vector: TaskVector) -> bool:
+        """Tell whether labelled samples had a part in a vector, though without their labels.
+
+        Args:
+            vector: Any vector.
+
+        Returns:
+            True for what alignment fitted to inputs that some of the samples are among.
+        """
+        aligned = self._alignment_of(vector)
+        return aligned is not None and self.remembered("seen", (vector,), lambda: aligned.saw(self.support))
+
+    def outside(self, vector: TaskVector, held: Held) -> TaskVector:
+        """Give a vector as it is without the samples that judge it.
+
+        Args:
+            vector: Any vector.
+            held: The folds that must have no part in it; the model is at θ_B afterwards if there are any.
+
+        Returns:
+            The vector itself where no held-out sample had a part in it; else what alignment makes of the other inputs.
+        """
+        aligned = self._alignment_of(vector)
+        if not held or aligned is None or not self.saw(vector):
+            return vector
+        self.model.restore()
+        # Where most inputs judge nothing, one fit without any that does serves all folds.
+        if len(aligned.places(self.support)) * JUDGES <= aligned.inputs:
+            held = tuple(range(len(self.folds)))
+        samples = [self.support[place] for place in self.places(held)]
+        return self.remembered(("outside", held), (vector,), lambda: aligned.without(samples))
+
+    def taught(self, vector: TaskVector, alpha: float) -> Values | None:
+        """Judge a place by the tuned source's answers to inputs that had no part in it.
+
+        Args:
+            vector: δ: τ, or what alignment made of it.
+            alpha: α.
+
+        Returns:
+            A loss for each input; None where the source was not asked, or has no classes. The model is at θ_B.
+        """
+        teacher = self.aligned.teacher if self.aligned is not None else None
+        if teacher is None:
+            return None
+        self.model.restore()
+        aligned = self._alignment_of(vector)
+        return teacher.losses(self.model, vector, alpha, aligned.refit if aligned is not None else None)
+
+    def _alignment_of(self, vector: TaskVector) -> Aligned | None:
+        ours = (self.aligned, self.aligned.answers) if self.aligned is not None else ()
+        return next((one for one in ours if one is not None and one.vector is vector), None)
 
     def without(self, held: Held) -> list[Any]:
         """Give the samples outside some folds.
@@ -263,19 +321,20 @@ class SelectionContext:
         found = self._paused.get(walk)
         return found if found is not None and found.steps <= first else None
 
-    def count(self, rows: Sequence[Any]) -> Votes:
+    def count(self, rows: Sequence[Any], vote: str | None = None) -> Votes:
         """Count votes where the model stands.
 
         Args:
             rows: Samples.
+            vote: ``majority`` or ``mean``; the context's own if None.
 
         Returns:
             Their votes.
         """
-        return self.model.votes(rows, vote=self.vote, seed=self.seed, dtype=self.dtype)
+        return self.model.votes(rows, vote=vote or self.vote, seed=self.seed, dtype=self.dtype)
 
     def votes_without(self, at: "StartingPoint", held: Held, vote: str | None = None) -> Votes:
-        """Count votes at a place that no label shaped, once for all folds.
+        """Count votes at a place: once for all folds, where no sample shaped it.
 
         Args:
             at: The place.
@@ -286,6 +345,12 @@ class SelectionContext:
             The votes; the model is at θ_B afterwards.
         """
         vote = vote or self.vote
+        if held and at.shaped(self):  # each fold has its own place
+            try:
+                at.go(self, held)
+                return self.count(self.without(held), vote)
+            finally:
+                self.model.restore()
         # θ_B is one place, whoever asks for votes there.
         things = (at,) if at.way is not None else ()
         found = self.remembered(("votes", vote), things, lambda: self._ballots(at, vote))
@@ -334,10 +399,16 @@ class StartingPoint:
     setting: Setting = field(default_factory=dict)
     _reached: dict[Held, tuple[TaskVector, float]] = field(default_factory=dict, repr=False)
 
-    @property
-    def labelled(self) -> bool:
-        """Whether labels shaped the place, so that each fold has its own."""
-        return self.way is not None and self.way.labelled
+    def shaped(self, context: SelectionContext) -> bool:
+        """Tell whether the samples shaped the place, so that each fold has its own.
+
+        Args:
+            context: The samples.
+
+        Returns:
+            As :meth:`gradfix.transport.methods.Method.shaped` says of the way.
+        """
+        return self.way is not None and self.way.shaped(context)
 
     def reach(self, context: SelectionContext, held: Held = ()) -> tuple[TaskVector | None, float]:
         """Compute the place, once a fold.
@@ -351,7 +422,7 @@ class StartingPoint:
         """
         if self.way is None:
             return None, 0.0
-        if not self.labelled:
+        if not self.shaped(context):
             held = ()
         if held not in self._reached:
             delta, alpha = self.way.build(context, self.setting, held)

@@ -154,7 +154,7 @@ def _parts(context: SelectionContext, way: Method, validation: EncodedRows | Non
     """Who judges: validation data, all samples where none shaped the way, else each part what the others shaped."""
     if validation is not None:
         return [_Part((), range(sum(map(len, validation.positions))), validation)]
-    if not way.labelled:
+    if not way.shaped(context):
         return [_Part((), range(len(context.support)), context.encoded(()))]
     parts = context.halves if isinstance(way, FineTune | Revote) else context.singles
     return [_Part(held, context.places(held), context.encoded(held)) for held in parts]

@@ -19,7 +19,7 @@ from gradfix.transport.candidates import Candidate, Choice
 from gradfix.transport.context import SelectionContext, Setting, StartingPoint, controls
 from gradfix.transport.cross_validation import cross_validate
 from gradfix.transport.folds import AlphaChoice, split_folds
-from gradfix.transport.methods import AddVector, MaskVector, Method, Revote
+from gradfix.transport.methods import AddVector, FineTune, MaskVector, Method, Revote
 from gradfix.transport.selection import select, training_from
 from gradfix.vectors.mask_strategies import find_strategy
 from gradfix.vectors.task_vector import TaskVector
@@ -73,6 +73,7 @@ def selection_context(
     *,
     crossing: bool,
     more: Sequence[Any] = (),
+    aligned: Aligned | None = None,
     settings: SelectionSettings = SETTINGS,
     progress: Progress = silent,
 ) -> SelectionContext:
@@ -84,6 +85,7 @@ def selection_context(
         recipe: The options.
         crossing: Settings will be chosen by cross-fitting.
         more: Samples that the tuned source labelled.
+        aligned: τ in the target's coordinates, where it was aligned.
         settings: The numbers of the selection.
         progress: Told the samples counted.
 
@@ -108,6 +110,7 @@ def selection_context(
         more=more,
         progress=progress,
         settings=settings,
+        aligned=aligned,
     )
 
 
@@ -135,7 +138,6 @@ def decide(
     recipe: TransportRecipe,
     *,
     validation: Rows | None = None,
-    aligned: Aligned | None = None,
     alike: float | None = None,
     progress: Progress = silent,
 ) -> Decision:
@@ -145,7 +147,6 @@ def decide(
         context: The model and its samples.
         recipe: The options.
         validation: Labelled data to select on; without it the support set is cross-fitted.
-        aligned: τ in the target's coordinates, where it was aligned.
         alike: How alike the two bases are; None if unknown.
         progress: Told what is being tried.
 
@@ -157,7 +158,6 @@ def decide(
     if recipe.method == "auto":
         choice = select(
             context,
-            aligned,
             alike=alike,
             steps=recipe.steps,
             training=recipe.training,
@@ -166,11 +166,11 @@ def decide(
             progress=progress,
         )
     else:
-        choice = _as_told(context, recipe, aligned, encoded, progress)
+        choice = _as_told(context, recipe, encoded, progress)
     way, setting = choice.way, choice.candidate.setting
     delta, alpha = way.build(context, setting)
-    control, _ = way.control(controls(tau, aligned, recipe.seed)).build(context, setting)
-    if way.labelled and not isinstance(way, MaskVector):
+    control, _ = way.control(controls(tau, context.aligned, recipe.seed)).build(context, setting)
+    if isinstance(way, Revote | FineTune):
         # A walk's steps lie in scratch files and don't know where they come from: what made them tells two runs apart.
         made = [row_hash(row, used_columns(context.model.task, row)) for row in context.without(())]
         digest = hashlib.sha256("".join(made).encode()).hexdigest()
@@ -193,14 +193,14 @@ def decide(
 def _as_told(
     context: SelectionContext,
     recipe: TransportRecipe,
-    aligned: Aligned | None,
     validation: Any,
     progress: Progress,
 ) -> Choice:
     """Build the way that the options name; what they leave open is chosen."""
-    if aligned is not None:
-        require_something(aligned)
-    vector = aligned.vector if aligned else context.model.vector
+    vector = context.model.vector
+    if context.aligned is not None:
+        require_something(context.aligned)
+        vector = context.aligned.vector
     grid = recipe.alphas() or context.settings.alphas
     way: Method
     if find_strategy(recipe.mask).needs == "nothing":

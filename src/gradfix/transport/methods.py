@@ -30,10 +30,19 @@ class Method(ABC):
 
     name: str
     label: str
-    labelled = True
-    """Whether the walk depends on labels, so that it must be cross-fitted."""
     usual: ClassVar[Setting | None] = None
     """The setting to keep unless another one is better by more than luck; None for no such one."""
+
+    def shaped(self, context: SelectionContext) -> bool:
+        """Tell whether the samples shape the walk, so that it must be cross-fitted.
+
+        Args:
+            context: The samples.
+
+        Returns:
+            True for what looks at labels.
+        """
+        return True
 
     def candidates(self, context: SelectionContext, held: Held) -> Iterator[Setting]:
         """Move the model through the candidates in place: from place to place, where these are known beforehand.
@@ -118,32 +127,34 @@ class AddVector(Method):
     vector: TaskVector = field(kw_only=True)
     grid: Sequence[float] = field(kw_only=True)
     strategy: str = field(kw_only=True, default="none")
-    labelled = False
     usual: ClassVar[Setting | None] = {"alpha": 1.0}
+
+    def shaped(self, context: SelectionContext) -> bool:
+        """Tell whether the vector was fitted to the samples, labels or not."""
+        return context.saw(self.vector)
 
     def places(self, context: SelectionContext, held: Held) -> Iterator[tuple[Setting, TaskVector, float]]:
         """Give every α."""
-        delta = self._drawn(context)
+        delta = self._drawn(context, held)
         for alpha in sorted(set(self.grid)):
             yield {"alpha": alpha}, delta, alpha
 
     def build(self, context: SelectionContext, setting: Setting, held: Held = ()) -> tuple[TaskVector, float]:
         """Give the vector itself, or what was drawn of it."""
-        return self._drawn(context), setting["alpha"]
+        return self._drawn(context, held), setting["alpha"]
 
     def control(self, swap: Swap) -> Method:
         """Go along the control's vector."""
         return replace(self, vector=swap(self.vector))
 
-    def _drawn(self, context: SelectionContext) -> TaskVector:
+    def _drawn(self, context: SelectionContext, held: Held) -> TaskVector:
+        vector = context.outside(self.vector, held)
         if self.strategy == "none":
-            return self.vector
-        drawn = partial(mask, self.vector, strategy=self.strategy, seed=context.seed)
+            return vector
+        drawn = partial(mask, vector, strategy=self.strategy, seed=context.seed)
         if context.model.streams:
             return drawn()
-        return context.remembered(
-            ("drawn", self.strategy), (self.vector,), lambda: context.scratch.keep(drawn())
-        )
+        return context.remembered(("drawn", self.strategy), (vector,), lambda: context.scratch.keep(drawn()))
 
 
 @dataclass
@@ -192,9 +203,10 @@ class MaskVector(Method):
         )
 
     def _mask(self, context: SelectionContext, setting: Setting, held: Held) -> TaskVector:
+        vector = context.outside(self.vector, held)
         votes = context.votes_without(self.at, held, self.vote)
         options = find_strategy(self.strategy).taking(level=self._level(setting))
-        return mask(self.vector, votes, strategy=self.strategy, seed=context.seed, **options)
+        return mask(vector, votes, strategy=self.strategy, seed=context.seed, **options)
 
     def _level(self, setting: Setting) -> float:
         return setting.get("level", self.levels[0])
@@ -235,15 +247,11 @@ class Revote(Method):
 
     def _steps(self, context: SelectionContext, count: int, held: Held) -> Iterator[list[TaskVector]]:
         steps: list[TaskVector] = []
-        rows = context.without(held)
-        if self.start.labelled:
-            self.start.go(context, held)
+        rows, vector = context.without(held), context.outside(self.vector, held)
         for _ in range(count):
-            # Where all folds set out from one place, votes there add up.
-            anew = bool(steps) or self.start.labelled
-            votes = context.count(rows) if anew else context.votes_without(self.start, held)
+            votes = context.count(rows) if steps else context.votes_without(self.start, held)
             options = find_strategy(self.strategy).taking(level=self.level)
-            masked = mask(self.vector, votes, strategy=self.strategy, seed=context.seed, **options)
+            masked = mask(vector, votes, strategy=self.strategy, seed=context.seed, **options)
             steps.append(context.scratch.keep(masked))
             context.model.move(*self.start.plus(context, self.step, steps, held))
             yield steps

@@ -385,7 +385,14 @@ def _transported(
         more = source.pseudo_labels(task) if source is not None else ()
         context = stack.enter_context(
             selection_context(
-                model, support, recipe, crossing=crossing, more=more, settings=settings, progress=progress
+                model,
+                support,
+                recipe,
+                crossing=crossing,
+                more=more,
+                aligned=aligned,
+                settings=settings,
+                progress=progress,
             )
         )
         with clock.stage("vote and choose α"):
@@ -393,7 +400,6 @@ def _transported(
                 context,
                 recipe,
                 validation=data.held.get("validation"),
-                aligned=aligned,
                 alike=found.cosine_target,
                 progress=progress,
             )

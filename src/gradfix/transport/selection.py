@@ -16,7 +16,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from gradfix.alignment import Aligned
 from gradfix.evaluation.evaluate import EncodedRows
 from gradfix.progress import Progress, silent
 from gradfix.recipes.settings import SelectionSettings
@@ -38,7 +37,6 @@ ALIGNED = {
 
 def select(
     context: SelectionContext,
-    aligned: Aligned | None = None,
     *,
     alike: float | None = None,
     steps: int | None = None,
@@ -50,8 +48,8 @@ def select(
     """Choose between nothing, naive addition, GradFix, confident, aligned, re-voting and training on the samples.
 
     Args:
-        context: The model and its samples; at least two folds unless ``validation`` is given.
-        aligned: What alignment made of τ, by activations, by the source's answers or by both; None without one.
+        context: The model, its samples, and what alignment made of τ, by activations, by the source's answers or by
+            both; at least two folds unless ``validation`` is given.
         alike: How alike the two bases are, as :func:`gradfix.vectors.similarity.likeness` tells it; None if unknown.
         steps: Most re-votes to try; 0 for none, as many as the settings say if None.
         training: Also try a few steps of training from the best way that no label shaped: from θ_B where that is
@@ -63,7 +61,7 @@ def select(
     Returns:
         The choice.
     """
-    tau, settings = context.model.vector, context.settings
+    tau, settings, aligned = context.model.vector, context.settings, context.aligned
     found: list[tuple[Method, Candidate]] = []
 
     def attempt(
@@ -72,6 +70,8 @@ def select(
         candidate = cross_validate(
             context, way, validation=validation, rival=rival, ahead=ahead, progress=progress
         )
+        if isinstance(way, AddVector) and way.name != NOTHING:
+            candidate = replace(candidate, taught=context.taught(way.vector, candidate.alpha or 1.0))
         found.append((way, candidate))
         return way, candidate
 
@@ -83,21 +83,14 @@ def select(
         # What is no better than guessing can't be lost: caution would only lose what others gain.
         settings = replace(settings, luck=0.0)
     naive = AddVector("naive", "naive addition", vector=tau, grid=settings.alphas)
-    carried: tuple[Method, Candidate] | None = None
+    straight = []
     for one in (aligned, aligned.answers) if aligned is not None else ():
         if one is not None:
             name, label = ALIGNED["answers" if one.method == "answers" else "activations"]
-            straight = attempt(AddVector(name, label, vector=one.vector, grid=settings.aligned_alphas))
-            # A fit to the answers ends at what the tuned model says, a map of activations at what it computes on the
-            # way to it: the latter must be shown better beyond luck.
-            worse = carried is not None and verdict(carried[1].seen, straight[1].seen, context.settings) < 0
-            carried = carried if worse else straight
-    if carried is not None:
-        best = _simpler(best, carried, settings)
-    # Where the bases are strangers, τ's own coordinates mean nothing: that must be shown wrong beyond luck.
-    strangers = alike is not None and alike < settings.apart
+            straight.append(attempt(AddVector(name, label, vector=one.vector, grid=settings.aligned_alphas)))
     if not context.model.apart:  # else τ has no place in the target
-        best = _simpler(best, attempt(naive), settings, beyond_luck=strangers)
+        straight.append(attempt(naive))
+    best = _straight(best, straight, alike, context.settings, settings)
     unshaped, start, here = tuple(found), _start(*best), best
     direction = aligned.vector if aligned is not None and context.model.apart else tau
     for way in _shaped(context, direction, best, start, settings.revotes if steps is None else steps):
@@ -115,6 +108,44 @@ def select(
     chosen_on = "cross-fit" if validation is None else "validation"
     ways = tuple(way for way, _ in found)
     return Choice(*here, candidates, ways, _why(here[1], candidates, chosen_on), chosen_on)
+
+
+def _straight(
+    best: tuple[Method, Candidate],
+    straight: Sequence[tuple[Method, Candidate]],
+    alike: float | None,
+    cautious: SelectionSettings,
+    settings: SelectionSettings,
+) -> tuple[Method, Candidate]:
+    """Choose among the ways that no label shaped, and staying at θ_B.
+
+    What they carry over is what the tuned source says. Where it was asked, its answers to all inputs judge together
+    with the labels, one input as much as one sample; whether that is better than nothing, labels alone say.
+
+    Args:
+        best: Staying at θ_B.
+        straight: The others.
+        alike: How alike the bases are; None if unknown.
+        cautious: The numbers of the selection,
+        settings: and those where θ_B is at chance.
+
+    Returns:
+        The best.
+    """
+    if straight and all(one.taught is not None for _, one in straight):
+        return _simpler(best, min(straight, key=lambda one: one[1].loss_with_teacher), settings)
+    fits = [one for one in straight if one[1].name != "naive"]
+    if fits:
+        *maps, answers = fits
+        # A fit to the answers ends at what the tuned model says, a map of activations at what it computes on the way
+        # to it: the latter must be shown better beyond luck.
+        better = [one for one in maps if verdict(answers[1].seen, one[1].seen, cautious) > 0]
+        best = _simpler(best, better[0] if better else answers, settings)
+    # Where the bases are strangers, τ's own coordinates mean nothing: that must be shown wrong beyond luck.
+    strangers = alike is not None and alike < settings.apart
+    for one in straight[len(fits) :]:
+        best = _simpler(best, one, settings, beyond_luck=strangers)
+    return best
 
 
 def nothing(tau: TaskVector) -> AddVector:
@@ -251,4 +282,14 @@ def _why(chosen: Candidate, candidates: Sequence[Candidate], chosen_on: str) -> 
         if smaller
         else ""
     )
+    if chosen.taught is not None:
+        further = ", ".join(
+            f"{one.label} {one.taught.mean():.3f}"
+            for one in candidates
+            if one.taught is not None and one is not chosen
+        )
+        beaten += (
+            f"; by the tuned model's answers to {len(chosen.taught)} inputs its loss is {chosen.taught.mean():.3f} "
+            f"({further}), which counts together with the labels"
+        )
     return f"{chosen.label} was chosen: its mean loss on {judged} is {chosen.calibrated_loss:.3f} ({others}){beaten}."

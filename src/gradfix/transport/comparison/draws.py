@@ -270,7 +270,9 @@ def draw(
     folds = split_folds(model.task.classes(support), settings.folds, seed)
     if len(folds) < 2:
         raise GradfixError("one sample is too few to select settings on; draw at least two")
-    with SelectionContext(model, support, folds, seed=seed, settings=settings, more=more) as context:
+    with SelectionContext(
+        model, support, folds, seed=seed, settings=settings, more=more, aligned=aligned
+    ) as context:
         yield ZERO_SHOT, judge.measure({}, context.clock(), judge.place(tau, 0.0))
         for name in methods:
             vector = permuted if name == PERMUTATION else tau
@@ -281,7 +283,7 @@ def draw(
             yield from _measured(judge, context, way, tell)
         if auto:
             tell(AUTO)
-            yield from _auto(judge, context, aligned, alike)
+            yield from _auto(judge, context, alike)
         if few_shot:
             tell(FEW_SHOT)
             yield FEW_SHOT, chosen_along(judge, context, baseline(FEW_SHOT, tau, settings, seed))
@@ -352,12 +354,10 @@ def arrived(
         judge.model.restore()
 
 
-def _auto(
-    judge: Judge, context: SelectionContext, aligned: Aligned | None, alike: float | None
-) -> Iterator[tuple[str, Outcome]]:
+def _auto(judge: Judge, context: SelectionContext, alike: float | None) -> Iterator[tuple[str, Outcome]]:
     seconds = context.clock()
-    found = select(context, aligned, alike=alike)
-    swap = controls(judge.model.vector, aligned, context.seed)
+    found = select(context, alike=alike)
+    swap = controls(judge.model.vector, context.aligned, context.seed)
     for name, way in ((AUTO, found.way), (AUTO_CONTROL, found.way.control(swap))):
         outcome = arrived(judge, context, way, found.candidate.setting, seconds)
         yield name, replace(outcome, way=found.candidate.label)
