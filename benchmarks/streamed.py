@@ -71,11 +71,14 @@ def make(
         dtype="bfloat16",
         architectures=["LlamaForCausalLM"],
     ).save_pretrained(directory)
-    words = {f"w{number}": number for number in range(shape["vocabulary"])}
-    inner = Tokenizer(models.WordLevel(words, unk_token="w3"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    # Names that no word begins with: a special token would be cut out of it.
+    special = ("<pad>", "<s>", "</s>", "<unk>")
+    words = {name: number for number, name in enumerate(special)}
+    words |= {f"w{number}": number for number in range(len(special), shape["vocabulary"])}
+    inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="w0", bos_token="w1", eos_token="w2", unk_token="w3"
+        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     ).save_pretrained(directory)
     generator = torch.Generator().manual_seed(seed)
 
@@ -248,7 +251,15 @@ def transport(folder: Path, memory: str) -> dict[str, float]:
     from transformers import LlamaForCausalLM  # noqa: F401 - loaded before memory is measured
 
     import gradfix as gf
+    from gradfix.tasks import get_task
 
+    task = get_task("causal-lm")
+    task.bind(folder / "new")
+    lengths = {len(ids) for ids in task.encode(rows())["input_ids"]}
+    if lengths != {TOKENS}:
+        raise SystemExit(
+            f"{folder / 'new'}: samples of {sorted(lengths)} tokens, {TOKENS} expected; make it anew"
+        )
     with Peak() as peak:
         found = timed(
             lambda: gf.transport(

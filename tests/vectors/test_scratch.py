@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from gradfix.checkpoints.expressions import Elementwise
-from gradfix.vectors.scratch import Scratch
+from gradfix.checkpoints.expressions import Elementwise, Selection
+from gradfix.checkpoints.tensors import known_zero
+from gradfix.vectors.scratch import Kept, Scratch
+from gradfix.vectors.task_vector import TaskVector
 from tests.builders import vector
 
 
@@ -33,3 +35,26 @@ def test_where_the_disk_has_no_room_the_vector_stays_lazy(monkeypatch: pytest.Mo
     tau = vector(w=torch.randn(4, 7))
     with Scratch() as scratch:
         assert scratch.keep(tau) is tau
+
+
+def test_what_is_0_everywhere_is_known_and_not_stored_again() -> None:
+    tau = vector(w=torch.randn(4, 7), v=torch.zeros(6, 2), u=torch.ones(3))
+
+    class Telling(Selection):
+        def known_zero(self, name: str) -> bool:
+            return name == "v"
+
+        def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
+            assert name != "v"
+            return super().read(name, rows) * (name != "u")
+
+    with Scratch() as scratch:
+        kept = scratch.keep(TaskVector(Telling(tau, {name: name for name in tau})))
+        # v was known to be 0 and not read, u was found to be; both are known to be from now on.
+        assert [known_zero(kept, name) for name in ("w", "v", "u")] == [False, True, True]
+        assert torch.equal(kept["w"], tau["w"])
+        assert torch.equal(kept["v"], torch.zeros(6, 2))
+        assert torch.equal(kept.read("v", slice(2, 5)), torch.zeros(3, 2))
+        assert torch.equal(kept["u"], torch.zeros(3))
+        assert isinstance(kept.source, Kept)
+        assert "v" not in kept.source.offsets

@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from gradfix.checkpoints import TensorSource, TensorSpec
 from gradfix.checkpoints.expressions import Expression, Selection
+from gradfix.checkpoints.tensors import known_zero
 from gradfix.ranks import ranks
 from gradfix.vectors.task_vector import TaskVector
 
@@ -29,15 +31,24 @@ _ALIGNED = 8
 
 @dataclass(frozen=True)
 class Kept(Expression):
-    """Tensors that lie one after the other in a mapped file."""
+    """Tensors that lie one after the other in a mapped file; of what is 0 everywhere, it is only known."""
 
     specs: Mapping[str, TensorSpec]
     offsets: Mapping[str, int]
     memory: Tensor
+    zeros: frozenset[str]
+
+    @override
+    def known_zero(self, name: str) -> bool:
+        return name in self.zeros
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
         """Show one range of rows, without a copy."""
-        spec, start = self.specs[name], self.offsets[name]
+        spec = self.specs[name]
+        if name not in self.offsets:
+            whole = torch.zeros((), dtype=spec.dtype).expand(spec.shape)
+            return (whole if rows is None else whole[rows]).contiguous()
+        start = self.offsets[name]
         size = spec.numel * spec.dtype.itemsize
         whole = self.memory[start : start + size].view(spec.dtype).view(spec.shape)
         return whole if rows is None else whole[rows]
@@ -80,8 +91,12 @@ class Scratch:
         Returns:
             The same, read from the file; the given ones themselves where the disk has no room.
         """
+        # What others compute may differ, also in what is 0.
+        zeros = set() if from_first else {name for name in source.specs if known_zero(source, name)}
         offsets, size = dict[str, int](), 0
         for name, spec in source.specs.items():
+            if name in zeros:
+                continue
             offsets[name] = size
             size += math.ceil(spec.numel * spec.dtype.itemsize / _ALIGNED) * _ALIGNED
         directory = Path(self._directory.name)
@@ -92,15 +107,19 @@ class Scratch:
             return source
         # Without a name: its room is free again when nobody reads it any more.
         with tempfile.TemporaryFile(dir=directory) as file:
-            for name, spec in source.specs.items():
-                file.seek(offsets[name])
-                for rows in spec.row_blocks():
+            for name, offset in offsets.items():
+                file.seek(offset)
+                moves = False
+                for rows in source.specs[name].row_blocks():
                     values = source.read(name, rows).detach().contiguous()
                     if from_first:
                         ranks().copy_from_first(values)
+                    moves = moves or bool(values.any())
                     file.write(values.reshape(-1).view(torch.uint8).numpy().data)
+                if not moves:
+                    zeros.add(name)
             file.truncate(size)
             file.flush()
             # Copy on write: torch asks for memory that could be written to, and nothing here writes.
             memory = torch.from_numpy(np.memmap(file, dtype=np.uint8, mode="c", shape=(size,)))
-        return Kept(dict(source.specs), offsets, memory)
+        return Kept(dict(source.specs), offsets, memory, frozenset(zeros))
