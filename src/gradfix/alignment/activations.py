@@ -7,7 +7,6 @@ compared one point at a time. Rows are tokens or patches, a few of each sample, 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -49,7 +48,6 @@ class Activations:
         """
         self.choose = choose
         self._widths: dict[tuple[str, Point], int] = {}
-        self._spilled = count()
 
     def __enter__(self) -> "Activations":
         self._directory = tempfile.TemporaryDirectory(prefix="gradfix-activations-")
@@ -125,11 +123,13 @@ class Activations:
             values: Of any shape.
 
         Returns:
-            The same values, float32, mapped from a file that goes with the context.
+            The same values, float32, mapped from a file whose room is free again when nobody reads it any more.
         """
-        path = Path(self._directory.name) / f"spilled-{next(self._spilled)}.float32"
-        path.write_bytes(values.detach().float().cpu().contiguous().numpy().data)
-        return torch.from_numpy(np.memmap(path, dtype=np.float32, mode="c")).view(values.shape)
+        with tempfile.TemporaryFile(dir=self._directory.name) as file:
+            file.write(values.detach().float().cpu().contiguous().numpy().data)
+            file.flush()
+            mapped = np.memmap(file, dtype=np.float32, mode="c")
+        return torch.from_numpy(mapped).view(values.shape)
 
     def _path(self, key: str, point: Point) -> Path:
         return Path(self._directory.name) / f"{key}-{point.module}-{point.side}.float32"

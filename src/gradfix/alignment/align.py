@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
@@ -14,7 +15,7 @@ from gradfix.alignment.depths import depths_of
 from gradfix.alignment.regression import SHUFFLED, SOURCE, TARGET, TUNED, fit_blocks
 from gradfix.alignment.rotation.rotate import rotate, rotation
 from gradfix.alignment.source import Observed, SourceRun, runner
-from gradfix.alignment.teacher import Teacher
+from gradfix.alignment.teacher import PARTS, Teacher
 from gradfix.checkpoints.expressions import Given
 from gradfix.errors import AlignmentError, listed
 from gradfix.evaluation.target_model import TargetModel
@@ -22,6 +23,9 @@ from gradfix.plugins import Plugin
 from gradfix.tasks import Classification, HeadedClassification
 from gradfix.vectors.control import shuffled
 from gradfix.vectors.task_vector import TaskVector
+
+REFITS = 2 * PARTS
+"""Refits that are kept: those that the teacher judges by are the same for every draw of samples."""
 
 
 @dataclass(frozen=True)
@@ -227,7 +231,7 @@ def align_by_regression(
         method,
         tensors,
         len(inputs),
-        refit=lambda without: fitted(TUNED, without)[0],
+        refit=lru_cache(REFITS)(lambda without: fitted(TUNED, without)[0]),
     )
 
 
@@ -296,6 +300,7 @@ def with_answers(model: TargetModel, aligned: Aligned, inputs: Sequence[Any], ob
 
     seen = wanted(aligned.vector, answers)
 
+    @lru_cache(REFITS)
     def refit(places: frozenset[int]) -> TaskVector:
         others = [place for place in range(len(inputs)) if place not in places]
         if aligned.refit is None:
