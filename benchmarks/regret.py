@@ -280,7 +280,7 @@ def page(found: Sequence[Mapping[str, Any]]) -> str:
 
 def by_teacher(found: Sequence[Mapping[str, Any]]) -> list[str]:
     """Say how often the tuned model's answers alone put first what is best on the test, of what no label shaped."""
-    lost = {"answers": [], "labels": []}
+    lost: dict[str, list[float]] = {"answers": [], "labels": []}
     for one in found:
         seen = {name: what for name, what in one["held out"].items() if "taught" in what}
         if len(seen) < 2:

@@ -126,7 +126,7 @@ def beyond(unit: Unit) -> list[Record]:
             finally:
                 here.model.restore()
 
-    with SelectionContext(here.model, support, folds, seed=unit.draw) as context:
+    with SelectionContext(here.model, support, folds, seed=unit.draw, aligned=seen.aligned) as context:
         naive = AddVector("naive", "naive addition", vector=here.model.vector, grid=(1.0,))
         report("naive", context, naive, {"alpha": 1.0})
         if here.oracle is not None:
@@ -142,10 +142,10 @@ def beyond(unit: Unit) -> list[Record]:
             if aligned is not None:
                 straight = AddVector("aligned", "aligned addition", vector=aligned, grid=(1.0,))
                 report("aligned", context, straight, {"alpha": 1.0}, control=True)
-            chosen = select(context, seen.aligned, steps=STEPS)
+            chosen = select(context, steps=STEPS)
             report("labelled", context, chosen.way, chosen.candidate.setting, control=True)
             return records
-        chosen = select(context, seen.aligned, steps=STEPS)
+        chosen = select(context, steps=STEPS)
         for name in ("gradfix", "confident", "aligned", "re-voted"):
             for way, candidate in zip(chosen.ways, chosen.candidates, strict=True):
                 if candidate.name == name:
