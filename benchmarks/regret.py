@@ -282,7 +282,7 @@ def by_teacher(found: Sequence[Mapping[str, Any]]) -> list[str]:
     """Say how often the tuned model's answers alone put first what is best on the test, of what no label shaped."""
     lost: dict[str, list[float]] = {"answers": [], "labels": []}
     for one in found:
-        seen = {name: what for name, what in one["held out"].items() if "taught" in what}
+        seen = {name: what for name, what in one.get("held out", {}).items() if "taught" in what}
         if len(seen) < 2:
             continue
         best = max(one["scores"][name] for name in seen)
