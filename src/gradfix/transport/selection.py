@@ -282,14 +282,18 @@ def _why(chosen: Candidate, candidates: Sequence[Candidate], chosen_on: str) -> 
         if smaller
         else ""
     )
-    if chosen.taught is not None:
-        further = ", ".join(
-            f"{one.label} {one.taught.mean():.3f}"
-            for one in candidates
-            if one.taught is not None and one is not chosen
-        )
-        beaten += (
-            f"; by the tuned model's answers to {len(chosen.taught)} inputs its loss is {chosen.taught.mean():.3f} "
-            f"({further}), which counts together with the labels"
-        )
+    beaten += _teacher_says(candidates)
     return f"{chosen.label} was chosen: its mean loss on {judged} is {chosen.calibrated_loss:.3f} ({others}){beaten}."
+
+
+def _teacher_says(candidates: Sequence[Candidate]) -> str:
+    """Say which of the vectors that were added ends nearest to the tuned source's answers."""
+    taught = [(one, one.taught) for one in candidates if one.taught is not None]
+    if len(taught) < 2:
+        return ""
+    (first, losses), *further = sorted(taught, key=lambda one: one[0].loss_with_teacher)
+    return (
+        f"; of what adds a vector, {first.label} is nearest to the tuned model's answers to {len(losses)} inputs, "
+        f"counted together with the labels: {losses.mean():.3f} "
+        f"({', '.join(f'{one.label} {theirs.mean():.3f}' for one, theirs in further)})"
+    )
