@@ -55,16 +55,16 @@ class Aligned:
     places: Callable[[Sequence[Any]], frozenset[int]] = lambda samples: frozenset()
     teacher: Teacher | None = None
 
-    def saw(self, samples: Sequence[Any]) -> bool:
-        """Tell whether samples had a part in the vector, so that they can't judge it.
+    def saw(self, samples: Sequence[Any]) -> int:
+        """Count the samples that had a part in the vector, so that they can't judge it.
 
         Args:
             samples: Labelled samples.
 
         Returns:
-            True if one of them is among the inputs that the vector was fitted to.
+            How many of the inputs that the vector was fitted to they are.
         """
-        return self.refit is not None and bool(self.places(samples))
+        return 0 if self.refit is None else len(self.places(samples))
 
     def without(self, samples: Sequence[Any]) -> TaskVector:
         """Fit the vector without some samples.

@@ -171,8 +171,7 @@ class SelectionContext:
         Returns:
             True for what alignment fitted to inputs that some of the samples are among.
         """
-        aligned = self._alignment_of(vector)
-        return aligned is not None and self.remembered("seen", (vector,), lambda: aligned.saw(self.support))
+        return self._seen(vector) > 0
 
     def outside(self, vector: TaskVector, held: Held) -> TaskVector:
         """Give a vector as it is without the samples that judge it.
@@ -189,10 +188,17 @@ class SelectionContext:
             return vector
         self.model.restore()
         # Where most inputs judge nothing, one fit without any that does serves all folds.
-        if len(aligned.places(self.support)) * JUDGES <= aligned.inputs:
+        if self._seen(vector) * JUDGES <= aligned.inputs:
             held = tuple(range(len(self.folds)))
         samples = [self.support[place] for place in self.places(held)]
         return self.remembered(("outside", held), (vector,), lambda: aligned.without(samples))
+
+    def _seen(self, vector: TaskVector) -> int:
+        """To how many inputs that are labelled samples a vector was fitted."""
+        aligned = self._alignment_of(vector)
+        if aligned is None:
+            return 0
+        return self.remembered("seen", (vector,), lambda: aligned.saw(self.support))
 
     def taught(self, vector: TaskVector, alpha: float) -> Values | None:
         """Judge a place by the tuned source's answers to inputs that had no part in it.
