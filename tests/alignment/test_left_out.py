@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from gradfix.alignment import Aligned, align, run_source
-from gradfix.alignment.teacher import PARTS
 from gradfix.checkpoints import Checkpoint
 from gradfix.evaluation import calibration
 from gradfix.evaluation.binding import bind
@@ -121,8 +120,8 @@ def test_a_teacher_judges_by_cross_entropies_and_fits_by_inputs_that_they_never_
         assert ((straight[None] - table).abs() < 1e-4).any(dim=0).all()
         assert straight.mean() >= table.mean(dim=1).min() - 1e-6
         fitted = torch.from_numpy(teacher.losses(model, answers.vector, 1.0, answers.refit))
-        for first in range(PARTS):
-            rows = everything[first::PARTS]
+        for first in range(teacher.parts):
+            rows = everything[first :: teacher.parts]
             table = plain(answers.refit(frozenset(rows)), rows).double()
             assert ((fitted[rows][None] - table).abs() < 1e-3).any(dim=0).all()
         assert all(torch.equal(value, home[name]) for name, value in model.model.named_parameters())

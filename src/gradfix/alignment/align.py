@@ -15,16 +15,17 @@ from gradfix.alignment.depths import depths_of
 from gradfix.alignment.regression import SHUFFLED, SOURCE, TARGET, TUNED, fit_blocks
 from gradfix.alignment.rotation.rotate import rotate, rotation
 from gradfix.alignment.source import Observed, SourceRun, runner
-from gradfix.alignment.teacher import PARTS, Teacher
+from gradfix.alignment.teacher import Teacher
 from gradfix.checkpoints.expressions import Given
 from gradfix.errors import AlignmentError, listed
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.plugins import Plugin
+from gradfix.recipes.settings import SETTINGS
 from gradfix.tasks import Classification, HeadedClassification
 from gradfix.vectors.control import shuffled
 from gradfix.vectors.task_vector import TaskVector
 
-REFITS = 2 * PARTS
+REFITS = 2 * SETTINGS.teacher_parts
 """Refits that are kept: those that the teacher judges by are the same for every draw of samples."""
 
 

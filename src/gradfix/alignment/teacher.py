@@ -14,10 +14,8 @@ from torch import Tensor
 
 from gradfix.evaluation.calibration import Values, calibrated_to
 from gradfix.evaluation.target_model import TargetModel
+from gradfix.recipes.settings import SETTINGS
 from gradfix.vectors.task_vector import TaskVector
-
-PARTS = 4
-"""What was fitted to the inputs is fitted again without each of so many parts of them, which judges that fit."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +26,13 @@ class Teacher:
         inputs: Samples, whose labels nothing reads.
         answers: Class probabilities, ``[inputs, classes]``.
         places: By what numbers a refit leaves the inputs out.
+        parts: What was fitted to the inputs is fitted again without each of so many parts, which judges that fit.
     """
 
     inputs: Sequence[Any]
     answers: Tensor
     places: Sequence[int]
+    parts: int = SETTINGS.teacher_parts
 
     def losses(
         self,
@@ -53,7 +53,7 @@ class Teacher:
             Cross-entropies of the answers after calibration, ``[inputs]``; no input judges a fit that it had a part in.
         """
         count = len(self.inputs)
-        parts = [range(first, count, PARTS) for first in range(min(PARTS, count))]
+        parts = [range(first, count, self.parts) for first in range(min(self.parts, count))]
         if refit is None:
             parts = [range(count)]
         places = []

@@ -35,6 +35,9 @@ class SelectionSettings:
         align_inputs: Inputs whose activations are compared: all of them pass through the target in one batch.
         sure: Confidence, from 0 at chance to 1 at certainty, from which the source's label of an input counts as a
             vote.
+        teacher_parts: Parts of the inputs of an alignment: by the tuned source's answers to each, a fit without it is
+            judged.
+        left_out: Up to one input in so many may be left out of an alignment at once: one fit then judges for all folds.
     """
 
     folds: int = 4
@@ -57,6 +60,8 @@ class SelectionSettings:
     apart: float = 0.5
     align_inputs: int = 256
     sure: float = 0.5
+    teacher_parts: int = 4
+    left_out: int = 4
 
     def to_json(self) -> dict[str, Any]:
         """Give the numbers as JSON.

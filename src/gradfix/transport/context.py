@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 
-JUDGES = 4
-"""At most one input in so many is left out of an alignment at once."""
-
 MOST_PAUSED = 4
 """Walks of training that can go on: each takes three times the weights, on disk."""
 
@@ -188,7 +185,7 @@ class SelectionContext:
             return vector
         self.model.restore()
         # Where most inputs judge nothing, one fit without any that does serves all folds.
-        if self._seen(vector) * JUDGES <= aligned.inputs:
+        if self._seen(vector) * self.settings.left_out <= aligned.inputs:
             held = tuple(range(len(self.folds)))
         samples = [self.support[place] for place in self.places(held)]
         return self.remembered(("outside", held), (vector,), lambda: aligned.without(samples))

@@ -91,7 +91,7 @@ def select(
             straight.append(attempt(AddVector(name, label, vector=one.vector, grid=settings.aligned_alphas)))
     if not context.model.apart:  # else τ has no place in the target
         straight.append(attempt(naive))
-    best = _straight(best, straight, alike, context.settings, settings)
+    best = _straight(best, straight, alike, settings, context.settings)
     unshaped, start, here = tuple(found), _start(*best), best
     direction = aligned.vector if aligned is not None and context.model.apart else tau
     for way in _shaped(context, direction, best, start, settings.revotes if steps is None else steps):
@@ -115,8 +115,8 @@ def _straight(
     best: tuple[Method, Candidate],
     straight: Sequence[tuple[Method, Candidate]],
     alike: float | None,
-    cautious: SelectionSettings,
     settings: SelectionSettings,
+    cautious: SelectionSettings,
 ) -> tuple[Method, Candidate]:
     """Choose among the ways that no label shaped, and staying at θ_B.
 
@@ -127,8 +127,8 @@ def _straight(
         best: Staying at θ_B.
         straight: The others.
         alike: How alike the bases are; None if unknown.
-        cautious: The numbers of the selection,
-        settings: and those where θ_B is at chance.
+        settings: The numbers of the selection, without caution where θ_B is at chance.
+        cautious: The same with caution, for what must be shown beyond luck wherever θ_B is.
 
     Returns:
         The best.

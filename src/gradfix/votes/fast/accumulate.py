@@ -70,7 +70,7 @@ class Tally:
 BLOCK_BYTES = 2 * 2**20
 """Size of a block. Larger ones leave the cache, smaller ones make the products inefficient."""
 
-SAMPLE_BYTES = 2**20
+SAMPLE_BYTES = 2**19
 """The same, where it is one sample's."""
 
 LONG = 64

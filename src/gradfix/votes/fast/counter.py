@@ -117,7 +117,7 @@ class FastCounter:
             )
         if poisoned:
             raise GradfixError(
-                f"samples {first} to {first + N - 1}: gradients overflow when they are summed over the batch; use "
+                f"samples {first} to {first + N - 1}: gradients overflow in the batch, but in no sample alone; use "
                 "smaller batches, method='plain', or dtype='float32'"
             )
         self._count_plainly(batch, N, first, left)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from gradfix.votes.fast.contributions import Contribution, Form
+from gradfix.votes.fast.contributions import Contribution, Form, largest
 from gradfix.votes.fast.layouts import Layout
 from gradfix.votes.fast.rules.registry import RULES
 
@@ -102,7 +102,7 @@ class Recorder(TorchFunctionMode):
         self._sources = {id(value): Source(value, (name,), True) for name, value in parameters.items()}
         self._progress = {name: _Progress() for name in parameters}
         self._sink: Sink | None = None
-        self._watched: Tensor | None = None
+        self._watched: tuple[Tensor, Tensor] | None = None
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -175,12 +175,24 @@ class Recorder(TorchFunctionMode):
 
         return deliver
 
-    def watch(self, *values: Tensor) -> None:
-        """Notice values that are not finite, without waiting for the device."""
+    def watch(self, *values: Tensor) -> list[Tensor]:
+        """Notice values that are not finite, without waiting for the device.
+
+        Args:
+            values: What gradients are formed from.
+
+        Returns:
+            The largest absolute value of each, a scalar.
+        """
+        found = []
         for value in values:
-            if value is not self._watched:  # the input of several layers, one after the other
-                self.poison += value.sum(dtype=torch.float32).mul_(0.0)
-        self._watched = values[0]
+            if self._watched is None or value is not self._watched[0]:
+                found.append(largest(value))
+                self.poison += found[-1] * 0.0
+            else:  # the input of several layers, one after the other
+                found.append(self._watched[1])
+        self._watched = values[0], found[0]
+        return found
 
     def bound(self, parts: Sequence[Contribution]) -> None:
         """Notice gradients that may overflow though all they are formed from is finite, without waiting.

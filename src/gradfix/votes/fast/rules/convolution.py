@@ -82,7 +82,7 @@ class ConvolutionFunction(Function):
             back, _, _ = torch.ops.aten.convolution_backward(
                 gradient, x, weight, None, stride, padding, dilation, False, zeros, groups, mask
             )
-        ctx.recorder.watch(x, gradient)
+        of_x, of_gradient = ctx.recorder.watch(x, gradient)
         channels = gradient.flatten(2).transpose(1, 2)
 
         def product(layout: Layout) -> Contribution:
@@ -94,7 +94,7 @@ class ConvolutionFunction(Function):
             left = by_sample(channels, layout, N)
             right = by_sample(patches.transpose(1, 2), layout, N)
             if groups == 1:
-                return Product(left, right)
+                return Product(left, right, of_x * of_gradient)
             T = left.shape[1]
             parts = torch.einsum("ntgo,ntgi->ngoi", left.view(N, T, groups, -1), right.view(N, T, groups, -1))
             return Summed(parts.reshape(N, len(weight), -1), lambda: left.norm() * right.norm())

@@ -103,11 +103,13 @@ class LinearFunction(Function):
         back = None
         if ctx.needs_input_grad[1]:
             back = gradient.matmul(weight.t() if ctx.transposed else weight)
-        recorder.watch(x, gradient)
+        of_x, of_gradient = recorder.watch(x, gradient)
 
         def product(layout: Layout) -> Contribution:
-            factors = by_sample(gradient, layout, N), by_sample(x, layout, N)
-            return Product(*(reversed(factors) if ctx.transposed else factors))
+            left, right = by_sample(gradient, layout, N), by_sample(x, layout, N)
+            if ctx.transposed:
+                left, right = right, left
+            return Product(left, right, of_x * of_gradient)
 
         forms = (product, lambda layout: summed_over_positions(by_sample(gradient, layout, N)))
         for deliver, form in zip(ctx.deliveries, forms, strict=True):
