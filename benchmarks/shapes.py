@@ -15,6 +15,7 @@ import argparse
 import itertools
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -41,6 +42,9 @@ from gradfix.transport.folds import split_folds
 from gradfix.transport.selection import select
 from gradfix.vectors.apart import place_apart
 from gradfix.vectors.task_vector import TaskVector
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from studies.pair.finetune import finetune
 
 TARGETS = {"equal": "B", "wider": "wider", "deeper": "deeper", "smaller": "smaller"}
