@@ -154,7 +154,7 @@ class Peak:
             self.bytes = max(self.bytes, self._now())
 
 
-def opened(directory: Path, memory: int) -> Any:
+def opened(directory: Path, memory: int, dtype: str) -> Any:
     """Open a model to be fetched block by block, every parameter of which votes."""
     from gradfix.checkpoints import Checkpoint
     from gradfix.evaluation.binding import bind
@@ -164,7 +164,8 @@ def opened(directory: Path, memory: int) -> Any:
 
     target, task = Checkpoint.open(directory), get_task("causal-lm", max_length=TOKENS)
     bind(task, target, None, rows())
-    model = load_target(task, target, place(own_weights(target), target), memory=memory, batch_size=SAMPLES)
+    placed = place(own_weights(target), target)
+    model = load_target(task, target, placed, compute_dtype=dtype, memory=memory, batch_size=SAMPLES)
     if not model.streams or model._batch_size != SAMPLES:
         raise SystemExit(f"--memory {memory}: the model is held in memory, or not all samples fit at once")
     return model
@@ -177,7 +178,15 @@ def timed(function: Callable[[], Any]) -> dict[str, float]:
     return {"seconds": time.perf_counter() - started, "processor": time.process_time() - processor}
 
 
-def measure(part: str, directory: Path, runs: int, memory: int) -> dict[str, float]:
+def number_format(directory: Path, dtype: str) -> torch.dtype:
+    """Find in what the weights compute: as stored, for ``auto``, where the processor does that by itself."""
+    from gradfix.checkpoints import Checkpoint
+    from gradfix.evaluation.streaming.plan import compute_dtype_of
+
+    return compute_dtype_of(Checkpoint.open(directory), dtype, "cpu")
+
+
+def measure(part: str, directory: Path, runs: int, memory: int, dtype: str) -> dict[str, float]:
     """Measure one thing in this process; the last run counts, as it is warm."""
     import transformers
 
@@ -190,14 +199,14 @@ def measure(part: str, directory: Path, runs: int, memory: int) -> dict[str, flo
         warm_up = torch.randn(256, 256)
         (warm_up @ warm_up).sum()
         with Peak() as peak:
-            model = opened(directory, memory)
+            model = opened(directory, memory, dtype)
             found = [timed(lambda: model.votes(rows())) for _ in range(runs)]
         return {"bytes": peak.bytes, "first": found[0]["processor"], **found[-1]}
     from gradfix.tasks import get_task
 
     task = get_task("causal-lm")
     with Peak() as peak:
-        model = task.load_model(directory, dtype=torch.float32)
+        model = task.load_model(directory, dtype=number_format(directory, dtype))
         batch = task.encode(rows())
 
         def mean_pass() -> None:
@@ -208,10 +217,19 @@ def measure(part: str, directory: Path, runs: int, memory: int) -> dict[str, flo
     return {"bytes": peak.bytes, "first": found[0]["processor"], **found[-1]}
 
 
-def in_a_process(part: str, directory: Path, runs: int, memory: str) -> dict[str, float]:
+def in_a_process(part: str, directory: Path, options: argparse.Namespace) -> dict[str, float]:
     """Measure in a process of its own."""
-    command = [sys.executable, __file__, "--part", part, "--runs", str(runs), "--memory", memory]
-    command.append(str(directory))
+    command = [
+        sys.executable,
+        __file__,
+        "--part",
+        part,
+        "--runs",
+        str(options.runs),
+        "--memory",
+        options.memory,
+    ]
+    command += ["--compute-dtype", options.compute_dtype, str(directory)]
     large_pages = {**os.environ, "THP_MEM_ALLOC_ENABLE": "1"}  # as the gradfix command sets it
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=large_pages)
     if done.returncode:
@@ -220,8 +238,8 @@ def in_a_process(part: str, directory: Path, runs: int, memory: str) -> dict[str
     return found
 
 
-def whole(folder: Path, shape: dict[str, int], memory: str) -> dict[str, float]:
-    """A whole transport from two bases and a LoRA on q and v, three values of α."""
+def make_triple(folder: Path, shape: dict[str, int]) -> None:
+    """Write two bases and a LoRA on q and v, to be transported."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -243,11 +261,10 @@ def whole(folder: Path, shape: dict[str, int], memory: str) -> dict[str, float]:
     (folder / "tuned").mkdir()
     save_file(tensors, folder / "tuned" / "adapter_model.safetensors")
     names.save_pretrained(folder / "tuned")
-    return in_a_process("transport", folder, 1, memory)
 
 
-def transport(folder: Path, memory: str) -> dict[str, float]:
-    """Run the transport in this process."""
+def transport(folder: Path, memory: str, dtype: Any) -> dict[str, float]:
+    """Run a whole transport with three values of α in this process."""
     from transformers import LlamaForCausalLM  # noqa: F401 - loaded before memory is measured
 
     import gradfix as gf
@@ -271,6 +288,7 @@ def transport(folder: Path, memory: str) -> dict[str, float]:
                 alpha="0.5,1,2",
                 space="weights",
                 memory=memory,
+                compute_dtype=dtype,
                 batch_size=SAMPLES,
                 output=folder / "out",
             )
@@ -327,14 +345,18 @@ def main() -> None:
         "--runs", type=int, default=2, help="passes in each process, of which the last counts"
     )
     parser.add_argument("--once", action="store_true", help="leave the model with twice as many blocks out")
+    parser.add_argument("--compute-dtype", choices=["auto", "float32", "bfloat16"], default="auto")
     parser.add_argument("--part", choices=["votes", "mean", "transport"], help=argparse.SUPPRESS)
     options = parser.parse_args()
-    memory = options.memory or ("4GB" if options.whole else "200MB" if options.shape == "small" else "650MB")
+    usual = "4GB" if options.whole else "200MB" if options.shape == "small" else "650MB"
+    options.memory = options.memory or usual
     if options.part:
         found = (
-            transport(options.folder, memory)
+            transport(options.folder, options.memory, options.compute_dtype)
             if options.part == "transport"
-            else measure(options.part, options.folder, options.runs, parse_size(memory))
+            else measure(
+                options.part, options.folder, options.runs, parse_size(options.memory), options.compute_dtype
+            )
         )
         print(json.dumps(found))
         return
@@ -342,27 +364,30 @@ def main() -> None:
         formats()
         return
     folder = options.folder or Path(tempfile.mkdtemp(prefix="gradfix-streamed-"))
-    threads = torch.get_num_threads()
-    print(
-        f"| {SAMPLES} × {TOKENS} tokens, float32, {threads} threads, --memory {memory} | memory | seconds | "
-        "processor | ratio | first pass |"
-    )
-    print("|---|---|---|---|---|---|")
     shape = SHAPES[options.shape]
-    if options.whole:
-        line(f"whole transport of {options.shape}, 3 α", whole(folder, shape, memory))
-        return
-    model = folder / options.shape
+    model = folder / ("new" if options.whole else options.shape)
     if not model.exists():
-        make(model, shape, shape["blocks"])
-    mean = in_a_process("mean", model, options.runs, memory)
+        if options.whole:
+            make_triple(folder, shape)
+        else:
+            make(model, shape, shape["blocks"])
+    dtype = str(number_format(model, options.compute_dtype)).removeprefix("torch.")
+    print(
+        f"| {SAMPLES} × {TOKENS} tokens, {dtype}, {torch.get_num_threads()} threads, --memory {options.memory} | "
+        "memory | seconds | processor | ratio | first pass |"
+    )
+    print("|---|---|---|---|---|---|", flush=True)
+    if options.whole:
+        line(f"whole transport of {options.shape}, 3 α", in_a_process("transport", folder, options))
+        return
+    mean = in_a_process("mean", model, options)
     line(f"mean gradient of {options.shape} in memory", mean)
-    line("votes block by block", in_a_process("votes", model, options.runs, memory), mean)
+    line("votes block by block", in_a_process("votes", model, options), mean)
     if not options.once:
         double = folder / f"{options.shape}-twice"
         if not double.exists():
             make(double, shape, 2 * shape["blocks"])
-        line("votes, twice as many blocks", in_a_process("votes", double, options.runs, memory))
+        line("votes, twice as many blocks", in_a_process("votes", double, options))
 
 
 def line(what: str, found: dict[str, float], beside: dict[str, float] | None = None) -> None:

@@ -85,16 +85,28 @@ def test_workers_compute_by_themselves_and_without_graphs(threads):
     assert torch.get_num_threads() == threads
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("long", [1, 1000])
 @pytest.mark.parametrize("shape", [(5, 9, 33, 12), (3, 70, 12, 33), (2, 2, 1, 40)])
-def test_products_of_one_sample_or_of_several_give_the_same_votes(shape, long, monkeypatch):
+def test_products_of_one_sample_or_of_several_give_the_same_votes(shape, long, dtype, monkeypatch):
     N, T, R, C = shape
     monkeypatch.setattr(blocks, "LONG", long)
-    monkeypatch.setattr(blocks, "SAMPLE_BYTES", 256)  # several blocks, the last one smaller
+    several = dict.fromkeys(blocks.SAMPLE_BYTES, 256)  # several blocks, the last one smaller
+    monkeypatch.setattr(blocks, "SAMPLE_BYTES", several)
     generator = torch.Generator().manual_seed(0)
-    left, right = (torch.randn(N, T, side, generator=generator) for side in (R, C))
+    # whole numbers: their sums are exact, and some are 0; so is what is made of 0 and negative numbers
+    left, right = (torch.randint(-2, 3, (N, T, side), generator=generator).to(dtype) for side in (R, C))
+    left[:, :, 0], right[:, :, 0] = 0.0, -1.0
     counts = torch.zeros(R, C, dtype=torch.int8)
     for job in blocks.Blocks().jobs(counts, [Product(left, right)], N):
         job()
     gradients = left.double().transpose(1, 2) @ right.double()
     assert torch.equal(counts, -gradients.sign().sum(0).to(torch.int8))
+
+
+def test_a_gradient_that_float16_rounds_to_nothing_has_no_vote(monkeypatch):
+    left, right = torch.full((2, 3, 4), -1e-4).half(), torch.full((2, 3, 5), 1e-5).half()
+    counts = torch.zeros(4, 5, dtype=torch.int8)
+    for job in blocks.Blocks().jobs(counts, [Product(left, right)], 2):
+        job()
+    assert not counts.any()
