@@ -192,7 +192,7 @@ def _walk_parts(
                     break
                 steps = not whole and not number and isinstance(way, FineTune | Revote)
                 if steps and (
-                    _hopeless(measured, part, rival, context.settings)
+                    _hopeless(measured, part, rival, context.settings, isinstance(way, FineTune))
                     or (
                         len(measured) > context.settings.patience
                         and _behind(measured, part, ahead, context.settings)
@@ -270,7 +270,11 @@ def _measure_at_once(
 
 
 def _hopeless(
-    measured: Sequence[Evaluation], part: _Part, rival: Candidate | None, settings: SelectionSettings
+    measured: Sequence[Evaluation],
+    part: _Part,
+    rival: Candidate | None,
+    settings: SelectionSettings,
+    training: bool,
 ) -> bool:
     """Whether more steps are not worth their time: they make it worse, or what is ahead is out of reach."""
     places = list(part.places)
@@ -280,8 +284,10 @@ def _hopeless(
         scores.insert(0, float(rival.scores[places].mean()))
     if measured[-1].statistics is not None:
         scores = [-loss for loss in losses]  # a metric over all samples says little of a part
-    recent = losses[-settings.patience - 1 :]
-    worse = len(recent) > settings.patience and recent == sorted(set(recent))
+    # Each stop of training takes longer than all before it: from the second on one that is worse is enough.
+    patience = 1 if training and len(measured) > 1 else settings.patience
+    recent = losses[-patience - 1 :]
+    worse = len(recent) > patience and recent == sorted(set(recent))
     if worse and scores[-1] <= max(scores[:-1]):
         return True
     return _behind(measured, part, rival, settings)

@@ -92,6 +92,9 @@ def select(
     if not context.model.apart:  # else τ has no place in the target
         straight.append(attempt(naive))
     best = _straight(best, straight, alike, settings, context.settings)
+    if alike is not None and alike >= settings.close and best[1].loss > found[0][1].loss:
+        # Samples that would rather have no fine-tune at all can't tell what is better than it.
+        settings = replace(settings, luck=settings.kinship)
     unshaped, start, here = tuple(found), _start(*best), best
     direction = aligned.vector if aligned is not None and context.model.apart else tau
     for way in _shaped(context, direction, best, start, settings.revotes if steps is None else steps):
@@ -142,10 +145,16 @@ def _straight(
         # to it: the latter must be shown better beyond luck.
         better = [one for one in maps if verdict(answers[1].seen, one[1].seen, cautious) > 0]
         best = _simpler(best, better[0] if better else answers, settings)
-    # Where the bases are strangers, τ's own coordinates mean nothing: that must be shown wrong beyond luck.
+    # Where the bases are strangers, τ's own coordinates mean nothing: that must be shown wrong beyond luck. Between
+    # close releases it is the other way round, by more than a handful of samples can tell.
     strangers = alike is not None and alike < settings.apart
+    close = alike is not None and alike >= settings.close
     for one in straight[len(fits) :]:
-        best = _simpler(best, one, settings, beyond_luck=strangers)
+        if close and best[1].name == NOTHING:
+            sure = replace(settings, luck=settings.kinship)
+            best = one if verdict(best[1].seen, one[1].seen, sure) >= 0 else best
+        else:
+            best = _simpler(best, one, settings, beyond_luck=strangers)
     return best
 
 
