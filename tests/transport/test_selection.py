@@ -184,7 +184,7 @@ def test_what_labels_shaped_must_gain_more_than_luck(
     told = Told({**dict.fromkeys(names, FLAT), **losses})
     monkeypatch.setattr(methods, "cross_validate", told)
     aligned = Aligned(model.vector * 0.5, None, "regression", {}, 0) if strangers else None
-    alike = 0.1 if strangers else 1.0
+    alike = 0.1 if strangers else None
     without = select(ground_of(model, work.rows, aligned=aligned), alike=alike, training=False)
     assert not {"few-shot", "fine-tuned"} & {one.name for one in without.candidates}
     told.asked.clear()
@@ -223,6 +223,38 @@ def test_what_labels_shaped_must_gain_more_than_luck(
     trained = ways["few-shot" if start == "nothing" else "fine-tuned"]
     assert isinstance(trained, FineTune)
     assert trained.start.way is (None if start == "nothing" else ways[start])
+
+
+BEHIND = [1.6, 0.9, 1.3, 1.0]
+"""Worse on average by 0.2, with a standard error of 0.16."""
+
+
+@pytest.mark.parametrize(
+    ("losses", "alike", "chosen"),
+    [
+        ({"naive": BEHIND}, 1.0, "naive"),
+        ({"naive": BEHIND}, None, "nothing"),
+        ({"naive": BEHIND}, 0.8, "nothing"),
+        ({"naive": [1.2, 1.2, 1.21, 1.2]}, 1.0, "nothing"),
+        # What those samples prefer to the fine-tune must be better beyond the same doubt.
+        ({"naive": BEHIND, "gradfix": FLAT}, 1.0, "naive"),
+        ({"naive": BEHIND, "gradfix": [0.6, 0.5, 0.6, 0.5]}, 1.0, "gradfix"),
+    ],
+)
+def test_between_close_releases_a_few_samples_must_be_sure_to_leave_the_fine_tune_out(
+    losses: dict[str, list[float]],
+    alike: float | None,
+    chosen: str,
+    model: TargetModel,
+    work: Job,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = ("nothing", "naive", "gradfix", "confident")
+    monkeypatch.setattr(
+        methods, "cross_validate", Told({**dict.fromkeys(names, FLAT), "confident": BEHIND, **losses})
+    )
+    choice = select(ground_of(model, work.rows), alike=alike, steps=0, training=False)
+    assert choice.candidate.name == chosen
 
 
 @pytest.mark.parametrize(
