@@ -17,13 +17,14 @@ from torch import Tensor
 
 from gradfix.alignment import Aligned
 from gradfix.evaluation.target_model import TargetModel
+from gradfix.progress import silent
 from gradfix.recipes.settings import SETTINGS, SelectionSettings
 from gradfix.tasks import get_task
 from gradfix.transport import candidates
 from gradfix.transport import selection as methods
 from gradfix.transport.candidates import Candidate, Choice, Seen
 from gradfix.transport.context import Held, SelectionContext, Setting, StartingPoint
-from gradfix.transport.cross_validation import _Part, _Table, cross_validate
+from gradfix.transport.cross_validation import _Part, _Table, _walk_parts, cross_validate
 from gradfix.transport.folds import split_folds
 from gradfix.transport.methods import AddVector, FineTune, MaskVector, Method, Revote
 from gradfix.transport.selection import select
@@ -331,6 +332,35 @@ def test_a_single_sample_is_never_more_than_luck(
     told = Told({name: [0.1 if name == "gradfix" else 1.0] for name in names})
     monkeypatch.setattr(methods, "cross_validate", told)
     assert select(ground_of(model, work.rows)).candidate.name == "nothing"
+
+
+@pytest.mark.parametrize(
+    ("losses", "ends"),
+    [
+        ([0.9, 0.8, 0.85, 0.7], 3),  # the third stop is worse: the fourth takes longer than all three
+        ([1.2, 0.9, 0.8, 0.7], 4),  # the first steps lead away, the next ones do not
+        ([1.2, 1.3, 0.8, 0.7], 2),
+        ([0.9, 0.8, 0.7, 0.6], 4),
+    ],
+)
+def test_training_is_given_up_at_the_first_stop_that_is_worse(
+    losses: list[float], ends: int, model: TargetModel, work: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate, seen = TargetModel.evaluate, np.ones(len(work.rows))
+    rival = Candidate("nothing", "nothing", {}, seen, seen, Seen(seen, seen, seen), ())
+    coming = iter(losses)
+
+    def evaluating(self: TargetModel, rows: Any, **options: Any) -> Any:
+        found, loss = evaluate(self, rows, **options), next(coming)
+        return replace(found, losses=[loss] * found.n, loss=loss, logits=None, scores=[0.5] * found.n)
+
+    monkeypatch.setattr("gradfix.transport.methods.finetune", lambda *_, stops, **__: iter(stops))
+    monkeypatch.setattr(TargetModel, "evaluate", evaluating)
+    way = FineTune("few-shot", "few-shot", start=StartingPoint(), rates=(1e-4,), stops=(5, 15, 40, 100))
+    with ground_of(model, work.rows) as context:
+        part = _Part((), range(len(work.rows)), context.encoded(()))
+        table = _Table([part], model.task)
+        assert len(_walk_parts(context, way, table, [part], rival, silent)) == ends
 
 
 @pytest.mark.parametrize("sure", [True, False])
