@@ -202,6 +202,18 @@ def test_as_many_samples_pass_together_as_have_room_at_their_own_length(
     assert passed == [4]
 
 
+def test_a_loss_takes_float32_beside_scores_in_half_precision(tmp_path: Path) -> None:
+    target = Checkpoint.open(job("causal-lm", tmp_path).models["target_base"])
+    single, half = (
+        plan_memory(target, voting=(), memory=1, batch_size=4, length=16, compute_dtype=dtype).resident[
+            "activations"
+        ]
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    scores = 4 * 16 * json.loads((target.directory / "config.json").read_text())["vocab_size"]
+    assert 2 * half - single == scores * (2 * (3 * 4 + 2) - 3 * 4)
+
+
 def test_a_model_of_which_no_block_fits_is_refused_with_the_figures(tmp_path: Path) -> None:
     work = job("causal-lm", tmp_path)
     with pytest.raises(
