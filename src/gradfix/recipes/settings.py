@@ -23,7 +23,7 @@ class SelectionSettings:
             best.
         most_steps: Steps of training at most.
         patience: Steps or stops in a row, each with a larger loss and none with a better score, after which a walk is
-            given up.
+            given up; of training, from its second stop on, one is enough.
         behind: Standard errors by which a walk may be behind its start, further than another gain like its last would
             take it, before it is given up.
         luck: Standard errors of the paired difference by which a method that labels shaped must beat a simpler one.
