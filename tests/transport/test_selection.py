@@ -250,12 +250,13 @@ def test_between_close_releases_a_few_samples_must_be_sure_to_leave_the_fine_tun
     work: Job,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    names = ("nothing", "naive", "gradfix", "confident")
-    monkeypatch.setattr(
-        methods, "cross_validate", Told({**dict.fromkeys(names, FLAT), "confident": BEHIND, **losses})
-    )
-    choice = select(ground_of(model, work.rows), alike=alike, steps=0, training=False)
+    names = ("nothing", "naive", "gradfix", "confident", "few-shot", "fine-tuned", "naive-fine-tuned")
+    told = Told({**dict.fromkeys(names, FLAT), "confident": BEHIND, "fine-tuned": BEHIND, **losses})
+    monkeypatch.setattr(methods, "cross_validate", told)
+    choice = select(ground_of(model, work.rows), alike=alike, steps=0)
     assert choice.candidate.name == chosen
+    if alike != 0.8:  # from the new base, too: the samples prefer it
+        assert "few-shot" in {one.name for one in choice.candidates}
 
 
 @pytest.mark.parametrize(

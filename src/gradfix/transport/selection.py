@@ -151,7 +151,7 @@ def _straight(
     strangers = alike is not None and alike < settings.apart
     close = alike is not None and alike >= settings.close
     for one in straight[len(fits) :]:
-        if close and best[1].name == NOTHING:
+        if close and best[1].name == NOTHING and one[1].alpha:
             sure = replace(settings, luck=settings.kinship)
             best = one if verdict(best[1].seen, one[1].seen, sure) >= 0 else best
         else:
@@ -189,7 +189,7 @@ def _training_starts(
     What is ahead before training can be behind after it. Where the bases are not alike, a fit to answers ends where the
     last layers have nothing left to learn, while τ as it is, worse at first, brings what other layers learnt; and
     little may carry over at all, so that the samples alone do better, from θ_B. Between close releases the best way is
-    the start, unless that is θ_B itself: then the fine-tune is a start, too, though it lost before training.
+    the start, unless the samples prefer θ_B itself: then both are starts, whichever lost before training.
 
     Args:
         best: The best of those that no label shaped.
@@ -202,9 +202,12 @@ def _training_starts(
     """
     others = sorted((one for one in unshaped if one[1] is not best[1]), key=lambda one: one[1].loss)
     moved = [one for one in others if one[1].name != NOTHING][:1]
+    home = [one for one in others if one[1].name == NOTHING]
     if alike is None or alike >= settings.close:
-        return [best, *moved] if best[1].name == NOTHING else [best]
-    return [best, *moved, *(one for one in others if one[1].name == NOTHING)]
+        if best[1].name == NOTHING:
+            return [best, *moved]
+        return [best, *(one for one in home if one[1].loss < best[1].loss)]
+    return [best, *moved, *home]
 
 
 def _shaped(
