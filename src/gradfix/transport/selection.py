@@ -3,9 +3,9 @@
 Ways that no label shaped (nothing, naive addition, an aligned τ) come first: they have one number to choose and hardly
 overfit, so the smallest loss decides, where the tuned source was asked together with that by its answers to inputs;
 that number stays 1, as far as the fine-tune itself went, unless another one is better beyond luck. Between close
-releases it takes samples that are sure to leave the fine-tune out. A way that labels
-shaped (masks, re-votes, training) must then beat the best of these by more than the standard error of the paired
-difference: with few samples, luck is as large as what it gains.
+releases it takes samples that are sure to leave the fine-tune out. A way that labels shaped (masks, re-votes, training)
+must then beat the best of these by more than the standard error of the paired difference: with few samples, luck is as
+large as what it gains.
 
 Losses are compared after calibration, and the score may overrule them: an overconfident model has a high loss and a
 high accuracy at once, and it is the score that people want (see :mod:`gradfix.evaluation.calibration`).
