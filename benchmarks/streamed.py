@@ -219,17 +219,9 @@ def measure(part: str, directory: Path, runs: int, memory: int, dtype: str) -> d
 
 def in_a_process(part: str, directory: Path, options: argparse.Namespace) -> dict[str, float]:
     """Measure in a process of its own."""
-    command = [
-        sys.executable,
-        __file__,
-        "--part",
-        part,
-        "--runs",
-        str(options.runs),
-        "--memory",
-        options.memory,
-    ]
-    command += ["--compute-dtype", options.compute_dtype, str(directory)]
+    settings = {"runs": options.runs, "memory": options.memory, "compute-dtype": options.compute_dtype}
+    given = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
+    command = [sys.executable, __file__, "--part", part, *given, str(directory)]
     large_pages = {**os.environ, "THP_MEM_ALLOC_ENABLE": "1"}  # as the gradfix command sets it
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=large_pages)
     if done.returncode:

@@ -27,7 +27,7 @@ class SelectionSettings:
         behind: Standard errors by which a walk may be behind its start, further than another gain like its last would
             take it, before it is given up.
         luck: Standard errors of the paired difference by which a method that labels shaped must beat a simpler one.
-        kinship: The same by which, between close releases, the new base as it is must beat the fine-tune added to it.
+        close_luck: The same by which, between close releases, the new base itself must beat the fine-tune added to it.
         rounding: Share of a loss that is rounding: the same weights and samples in other batches differ by less, all
             in one direction as it happens.
         close: Cosine of two bases' weights, as far as training touched them, from which no alignment is tried.
@@ -56,7 +56,7 @@ class SelectionSettings:
     patience: int = 2
     behind: float = 2.0
     luck: float = 1.0
-    kinship: float = 2.0
+    close_luck: float = 2.0
     rounding: float = 1e-5
     close: float = 0.97
     apart: float = 0.5

@@ -192,7 +192,7 @@ def _walk_parts(
                     break
                 steps = not whole and not number and isinstance(way, FineTune | Revote)
                 if steps and (
-                    _hopeless(measured, part, rival, context.settings, isinstance(way, FineTune))
+                    _hopeless(measured, part, rival, context.settings, training=isinstance(way, FineTune))
                     or (
                         len(measured) > context.settings.patience
                         and _behind(measured, part, ahead, context.settings)
@@ -274,6 +274,7 @@ def _hopeless(
     part: _Part,
     rival: Candidate | None,
     settings: SelectionSettings,
+    *,
     training: bool,
 ) -> bool:
     """Whether more steps are not worth their time: they make it worse, or what is ahead is out of reach."""

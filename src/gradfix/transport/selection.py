@@ -95,7 +95,7 @@ def select(
     best = _straight(best, straight, alike, settings, context.settings)
     if alike is not None and alike >= settings.close and best[1].loss > found[0][1].loss:
         # Samples that would rather have no fine-tune at all can't tell what is better than it.
-        settings = replace(settings, luck=settings.kinship)
+        settings = replace(settings, luck=settings.close_luck)
     unshaped, start, here = tuple(found), _start(*best), best
     direction = aligned.vector if aligned is not None and context.model.apart else tau
     for way in _shaped(context, direction, best, start, settings.revotes if steps is None else steps):
@@ -152,7 +152,7 @@ def _straight(
     close = alike is not None and alike >= settings.close
     for one in straight[len(fits) :]:
         if close and best[1].name == NOTHING and one[1].alpha:
-            sure = replace(settings, luck=settings.kinship)
+            sure = replace(settings, luck=settings.close_luck)
             best = one if verdict(best[1].seen, one[1].seen, sure) >= 0 else best
         else:
             best = _simpler(best, one, settings, beyond_luck=strangers)

@@ -135,10 +135,10 @@ def plan_memory(
         # Only a head over the vocabulary has scores for each token.
         return samples * length * vocabulary * item if _scores_tokens(target.config) else 0
 
-    def copied(samples: int) -> int:
-        # A loss is computed in float32, beside scores in the model's own format.
-        single = torch.float32.itemsize
-        return SCORES * scores(samples) * single // item + (scores(samples) if item < single else 0)
+    def of_loss(samples: int) -> int:
+        # It is computed in float32, beside scores in the model's own format where that is another one.
+        copies = SCORES * torch.float32.itemsize // item
+        return scores(samples) * (copies if compute_dtype == torch.float32 else copies + 1)
 
     def voted(specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
         return {name: spec for name, spec in specs.items() if name in voting}
@@ -151,7 +151,7 @@ def plan_memory(
     resident = {
         "weights": item * (_elements(everything) + _elements(outside)),
         "votes": max(_elements(voted(target.specs)), gradient(target.specs)),
-        "activations": activations(everything, batch_size) + copied(batch_size),
+        "activations": activations(everything, batch_size) + of_loss(batch_size),
     }
     limit = usable_memory(device) if memory == "auto" else int(memory)
     width = min(table.shape[-1] if table.shape else 0, 2**16)
@@ -162,8 +162,8 @@ def plan_memory(
         counted = [  # of a unit: its votes and activations
             (_elements(voted(largest)), activations(largest, samples)),
             (gradient(largest), activations(largest, few)),
-            (max((spec.numel for spec in voted(outside).values()), default=0), copied(samples)),
-            (gradient(outside), scores(samples) + copied(few)),
+            (max((spec.numel for spec in voted(outside).values()), default=0), of_loss(samples)),
+            (gradient(outside), scores(samples) + of_loss(few)),
         ]
         votes, activated = max(counted, key=sum)
         return {

@@ -125,7 +125,7 @@ class Blocks:
             # the signs of bfloat16 are added as integers, in a fifth of the time
             worth = first.left.shape[1] >= LONG or first.dtype == torch.bfloat16
             if worth and first.dtype in SAMPLE_BYTES and counts.device.type == "cpu":
-                add = self._add_samples if first.dtype == torch.float32 else self._add_half_samples
+                add = self._add_samples if first.dtype == torch.float32 else self._add_bfloat16_samples
                 size = SAMPLE_BYTES[first.dtype]
                 return [
                     partial(add, counts, first, rows)
@@ -174,10 +174,10 @@ class Blocks:
                 torch.sign(block, out=net)
         counts[rows].sub_(net.to(counts.dtype))
 
-    def _add_half_samples(self, counts: Tensor, product: Product, rows: slice) -> None:
-        """Do the same in bfloat16, whose bits, read as an integer, are as negative, zero or positive as the number is.
+    def _add_bfloat16_samples(self, counts: Tensor, product: Product, rows: slice) -> None:
+        """Do as :meth:`_add_samples` in bfloat16, whose bits, read as an integer, have the sign of the number.
 
-        But for -0, which is an integer below 0: what is added to 0 does not come out as that. (It could where a sum
+        Only -0 is an integer below 0: products are added to 0, which does not come out as that. (It could where a sum
         is nearer to 0 than bfloat16 tells apart, below 10⁻⁴⁰; float16 ends at 10⁻⁸, so this is no way for it.)
         """
         N, _, C = product.right.shape
