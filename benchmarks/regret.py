@@ -22,6 +22,7 @@ import numpy as np
 
 from gradfix.alignment import Aligned, align
 from gradfix.alignment.source import run_source
+from gradfix.alignment.teacher import Teacher
 from gradfix.checkpoints import Checkpoint
 from gradfix.errors import AlignmentError, GradfixError
 from gradfix.evaluation.binding import bind, choose_support
@@ -123,13 +124,14 @@ def measure(
     with ExitStack() as stack:
         try:
             source = run_source(
-                base, tau, task, pair.pool, stack, align="auto", alike=alike, control_seed=None, loading={},
-                remark=lambda text: print(f"{name}: {text}", file=sys.stderr),
+                base, tau, task, pair.pool, stack, align="auto", alike=alike, judging=True,
+                control_seed=None, loading={}, remark=lambda text: print(f"{name}: {text}", file=sys.stderr),
             )  # fmt: skip
             aligned = align(source, model, control_seed=None) if source is not None else None
+            teacher = source.teacher(task) if source is not None else None
         except AlignmentError as error:
             print(f"{name}: {error}", file=sys.stderr)
-            aligned = None
+            aligned = teacher = None
         judge = Judge(model, model.encode(pair.test))
         for budget, draw in cells:
             try:
@@ -139,7 +141,7 @@ def measure(
             except GradfixError as error:
                 print(f"{name}: {error}", file=sys.stderr)
                 continue
-            found = one_draw(judge, support, aligned, alike, draw)
+            found = one_draw(judge, support, aligned, teacher, alike, draw)
             line = {"pair": name, "alike": alike, "budget": budget, "draw": draw, **found}
             with results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
@@ -152,12 +154,17 @@ def measure(
 
 
 def one_draw(
-    judge: Judge, support: Sequence[Any], aligned: Aligned | None, alike: float | None, seed: int
+    judge: Judge,
+    support: Sequence[Any],
+    aligned: Aligned | None,
+    teacher: Teacher | None,
+    alike: float | None,
+    seed: int,
 ) -> dict[str, Any]:
     """Let auto select, and cross_validate every method that it tried, and those that it did not try."""
     model = judge.model
     folds = split_folds(model.task.classes(support), SETTINGS.folds, seed)
-    with SelectionContext(model, support, folds, seed=seed, aligned=aligned) as ground:
+    with SelectionContext(model, support, folds, seed=seed, aligned=aligned, teacher=teacher) as ground:
         started = time.perf_counter()
         choice = select(ground, alike=alike)
         seconds = time.perf_counter() - started
@@ -166,7 +173,7 @@ def one_draw(
         naive = AddVector("naive", "naive", vector=model.vector, grid=(1.0,))
         scores[NAIVE] = arrived(judge, ground, naive, {"alpha": 1.0}, ground.clock()).score
         for key, way in others(ground, choice).items():
-            candidate = cross_validate(ground, way)
+            candidate = cross_validate(ground, way, asking=False)
             scores[key] = max(scores.get(key, 0.0), score(judge, ground, way, candidate))
     starts = [way.start for way in choice.ways if isinstance(way, FineTune)]
     return {
@@ -184,7 +191,7 @@ def seen(candidate: Candidate) -> dict[str, Any]:
     parts = {
         name: [round(float(each), 5) for each in part] for name, part in candidate.seen._asdict().items()
     }
-    taught = {} if candidate.taught is None else {"taught": float(candidate.taught.mean())}
+    taught = {} if candidate.taught is None else {"taught": float(candidate.taught.judged.mean())}
     return {"setting": dict(candidate.setting), "classes": candidate.classes, **parts, **taught}
 
 

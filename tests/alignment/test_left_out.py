@@ -2,17 +2,19 @@
 
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from gradfix.alignment import Aligned, align, run_source
+from gradfix.alignment.teacher import Teacher
 from gradfix.checkpoints import Checkpoint
-from gradfix.evaluation import calibration
 from gradfix.evaluation.binding import bind
 from gradfix.evaluation.target_model import TargetModel
-from gradfix.tasks import Classification, get_task
+from gradfix.tasks import get_task
 from gradfix.vectors.placement import place
 from gradfix.vectors.task_vector import TaskVector
 from tests.builders import Job, job
@@ -89,39 +91,51 @@ def test_one_input_alone_is_fitted_to_numbers_or_to_nothing(task: str, tmp_path:
             assert not found.answers.without(work.rows[:1]).specs
 
 
-def test_a_teacher_judges_by_cross_entropies_and_fits_by_inputs_that_they_never_saw(tmp_path: Path) -> None:
-    task = "text-classification"
-    work = job(task, tmp_path)
-    inputs = [*work.rows, *work.held_out]
-    with ExitStack() as stack:
-        found, model = aligned(work, task, inputs, stack)
-        teacher, answers = found.teacher, found.answers
-        assert teacher is not None
-        assert answers is not None
-        assert answers.refit is not None
-        assert isinstance(model.task, Classification)
-        home = {name: value.detach().clone() for name, value in model.model.named_parameters()}
+ROWS = 12
 
-        def plain(vector: TaskVector, rows: list[int]) -> torch.Tensor:
-            assert isinstance(model.task, Classification)
-            model.move(vector, 1.0)
-            with torch.no_grad():
-                logits = model.task.logits(model.model, model.task.encode([inputs[row] for row in rows]))
-            model.restore()
-            # Of all temperatures the best one, of these rows: no other can do as well.
-            right = teacher.answers[rows]
-            return torch.stack(
-                [-(right * (logits / t).log_softmax(1)).sum(1) for t in calibration.TEMPERATURES]
-            )
 
-        everything = list(range(len(inputs)))
-        straight = torch.from_numpy(teacher.losses(model, model.vector, 1.0))
-        table = plain(model.vector, everything).double()
-        assert ((straight[None] - table).abs() < 1e-4).any(dim=0).all()
-        assert straight.mean() >= table.mean(dim=1).min() - 1e-6
-        fitted = torch.from_numpy(teacher.losses(model, answers.vector, 1.0, answers.refit))
-        for first in range(teacher.parts):
-            rows = everything[first :: teacher.parts]
-            table = plain(answers.refit(frozenset(rows)), rows).double()
-            assert ((fitted[rows][None] - table).abs() < 1e-3).any(dim=0).all()
-        assert all(torch.equal(value, home[name]) for name, value in model.model.named_parameters())
+def teacher(right: float, sure: float, classes: int = 3) -> Teacher:
+    """One that names the right class of a share of labelled rows, and is as sure of all."""
+    rows = np.arange(ROWS)
+    labels = rows % classes
+    named = np.where(rows < right * ROWS, labels, (labels + 1) % classes)
+    logits = sure * torch.nn.functional.one_hot(torch.from_numpy(named), classes).float()
+    losses = -logits.log_softmax(dim=1)[rows, labels]
+    measured = SimpleNamespace(logits=logits, losses=losses.tolist(), scores=(named == labels).tolist())
+    return Teacher(
+        list(rows),
+        logits.softmax(dim=1),
+        range(ROWS),
+        measured=measured,
+        find=lambda samples: frozenset(samples),
+    )  # type: ignore[arg-type]
+
+
+def test_a_teacher_is_believed_as_far_as_it_is_right() -> None:
+    everything = range(ROWS)
+    for right in (1.0, 0.75, 0.5, 0.25):
+        plain = teacher(right, 8.0)
+        found, wrong = plain.believed(everything)
+        assert wrong == pytest.approx(((1 - right) * ROWS + 1) / (ROWS + 2))
+        # As sure as it is right, and of the same class as ever.
+        assert found.answers.max(dim=1).values.mean() == pytest.approx(max(right, 1 / 3), abs=0.15)
+        assert torch.equal(found.answers.argmax(dim=1), plain.answers.argmax(dim=1))
+    unknown, wrong = teacher(0.5, 8.0).believed([])
+    assert wrong == 0.5
+    assert torch.equal(unknown.answers, teacher(0.5, 8.0).answers)
+    timid, _ = teacher(1.0, 0.5).believed(everything)  # few samples make nobody surer than it is
+    assert torch.allclose(timid.answers, teacher(1.0, 0.5).answers)
+
+
+def test_a_teacher_judges_by_cross_entropies_of_its_answers() -> None:
+    asked = [7, 2, 5]
+    said = teacher(0.75, 2.0)
+    logits = torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = said.judge(logits.numpy(), asked, ())
+    answers = said.answers[asked].double()
+    np.testing.assert_allclose(found.losses, -(answers * logits.log_softmax(dim=1)).sum(dim=1))
+    assert found.scores.tolist() == [
+        answer[one] for answer, one in zip(answers, logits.argmax(1), strict=True)
+    ]
+    assert said.of(asked).inputs == asked
+    assert torch.equal(said.of(asked).answers, said.answers[asked])

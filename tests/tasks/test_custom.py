@@ -497,6 +497,59 @@ def test_predictions_may_be_a_tensor() -> None:
     assert json.loads(json.dumps(found.predictions)) == [0, 1, 2, 0]
 
 
+class Telling(nn.Module):
+    """A model that returns what it is told to, whatever it reads."""
+
+    def __init__(self, output: Any) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, images: Tensor) -> Any:
+        return self.output
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize(
+    "wrap", [lambda x: x, lambda x: {"hidden": x.repeat(1, 2), "scores": x}, lambda x: (x,)]
+)
+def test_what_the_losses_are_the_cross_entropy_of_is_found(wrap: Any, half: bool) -> None:
+    """A task of functions has no classes, but its model may return their scores, in whatever order."""
+    rows = rows_of(12, seed=3)
+    logits = torch.randn(12, 3, generator=torch.Generator().manual_seed(0)) * 3
+    logits = logits.bfloat16() if half else logits
+    labels = encode(rows)["labels"]
+    order = torch.tensor([2, 0, 1])  # the model's own numbers for the classes
+    losses = cross_entropy(logits.float(), order[labels], reduction="none")
+    right = logits.argmax(dim=1) == order[labels]
+
+    def found(losses: Tensor, scores: Tensor, output: Any) -> Tensor | None:
+        task = net_task(
+            loss_of=lambda model, batch: (model(batch["images"]), losses)[1],
+            predict_of=lambda model, batch: (["up"] * 12, scores),
+        )
+        return evaluate(Telling(output), task, rows, logits=True).logits
+
+    kept = found(losses, right, wrap(logits))
+    assert kept is not None
+    assert torch.equal(kept, logits.float())
+    # Neither what a loss is only near to, nor one that names another class than the score, nor no cross-entropy.
+    assert found(losses * 1.1, right, wrap(logits)) is None
+    assert found(losses, ~right, wrap(logits)) is None
+    assert found(losses, right * 0.5, wrap(logits)) is None
+    assert found((logits - 1.0).square().mean(dim=1).float(), right, wrap(logits)) is None
+    assert found(losses, right, wrap(logits)[:6] if isinstance(wrap(logits), Tensor) else None) is None
+
+
+def test_scores_of_classes_that_some_batches_lack_are_none() -> None:
+    rows = rows_of(40, seed=3)
+    task = net_task(
+        loss_of=lambda model, batch: loss(model, batch) * (1.5 if len(batch["labels"]) < 32 else 1)
+    )
+    assert evaluate(Net(), task, rows, logits=True).logits is None
+    assert evaluate(Net(), net_task(), rows, logits=True).logits is not None
+    assert evaluate(Net(), net_task(), rows).logits is None
+
+
 def test_rows_that_cannot_be_used_are_named(files: Files) -> None:
     rows = rows_of(6, seed=1)
     for wrong, message in (

@@ -14,8 +14,7 @@ from gradfix.alignment.blocks import find_writers
 from gradfix.alignment.depths import depths_of
 from gradfix.alignment.regression import SHUFFLED, SOURCE, TARGET, TUNED, fit_blocks
 from gradfix.alignment.rotation.rotate import rotate, rotation
-from gradfix.alignment.source import Observed, SourceRun, runner
-from gradfix.alignment.teacher import Teacher
+from gradfix.alignment.source import Observed, SourceRun, finder, runner
 from gradfix.checkpoints.expressions import Given
 from gradfix.errors import AlignmentError, listed
 from gradfix.evaluation.target_model import TargetModel
@@ -25,8 +24,8 @@ from gradfix.tasks import Classification, HeadedClassification
 from gradfix.vectors.control import shuffled
 from gradfix.vectors.task_vector import TaskVector
 
-REFITS = 2 * SETTINGS.teacher_parts
-"""Refits that are kept: those that the teacher judges by are the same for every draw of samples."""
+REFITS = 2 * SETTINGS.folds
+"""Refits that are kept: one for each fold that judges, and for each half of them."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,6 @@ class Aligned:
         refit: Fits the vector again without the inputs at some places; None for what was not fitted to what the
             fine-tune changed.
         places: Finds samples among the inputs, whatever their labels.
-        teacher: What the tuned source says of the inputs; None without classes.
     """
 
     vector: TaskVector
@@ -54,7 +52,6 @@ class Aligned:
     answers: "Aligned | None" = None
     refit: Callable[[frozenset[int]], TaskVector] | None = None
     places: Callable[[Sequence[Any]], frozenset[int]] = lambda samples: frozenset()
-    teacher: Teacher | None = None
 
     def saw(self, samples: Sequence[Any]) -> int:
         """Count the samples that had a part in the vector, so that they can't judge it.
@@ -67,16 +64,17 @@ class Aligned:
         """
         return 0 if self.refit is None else len(self.places(samples))
 
-    def without(self, samples: Sequence[Any]) -> TaskVector:
+    def without(self, samples: Sequence[Any], inputs: Collection[int] = ()) -> TaskVector:
         """Fit the vector without some samples.
 
         Args:
             samples: Labelled samples that are to judge it.
+            inputs: Numbers of inputs that are to judge it, too.
 
         Returns:
             τ' over tensors of the vector's alone; where no other input explains anything, it changes none.
         """
-        places = self.places(samples)
+        places = self.places(samples) | frozenset(inputs)
         if self.refit is None or not places:
             return self.vector
         found = self.refit(places)
@@ -103,13 +101,9 @@ def align(source: SourceRun, model: TargetModel, *, control_seed: int | None) ->
     found = _aligned(source, model, control_seed)
     if found is None:
         return None
-    answers, told = source.observed.answers, None
-    if answers is not None and source.observed.has_classes:
-        inputs = [source.inputs[place] for place in source.recorded]
-        told = Teacher(inputs, answers[list(source.recorded)], source.recorded)
-    places = source.places(model.task)
+    places = finder(model.task, source.inputs)
     other = found.answers and replace(found.answers, places=places)
-    return replace(found, places=places, answers=other, teacher=told)
+    return replace(found, places=places, answers=other)
 
 
 def _aligned(source: SourceRun, model: TargetModel, control_seed: int | None) -> Aligned | None:

@@ -18,6 +18,7 @@ from gradfix.alignment.regression import SHUFFLED, SOURCE, TUNED
 from gradfix.alignment.rotation.rotate import rotation_points
 from gradfix.alignment.rows import MeanOverTokens, each_token, rows_for
 from gradfix.alignment.rows import Rows as RowsCompared
+from gradfix.alignment.teacher import Teacher
 from gradfix.alignment.written import write_rows
 from gradfix.checkpoints import Checkpoint
 from gradfix.errors import AlignmentError, GradfixError
@@ -50,7 +51,9 @@ class Observed:
             row a sample.
         shuffled: The same of the base with τ's values shuffled; None where no control was asked for.
         has_classes: Whether answers are probabilities of classes.
-        support: The tuned source measured on the labelled support set.
+        support: The tuned source measured on labelled rows.
+        probabilities: Of the classes, by the tuned source, on the recorded inputs, ``[recorded, classes]``; None where
+            its losses are not their cross-entropies.
     """
 
     writers: Sequence[Writer]
@@ -59,6 +62,7 @@ class Observed:
     shuffled: Tensor | None
     support: Evaluation | None
     has_classes: bool
+    probabilities: Tensor | None = None
 
 
 def observe(
@@ -128,15 +132,23 @@ def observe(
             return None if last is None else torch.cat(outputs)[order]
         return torch.cat(outputs).float().softmax(dim=1)[order].clone()
 
-    record(SOURCE, 1)
+    if method != "none":
+        record(SOURCE, 1)
     guesses = None
     if controlled and control_seed is not None:
         model.move(shuffled(model.vector, control_seed), 1.0)
         guesses = answered(record(SHUFFLED, 2))
     model.move(model.vector, 1.0)
     outputs = record(TUNED, passes)
-    measured = model.evaluate(support) if support is not None else None
-    return Observed(writers, points, answered(outputs), guesses, measured, isinstance(task, Classification))
+    measured = model.evaluate(support, logits=True) if support is not None else None
+    found, probabilities = answered(outputs), None
+    if isinstance(task, Classification) and found is not None:
+        probabilities = found[list(recorded)]
+    elif measured is not None and measured.logits is not None:
+        logits = model.evaluate([inputs[place] for place in recorded], logits=True).logits
+        probabilities = None if logits is None else logits.softmax(dim=1)
+    has_classes = isinstance(task, Classification)
+    return Observed(writers, points, found, guesses, measured, has_classes, probabilities)
 
 
 def runner(task: ModelTask, model: TargetModel) -> Callable[[Any], Any]:
@@ -171,6 +183,7 @@ class SourceRun:
         asked: Whether the alignment was asked for by name: what is tried unasked may fail quietly.
         carry: What carries changes over in a regression, in place of a rotation; None for that.
         written: How many of the first inputs have answers that the source wrote.
+        labelled: Labelled rows that it was measured on.
     """
 
     inputs: Rows
@@ -185,6 +198,7 @@ class SourceRun:
     asked: bool = True
     carry: Plugin | None = None
     written: int = 0
+    labelled: Rows = ()
 
     def pseudo_labels(self, task: ModelTask) -> list[Row]:
         """Label the unlabelled inputs with what the tuned source is sure of, or give the answers that it wrote.
@@ -210,29 +224,20 @@ class SourceRun:
             if (sure - chance) / (1 - chance) >= self.sure
         ]
 
-    def places(self, task: ModelTask) -> Callable[[Rows], frozenset[int]]:
-        """Find samples among the inputs, by what the task reads of them but for the labels of classes.
+    def teacher(self, task: ModelTask) -> Teacher | None:
+        """Make a judge of what the tuned source says of the inputs.
 
         Args:
             task: The target's.
 
         Returns:
-            Gives the places, among the inputs, of rows.
+            The judge; None without classes.
         """
-        hidden = task.columns["label"] if isinstance(task, Classification) else None
-
-        def digest(row: Mapping[str, Any]) -> str:
-            return row_hash(row, [column for column in used_columns(task, row) if column != hidden])
-
-        @cache
-        def known() -> list[str]:
-            return list(map(digest, self.inputs))
-
-        def find(samples: Rows) -> frozenset[int]:
-            wanted = set(map(digest, samples))
-            return frozenset(place for place, one in enumerate(known()) if one in wanted)
-
-        return find
+        if self.observed.probabilities is None:
+            return None
+        inputs = [self.inputs[place] for place in self.recorded]
+        among, find = finder(task, self.inputs), finder(task, self.labelled)
+        return Teacher(inputs, self.observed.probabilities, self.recorded, among, self.observed.support, find)
 
     @property
     def predicted_classes(self) -> int | None:
@@ -243,6 +248,32 @@ class SourceRun:
             if found is not None and self.observed.has_classes
             else None
         )
+
+
+def finder(task: ModelTask, rows: Rows) -> Callable[[Rows], frozenset[int]]:
+    """Find samples among rows, by what the task reads of them but for the labels of classes.
+
+    Args:
+        task: The target's.
+        rows: Where to find them.
+
+    Returns:
+        Gives the places, among the rows, of samples.
+    """
+    hidden = task.columns["label"] if isinstance(task, Classification) else None
+
+    def digest(row: Mapping[str, Any]) -> str:
+        return row_hash(row, [column for column in used_columns(task, row) if column != hidden])
+
+    @cache
+    def known() -> list[str]:
+        return list(map(digest, rows))
+
+    def find(samples: Rows) -> frozenset[int]:
+        wanted = set(map(digest, samples))
+        return frozenset(place for place, one in enumerate(known()) if one in wanted)
+
+    return find
 
 
 def run_source(
@@ -258,6 +289,7 @@ def run_source(
     align_data: Rows = (),
     unlabelled: Rows = (),
     generate: int | None = None,
+    judging: bool = False,
     control_seed: int | None = None,
     seed: int = 0,
     settings: SelectionSettings = SETTINGS,
@@ -280,6 +312,7 @@ def run_source(
         align_data: Inputs to align on; their labels are not used.
         unlabelled: Inputs that the source is to label, or prompts that it is to answer; they are aligned on, too.
         generate: Answers that the source is to draw for each labelled prompt, to the same ends; None for none.
+        judging: Ask the source even where nothing is aligned or labelled: its answers are to judge what is chosen.
         control_seed: Of the control's shuffle; None for no control.
         seed: Of the draw of answers, and of inputs where the labelled rows are more than are aligned on.
         settings: How many inputs, and what counts as alike.
@@ -289,7 +322,8 @@ def run_source(
 
     Returns:
         What was seen; None where nothing is to be labelled, and the two bases are alike or ``auto`` finds that the
-        source can't be aligned: it has no directory to be run from, or no blocks.
+        source can't be aligned: it has no directory to be run from, or no blocks. To judge alone it is not run where it
+        can't be, or has no classes, or doesn't fit in memory.
 
     Raises:
         AlignmentError: if the source can't be aligned as asked.
@@ -309,16 +343,18 @@ def run_source(
             why = (
                 f"the old base is not like the new one (cosine {alike:.2f}), and the fine-tune is not aligned"
             )
-    if align == "none" and len(align_data) and not by_name:
+    teaches = bool(len(unlabelled) or generate)
+    judging = judging and (isinstance(task, Classification) or task.builds_model)
+    if align == "none" and len(align_data) and not by_name and not judging:
         remark(
             f"the two bases are alike (cosine {alike or 1:.2f}), so nothing is aligned: align_data is not used"
         )
-    teaches = bool(len(unlabelled) or generate)
-    if align == "none" and not teaches:
+    if align == "none" and not teaches and not judging:
         return None
     alone = (base.directory is None and not task.builds_model) or not task.runs(base.config)
     if alone and not needed and not teaches:
-        remark(f"{why}: its weights stand alone, and the source must be run for that; give its directory")
+        if why:
+            remark(f"{why}: its weights stand alone, and the source must be run for that; give its directory")
         return None
     if alone:
         raise GradfixError(
@@ -326,10 +362,15 @@ def run_source(
             "or --align none"
         )
     labelled = [pool[index] for index in spread(task.classes(pool), settings.align_inputs, seed)]
+    known = labelled
+    if isinstance(task, Classification):  # what it knows of many samples costs a pass each
+        known = [pool[index] for index in spread(task.classes(pool), settings.most_measured, seed)]
     ours = deepcopy(task)
     trusted = bool(loading.get("trust_remote_code"))
     bind(ours, base, tau, pool, trust_remote_code=trusted)
     model = load_target(ours, base, place(tau, base), **loading)
+    if align == "none" and not teaches and model.streams:
+        return None
     asked, written = len(unlabelled), 0
     if isinstance(ours, Generative):
         answers = partial(write_rows, model, labelled=labelled, remark=remark)
@@ -364,7 +405,7 @@ def run_source(
         return observe(
             model,
             inputs,
-            labelled,
+            known,
             activations,
             recorded=recorded,
             method=method,
@@ -400,4 +441,5 @@ def run_source(
         by_name,
         carry,
         written,
+        known,
     )

@@ -1,21 +1,34 @@
 """What the tuned source says of inputs, as a judge of where a target has arrived: many inputs, and no label.
 
-A few labelled samples can't tell two transports apart that differ by ten points. What both stand for can be asked on
-every input at hand: the transport that answers more as the tuned model does carried more of it over. Agreement with the
-teacher as a measure of distillation: Stanton et al., "Does Knowledge Distillation Really Work?", NeurIPS 2021.
+A few labelled samples can't tell two transports apart that differ by ten points. What all of them stand for can be
+asked on every input at hand: the one that answers more as the tuned model does carried more of it over. Agreement with
+the teacher as a measure of distillation: Stanton et al., "Does Knowledge Distillation Really Work?", NeurIPS 2021.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from gradfix.evaluation.calibration import Values, calibrated_to
-from gradfix.evaluation.target_model import TargetModel
-from gradfix.recipes.settings import SETTINGS
-from gradfix.vectors.task_vector import TaskVector
+from gradfix.evaluation.calibration import Values, calibrated_to, cross_entropies_to, temperature
+from gradfix.evaluation.evaluate import Evaluation
+
+
+class Judged(NamedTuple):
+    """What inputs say of a model.
+
+    Attributes:
+        calibrated: Cross-entropies of the answers after calibration, ``[inputs]``.
+        losses: The same as they are.
+        scores: The probability that the teacher gives to the class named.
+    """
+
+    calibrated: Values
+    losses: Values
+    scores: Values
 
 
 @dataclass(frozen=True)
@@ -26,45 +39,61 @@ class Teacher:
         inputs: Samples, whose labels nothing reads.
         answers: Class probabilities, ``[inputs, classes]``.
         places: By what numbers a refit leaves the inputs out.
-        parts: What was fitted to the inputs is fitted again without each of so many parts, which judges that fit.
+        among: Finds the numbers of samples among the inputs, whatever their labels.
+        measured: The tuned source on labelled rows, with logits; None where these are not known.
+        find: Finds samples among those rows.
     """
 
     inputs: Sequence[Any]
     answers: Tensor
     places: Sequence[int]
-    parts: int = SETTINGS.teacher_parts
+    among: Callable[[Sequence[Any]], frozenset[int]] = lambda samples: frozenset()
+    measured: Evaluation | None = None
+    find: Callable[[Sequence[Any]], frozenset[int]] = lambda samples: frozenset()
 
-    def losses(
-        self,
-        model: TargetModel,
-        vector: TaskVector,
-        alpha: float,
-        refit: Callable[[frozenset[int]], TaskVector] | None = None,
-    ) -> Values:
-        """Judge a place by how far its answers are from the teacher's.
+    def believed(self, samples: Sequence[Any]) -> tuple["Teacher", float]:
+        """Take the answers for as sure as they are right about labelled samples.
 
         Args:
-            model: The target, at θ_B, also afterwards.
-            vector: δ.
-            alpha: α; θ_B + α·δ is judged.
-            refit: Gives δ fitted without some inputs; None for one that was fitted to none.
+            samples: Labelled samples, as far as they are among the rows that the source was measured on.
 
         Returns:
-            Cross-entropies of the answers after calibration, ``[inputs]``; no input judges a fit that it had a part in.
+            The teacher, whose answers have the temperature that these ask for, and the share of them that it gets
+            wrong, of two more one: few samples make nobody infallible, and none say that half is wrong.
         """
-        count = len(self.inputs)
-        parts = [range(first, count, self.parts) for first in range(min(self.parts, count))]
-        if refit is None:
-            parts = [range(count)]
-        places = []
-        for part in parts:
-            delta = vector if refit is None else refit(frozenset(self.places[one] for one in part))
-            places.append((delta, alpha, model.encode([self.inputs[one] for one in part])))
-        logits = np.empty(tuple(self.answers.shape))
-        try:
-            for part, found in zip(parts, model.evaluate_each(places, logits=True), strict=True):
-                assert found.logits is not None
-                logits[list(part)] = found.logits.double().numpy()
-        finally:
-            model.restore()
-        return calibrated_to(logits, self.answers.double().numpy(), parts)
+        known = sorted(self.find(samples))
+        if self.measured is None or self.measured.logits is None or not known:
+            return self, 0.5
+        logits = self.measured.logits[known].double().numpy()
+        scores = np.asarray(self.measured.scores)[known]
+        found = temperature(logits, np.asarray(self.measured.losses)[known])
+        tiny = torch.finfo(self.answers.dtype).tiny
+        answers = (self.answers.clamp(min=tiny).log() / found).softmax(dim=1)
+        return replace(self, answers=answers), float((1 - scores).sum() + 1) / (len(known) + 2)
+
+    def of(self, numbers: Sequence[int]) -> "Teacher":
+        """Take some of the inputs.
+
+        Args:
+            numbers: Which, in the order wanted.
+
+        Returns:
+            What is said of these.
+        """
+        inputs, places = ([these[number] for number in numbers] for these in (self.inputs, self.places))
+        return replace(self, inputs=inputs, answers=self.answers[list(numbers)], places=places)
+
+    def judge(self, logits: Values, asked: Sequence[int], parts: Sequence[Sequence[int]]) -> Judged:
+        """Judge a model by how far its answers are from the teacher's.
+
+        Args:
+            logits: ``[asked, classes]``, each of a model that had no part of that input.
+            asked: Which inputs, ``[asked]``.
+            parts: Positions among the asked by part: the temperature of one is fitted to the others.
+
+        Returns:
+            What each input says.
+        """
+        answers = self.answers[list(asked)].double().numpy()
+        named = answers[np.arange(len(answers)), logits.argmax(axis=1)]
+        return Judged(calibrated_to(logits, answers, parts), cross_entropies_to(logits, answers), named)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 Values = npt.NDArray[np.float64]
 
-TEMPERATURES = tuple(2.0 ** (half / 2) for half in range(-2, 13))
+TEMPERATURES: tuple[float, ...] = tuple(2.0 ** (half / 2) for half in range(-2, 13))
 """From a half, so that few samples that are all right don't ask for certainty, to 64."""
 
 SHARES = (0.01, 0.03, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 1.0)
@@ -38,7 +38,22 @@ def calibrated(logits: Values, losses: Values, parts: Sequence[Sequence[int]]) -
     Returns:
         ``[samples]`` losses.
     """
-    return _at_temperatures(logits, _log_sum_exp(logits) - losses, parts)
+    return _fitted(*_at_temperatures(logits, _log_sum_exp(logits) - losses), parts)
+
+
+def temperature(logits: Values, losses: Values) -> float:
+    """Tell by how much a model is surer than it is right.
+
+    Args:
+        logits: ``[samples, classes]``.
+        losses: ``[samples]``, the cross-entropy of these logits.
+
+    Returns:
+        The temperature that the samples ask for, at least 1: few samples make no model surer than it is.
+    """
+    scaled, unknown = _at_temperatures(logits, _log_sum_exp(logits) - losses)
+    hot = [number for number, one in enumerate(TEMPERATURES) if one >= 1]
+    return TEMPERATURES[min(hot, key=lambda number: float(scaled[number].sum() + unknown[number]))]
 
 
 def calibrated_to(logits: Values, answers: Values, parts: Sequence[Sequence[int]]) -> Values:
@@ -52,15 +67,34 @@ def calibrated_to(logits: Values, answers: Values, parts: Sequence[Sequence[int]
     Returns:
         ``[samples]`` losses.
     """
-    return _at_temperatures(logits, (answers * logits).sum(axis=1), parts)
+    return _fitted(*_at_temperatures(logits, _right(logits, answers)), parts)
 
 
-def _at_temperatures(logits: Values, right: Values, parts: Sequence[Sequence[int]]) -> Values:
-    """Cross-entropies at the temperatures that other parts ask for, by the score of what is right."""
+def cross_entropies_to(logits: Values, answers: Values) -> Values:
+    """Give each sample's cross-entropy of another model's answers, as it is.
+
+    Args:
+        logits: ``[samples, classes]``.
+        answers: Probabilities, ``[samples, classes]``.
+
+    Returns:
+        ``[samples]`` losses.
+    """
+    return _log_sum_exp(logits) - _right(logits, answers)
+
+
+def _right(logits: Values, answers: Values) -> Values:
+    """The score of what another model answers."""
+    found: Values = (answers * logits).sum(axis=1)
+    return found
+
+
+def _at_temperatures(logits: Values, right: Values) -> tuple[Values, Values]:
+    """Cross-entropies at every temperature by the score of what is right, and those of a sample of nothing known."""
     scaled = np.stack([_log_sum_exp(logits / t) - right / t for t in TEMPERATURES])
     # One more sample, of which nothing is known, keeps separable samples from asking for certainty.
     unknown = np.array([(_log_sum_exp(logits / t) - logits.mean(axis=1) / t).mean() for t in TEMPERATURES])
-    return _fitted(scaled, unknown, parts)
+    return scaled, unknown
 
 
 def doubted(losses: Values, classes: int, parts: Sequence[Sequence[int]]) -> Values:

@@ -282,7 +282,7 @@ def evaluate(
         scores=scores,
         losses=losses,
         predictions=predictions,
-        logits=in_order(kept, positions) if kept else None,
+        logits=in_order(kept, positions) if len(kept) == len(positions) else None,
         grades=grades,
         statistics=statistics,
         also=also,

@@ -27,17 +27,20 @@ class SelectionSettings:
         behind: Standard errors by which a walk may be behind its start, further than another gain like its last would
             take it, before it is given up.
         luck: Standard errors of the paired difference by which a method that labels shaped must beat a simpler one.
-        close_luck: The same by which, between close releases, the new base itself must beat the fine-tune added to it.
+        certain: Standard errors from which labels decide alone, where the tuned source's answers judge with them;
+            without these, by which the new base itself must beat the fine-tune added to it between close releases.
+        shared: Share of the tuned source's errors that may speak for one method and against another: so many inputs are
+            asked about, beside the labelled samples, as would tell a difference of so much by labels.
         rounding: Share of a loss that is rounding: the same weights and samples in other batches differ by less, all
             in one direction as it happens.
         close: Cosine of two bases' weights, as far as training touched them, from which no alignment is tried.
         apart: Cosine below which τ's own coordinates are taken to mean nothing in the target, until samples show the
             contrary beyond luck. In between the samples alone decide.
         align_inputs: Inputs whose activations are compared: all of them pass through the target in one batch.
+        most_measured: Labelled rows at most that the tuned source is asked about, where they have classes: what it
+            knows of those that are drawn tells how far it is believed.
         sure: Confidence, from 0 at chance to 1 at certainty, from which the source's label of an input counts as a
             vote.
-        teacher_parts: Parts of the inputs of an alignment: by the tuned source's answers to each, a fit without it is
-            judged.
         left_out: Up to one input in so many may be left out of an alignment at once: one fit then judges for all folds.
     """
 
@@ -56,13 +59,14 @@ class SelectionSettings:
     patience: int = 2
     behind: float = 2.0
     luck: float = 1.0
-    close_luck: float = 2.0
+    certain: float = 2.0
+    shared: float = 0.4
     rounding: float = 1e-5
     close: float = 0.97
     apart: float = 0.5
     align_inputs: int = 256
+    most_measured: int = 1024
     sure: float = 0.5
-    teacher_parts: int = 4
     left_out: int = 4
 
     def to_json(self) -> dict[str, Any]:

@@ -11,10 +11,13 @@ from typing_extensions import override
 
 from gradfix.errors import GradfixError, listed
 from gradfix.tasks.base import TASKS, Measured, RowLike
-from gradfix.tasks.batches import batch_size, to_device
+from gradfix.tasks.batches import batch_size, tensors_of, to_device
 from gradfix.tasks.built import BuildsModel
 from gradfix.tasks.data import origin, row_hash
 from gradfix.tasks.images import read_image
+
+ROUNDING = 1e-3
+"""Of a loss in half precision, as a share of it."""
 
 
 class CustomTask(BuildsModel):
@@ -147,7 +150,13 @@ class CustomTask(BuildsModel):
                 f"{self.name}: predict_of returned scores from {float(scores.min()):g} to "
                 f"{float(scores.max()):g}; expected values in [0, 1], 1 where the prediction is right"
             )
-        return Measured(self.loss(model, batch), scores, predictions)
+        given: list[Any] = []
+        handle = model.register_forward_hook(lambda module, inputs, output: given.append(output))
+        try:
+            losses = self.loss(model, batch)
+        finally:
+            handle.remove()
+        return Measured(losses, scores, predictions, _logits(given, losses, scores))
 
     def _one_a_sample(self, function: str, values: Any, samples: int, what: str = "losses") -> Tensor:
         """Refuse what was averaged: one loss a batch would make majority voting one vote a batch."""
@@ -222,3 +231,32 @@ def _beside(model: nn.Module, batch: Any) -> Any:
     """The batch on the model's device."""
     reference = next(model.parameters(), None)
     return batch if reference is None else to_device(batch, reference.device)
+
+
+def _logits(outputs: Sequence[Any], losses: Tensor, scores: Tensor) -> Tensor | None:
+    """Find what the losses are the cross-entropy of, among what a model returned.
+
+    Args:
+        outputs: What it returned each time that it ran.
+        losses: ``[B]``.
+        scores: ``[B]``.
+
+    Returns:
+        ``[B, C]``, of which each loss is the cross-entropy of some class, the one named where the score says so; None
+        if there is no such tensor.
+    """
+    for _, found in tensors_of(outputs):
+        if (
+            found.ndim != 2
+            or len(found) != len(losses)
+            or found.shape[1] < 2
+            or not found.is_floating_point()
+        ):
+            continue
+        entropies = found.float().logsumexp(dim=1, keepdim=True) - found.float()
+        fits = (entropies - losses[:, None]).abs() <= ROUNDING * (1 + losses[:, None].abs())
+        named = fits.gather(1, found.argmax(dim=1, keepdim=True))[:, 0]
+        others = fits.scatter(1, found.argmax(dim=1, keepdim=True), value=False).any(dim=1)
+        if bool((((scores == 1) & named) | ((scores == 0) & others)).all()):
+            return found
+    return None

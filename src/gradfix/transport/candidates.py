@@ -1,8 +1,8 @@
 """What held-out samples say of a method, and the choice among several."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +28,7 @@ class Seen(NamedTuple):
     losses: Values
     scores: Values
 
-    def at(self, places: Values) -> "Seen":
+    def at(self, places: Sequence[int] | npt.NDArray[np.signedinteger]) -> "Seen":
         """Take some of the samples.
 
         Args:
@@ -38,6 +38,17 @@ class Seen(NamedTuple):
             What these say.
         """
         return Seen(self.judged[places], self.losses[places], self.scores[places])
+
+    def beside(self, other: "Seen | None") -> "Seen":
+        """Take others besides.
+
+        Args:
+            other: What they say; None for no others.
+
+        Returns:
+            What all say, one as much as another.
+        """
+        return self if other is None else Seen(*map(np.concatenate, zip(self, other, strict=True)))
 
 
 Key = tuple[tuple[str, float], ...]
@@ -71,6 +82,24 @@ def beats(old: Seen, new: Seen, settings: SelectionSettings) -> bool:
         Whether the rival is to be preferred.
     """
     return (verdict(old, new, settings) or loss_sign(old.losses, new.losses, settings)) > 0
+
+
+def preferred(old: "Candidate", new: "Candidate", settings: SelectionSettings) -> int:
+    """Tell which method is better beyond luck: by labels that are sure, else by all that judges both.
+
+    Args:
+        old: One method.
+        new: Another.
+        settings: What counts as luck, and from where labels are sure.
+
+    Returns:
+        1 for the new one, −1 for the old one, 0 for neither.
+    """
+    if old.taught is None or new.taught is None:
+        return verdict(old.seen, new.seen, settings)
+    # The teacher errs, too: who learnt from labels what it does not know is told by labels alone.
+    sure = verdict(old.seen, new.seen, replace(settings, luck=settings.certain))
+    return sure or verdict(old.all_seen, new.all_seen, settings)
 
 
 def verdict(old: Seen, new: Seen, settings: SelectionSettings) -> int:
@@ -149,7 +178,7 @@ class Candidate:
         curve: Every setting tried, with mean loss and score.
         classes: How many classes the losses are cross-entropies of; None where they are something else.
         measured: By α, what validation data gave where α is all there is to set.
-        taught: Losses by the tuned source's answers to inputs, where it was asked.
+        taught: The same by the tuned source's answers to inputs, where it was asked.
     """
 
     name: str
@@ -161,7 +190,7 @@ class Candidate:
     curve: tuple[tuple[Setting, float, float], ...]
     classes: int | None = None
     measured: Mapping[float, Evaluation] = field(default_factory=dict)
-    taught: Values | None = None
+    taught: Seen | None = None
 
     @classmethod
     def given(cls, way: Method, setting: Setting) -> "Candidate":
@@ -193,10 +222,14 @@ class Candidate:
         return float(self.seen.judged.mean())
 
     @property
-    def loss_with_teacher(self) -> float:
+    def all_seen(self) -> Seen:
+        """What labels say and, where it was asked, the tuned source."""
+        return self.seen.beside(self.taught)
+
+    @property
+    def loss_of_all(self) -> float:
         """Mean of the calibrated losses by labels and, where it was asked, by the tuned source's answers."""
-        taught = () if self.taught is None else (self.taught,)
-        return float(np.concatenate([self.seen.judged, *taught]).mean())
+        return float(self.all_seen.judged.mean())
 
     @property
     def alpha(self) -> float:
@@ -226,9 +259,9 @@ class Choice:
 
     @property
     def runner_up(self) -> Candidate | None:
-        """The best of the other candidates, by calibrated loss; None where there is no other."""
+        """The best of the other candidates, by the calibrated loss of all that judges; None where there is no other."""
         others = [one for one in self.candidates if one is not self.candidate]
-        return min(others, key=lambda one: one.calibrated_loss, default=None)
+        return min(others, key=lambda one: one.loss_of_all, default=None)
 
     @property
     def over_runner_up(self) -> Interval | None:

@@ -11,9 +11,10 @@ import numpy as np
 from torch import Tensor
 
 from gradfix.alignment import Aligned
+from gradfix.alignment.teacher import Teacher
 from gradfix.checkpoints.expressions import Given, Padded, Sum
 from gradfix.evaluation.binding import used_columns
-from gradfix.evaluation.calibration import Values, cross_entropies
+from gradfix.evaluation.calibration import cross_entropies
 from gradfix.evaluation.evaluate import EncodedRows, Evaluation
 from gradfix.evaluation.finetuning import Paused
 from gradfix.evaluation.target_model import TargetModel
@@ -58,6 +59,7 @@ class SelectionContext:
         progress: Told the samples counted.
         settings: The numbers of the selection.
         aligned: What alignment made of τ: samples that had a part in it can judge it only as it is without them.
+        teacher: What the tuned source says of inputs, which judge besides the samples; None for these alone.
     """
 
     model: TargetModel
@@ -70,11 +72,14 @@ class SelectionContext:
     progress: Progress = silent
     settings: SelectionSettings = SETTINGS
     aligned: Aligned | None = None
+    teacher: Teacher | None = None
 
     def __enter__(self) -> "SelectionContext":
         self._stack = ExitStack()
         self.scratch = self._stack.enter_context(Scratch())
         self._encoded: dict[Held, EncodedRows] = {}
+        self._encoded_inputs: dict[Held, EncodedRows] = {}
+        self._asked: dict[Held, range] = {}
         self._encode: Callable[[Sequence[int]], EncodedRows] | None = None
         self._known: dict[Hashable, tuple[Any, float, Sequence[object]]] = {}
         self._charged: set[Hashable] = set()
@@ -160,35 +165,42 @@ class SelectionContext:
         return sorted(index for number in held for index in self.folds[number])
 
     def saw(self, vector: TaskVector) -> bool:
-        """Tell whether labelled samples had a part in a vector, though without their labels.
+        """Tell whether something that judges had a part in a vector: labelled samples, though without their labels.
 
         Args:
             vector: Any vector.
 
         Returns:
-            True for what alignment fitted to inputs that some of the samples are among.
+            True for what alignment fitted to inputs that some of the samples are among, or that the teacher is asked.
         """
-        return self._seen(vector) > 0
+        aligned = self._alignment_of(vector)
+        asked = self.believed is not None and aligned is not None and aligned.refit is not None
+        return asked or self._seen(vector) > 0
 
     def outside(self, vector: TaskVector, held: Held) -> TaskVector:
-        """Give a vector as it is without the samples that judge it.
+        """Give a vector as it is without the samples, and the inputs, that judge it.
 
         Args:
             vector: Any vector.
             held: The folds that must have no part in it; the model is at θ_B afterwards if there are any.
 
         Returns:
-            The vector itself where no held-out sample had a part in it; else what alignment makes of the other inputs.
+            The vector itself where nothing held out had a part in it; else what alignment makes of the other inputs.
         """
         aligned = self._alignment_of(vector)
-        if not held or aligned is None or not self.saw(vector):
+        if not held or aligned is None or aligned.refit is None:
             return vector
-        self.model.restore()
+        asked = self.asked(held)
         # Where most inputs judge nothing, one fit without any that does serves all folds.
-        if self._seen(vector) * self.settings.left_out <= aligned.inputs:
+        if not asked and self._seen(vector) * self.settings.left_out <= aligned.inputs:
             held = tuple(range(len(self.folds)))
         samples = [self.support[place] for place in self.places(held)]
-        return self.remembered(("outside", held), (vector,), lambda: aligned.without(samples))
+        inputs = [self.believed.places[number] for number in asked] if self.believed is not None else ()
+        return self.remembered(("outside", held), (vector,), lambda: self._refitted(aligned, samples, inputs))
+
+    def _refitted(self, aligned: Aligned, samples: Sequence[Any], inputs: Sequence[int]) -> TaskVector:
+        self.model.restore()
+        return aligned.without(samples, inputs)
 
     def _seen(self, vector: TaskVector) -> int:
         """To how many inputs that are labelled samples a vector was fitted."""
@@ -197,22 +209,61 @@ class SelectionContext:
             return 0
         return self.remembered("seen", (vector,), lambda: aligned.saw(self.support))
 
-    def taught(self, vector: TaskVector, alpha: float) -> Values | None:
-        """Judge a place by the tuned source's answers to inputs that had no part in it.
+    @cached_property
+    def believed(self) -> Teacher | None:
+        """What the tuned source says of inputs, as they judge: those of one part after those of another.
+
+        A labelled sample's input judges with the sample, the others are dealt to the folds. Of several folds that are
+        held out at once the first one's judge, so that fits keep most inputs. What carries the fine-tune over shares
+        some of the teacher's errors, by which it seems better than it is however many inputs are asked: no more are
+        than bring the standard error of a share of right answers down to that. None where these are none.
+        """
+        if self.teacher is None:
+            return None
+        whole, wrong = self.teacher.believed(self.support)
+        most = (0.5 / (self.settings.shared * wrong)) ** 2
+        fold_of = {
+            place: number
+            for number, fold in enumerate(self.folds)
+            for place in whole.among([self.support[one] for one in fold])
+        }
+        count = len(self.folds)
+        folds = [fold_of.get(place, number % count) for number, place in enumerate(whole.places)]
+        order: list[int] = []
+        for held in self.halves:
+            of_part = [number for number, fold in enumerate(folds) if fold == held[0]]
+            # From first to last: neighbours may be of one class.
+            wanted = min(len(of_part), round(most / len(self.halves)))
+            of_part = [of_part[number * len(of_part) // wanted] for number in range(wanted)]
+            self._asked[held] = range(len(order), len(order) + wanted)
+            order += of_part
+        return whole.of(order) if order else None
+
+    def asked(self, held: Held) -> range:
+        """Give the inputs of the teacher's that judge what some folds judge.
 
         Args:
-            vector: δ: τ, or what alignment made of it.
-            alpha: α.
+            held: The folds.
 
         Returns:
-            A loss for each input; None where the source was not asked, or has no classes. The model is at θ_B.
+            Their numbers among the teacher's; none for other folds than those of :attr:`halves`.
         """
-        teacher = self.aligned.teacher if self.aligned is not None else None
-        if teacher is None:
-            return None
-        self.model.restore()
-        aligned = self._alignment_of(vector)
-        return teacher.losses(self.model, vector, alpha, aligned.refit if aligned is not None else None)
+        return self._asked.get(held, range(0)) if self.believed is not None else range(0)
+
+    def encoded_inputs(self, held: Held) -> EncodedRows:
+        """Encode the inputs that :meth:`asked` gives, once.
+
+        Args:
+            held: The folds.
+
+        Returns:
+            The inputs, in that order.
+        """
+        if held not in self._encoded_inputs:
+            assert self.believed is not None
+            inputs = [self.believed.inputs[number] for number in self.asked(held)]
+            self._encoded_inputs[held] = self.model.encode(inputs)
+        return self._encoded_inputs[held]
 
     def _alignment_of(self, vector: TaskVector) -> Aligned | None:
         ours = (self.aligned, self.aligned.answers) if self.aligned is not None else ()

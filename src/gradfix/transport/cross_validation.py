@@ -8,8 +8,10 @@ from functools import partial
 import numpy as np
 import torch
 
+from gradfix.alignment.teacher import Teacher
 from gradfix.evaluation.calibration import SPLITS, calibrated, doubted
 from gradfix.evaluation.evaluate import EncodedRows, Evaluation
+from gradfix.evaluation.target_model import TargetModel
 from gradfix.progress import Progress, silent
 from gradfix.recipes.settings import SelectionSettings
 from gradfix.tasks import ModelTask
@@ -21,18 +23,58 @@ from gradfix.vectors.task_vector import TaskVector
 
 @dataclass(frozen=True)
 class _Part:
-    """Samples that judge what they had no part in: their folds, their positions, and themselves, encoded."""
+    """What judges a way that it had no part in.
+
+    Attributes:
+        held: Folds of samples.
+        places: Positions of these.
+        rows: The samples.
+        asked: Numbers of the teacher's inputs among all that are asked; none where it is not asked on the way.
+        inputs: These inputs.
+    """
 
     held: Held
     places: Sequence[int]
     rows: EncodedRows
+    asked: Sequence[int] = ()
+    inputs: EncodedRows | None = None
+
+    def of(self, candidate: Candidate) -> tuple[Values, Values]:
+        """Losses and scores of another method, by what judges in this part."""
+        places, asked = list(self.places), list(self.asked)
+        taught = candidate.taught if asked else None
+        seen = Seen(candidate.losses, candidate.losses, candidate.scores).at(places)
+        seen = seen.beside(taught.at(asked) if taught is not None else None)
+        return seen.losses, seen.scores
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What a part says of one setting: its samples and, where the teacher is asked, its inputs."""
+
+    samples: Evaluation
+    inputs: Evaluation | None
+    losses: Values
+    scores: Values
+
+    @classmethod
+    def of(cls, found: Evaluation) -> "_Look":
+        return cls(found, None, np.asarray(found.losses), np.asarray(found.scores))
+
+    @property
+    def loss(self) -> float:
+        return float(self.losses.mean())
+
+    @property
+    def score(self) -> float:
+        return float(self.scores.mean())
 
 
 class _Table:
     """What held-out samples said of every setting that was tried."""
 
-    def __init__(self, parts: Sequence[_Part], task: ModelTask) -> None:
-        self.parts, self.task = parts, task
+    def __init__(self, parts: Sequence[_Part], task: ModelTask, teacher: Teacher | None = None) -> None:
+        self.parts, self.task, self.teacher = parts, task, teacher
         self.classes: int | None = None
         """How many classes the losses are cross-entropies of, where logits don't tell."""
         self.count = sum(len(part.places) for part in parts)
@@ -41,6 +83,21 @@ class _Table:
         self.logits: dict[Key, Values] = {}
         self.statistics: dict[Key, torch.Tensor] = {}
         self.measured: dict[float, Evaluation] = {}
+        self.answers: dict[Key, Values] = {}
+        """Logits of the teacher's inputs, ``[asked, classes]``."""
+
+    def look(self, model: TargetModel, part: _Part) -> _Look:
+        """Measure the model where it stands."""
+        found = _Look.of(model.evaluate(part.rows, logits=True))
+        if part.inputs is None or self.teacher is None:
+            return found
+        told = model.evaluate(part.inputs, logits=True)
+        logits = _logits(told)
+        if logits is None:
+            return found
+        by_answers = self.teacher.judge(logits, part.asked, ())
+        losses = np.concatenate([found.losses, by_answers.losses])
+        return _Look(found.samples, told, losses, np.concatenate([found.scores, by_answers.scores]))
 
     def add(self, setting: Setting, part: _Part, found: Evaluation) -> None:
         key, places = tuple(setting.items()), list(part.places)
@@ -54,6 +111,13 @@ class _Table:
         if setting.keys() == {"alpha"}:
             self.measured[setting["alpha"]] = found
 
+    def add_answers(self, setting: Setting, part: _Part, found: Evaluation) -> None:
+        key, logits = tuple(setting.items()), _logits(found)
+        if logits is None:  # losses of a task of the caller's own that are no cross-entropies here
+            return
+        empty = np.full((sum(len(part.asked) for part in self.parts), logits.shape[1]), np.nan)
+        self.answers.setdefault(key, empty)[list(part.asked)] = logits
+
     def _count(self, key: Key, places: Sequence[int], statistics: torch.Tensor) -> None:
         """Keep what a metric over all samples is made of: of a few samples alone it would say little."""
         empty = torch.full((self.count, statistics.shape[1]), torch.nan, dtype=statistics.dtype)
@@ -65,9 +129,16 @@ class _Table:
     def judged(self, key: Key) -> Values:
         """The losses after calibration."""
         places = [part.places for part in self.parts]
-        if key in self.logits:
+        if key in self.logits and not np.isnan(self.logits[key]).any():
             return calibrated(self.logits[key], self.losses[key], places)
         return self.losses[key] if self.classes is None else doubted(self.losses[key], self.classes, places)
+
+    def taught(self, key: Key) -> Seen | None:
+        """What the teacher's inputs say, where they were asked."""
+        if self.teacher is None or key not in self.answers or np.isnan(self.answers[key]).any():
+            return None
+        asked = [part.asked for part in self.parts]
+        return Seen(*self.teacher.judge(self.answers[key], range(len(self.answers[key])), asked))
 
     def choose(self, way: Method, settings: SelectionSettings, *, validated: bool) -> Candidate:
         """Choose among the settings that every part judged, and judge that choice itself.
@@ -84,11 +155,19 @@ class _Table:
             The choice among its settings.
         """
         complete = [key for key, values in self.losses.items() if not np.isnan(values).any()]
-        seen = {key: Seen(self.judged(key), self.losses[key], self.scores[key]) for key in complete}
+        taught = {key: self.taught(key) for key in complete}
+        asked = all(one is not None for one in taught.values())
+        seen = {
+            key: Seen(self.judged(key), self.losses[key], self.scores[key]).beside(
+                taught[key] if asked else None
+            )
+            for key in complete
+        }
         best = best_setting(seen, way.usual, settings)
         nested = Seen(*(values.copy() for values in seen[best]))
+        everything = np.arange(len(nested.judged))
         for places in self._places():
-            others = np.setdiff1d(np.arange(self.count), places)
+            others = np.setdiff1d(everything, places)
             if not len(others):
                 continue
             chosen = seen[
@@ -105,17 +184,22 @@ class _Table:
             dict(best),
             self.losses[best],
             self.scores[best],
-            nested,
+            nested.at(everything[: self.count]),
             curve,
             classes=self.logits[best].shape[1] if best in self.logits else self.classes,
             measured=self.measured if validated else {},
+            taught=nested.at(everything[self.count :]) if asked else None,
         )
 
     def _places(self) -> list[Sequence[int]]:
-        """The samples by part; what came in one part is dealt into several."""
+        """What judges, by part, inputs after samples; what came in one part is dealt into several."""
         if len(self.parts) > 1:
-            return [part.places for part in self.parts]
+            return [[*part.places, *(self.count + number for number in part.asked)] for part in self.parts]
         return [range(first, self.count, SPLITS) for first in range(min(SPLITS, self.count))]
+
+
+def _logits(found: Evaluation) -> Values | None:
+    return None if found.logits is None else found.logits.double().numpy()
 
 
 def cross_validate(
@@ -125,6 +209,7 @@ def cross_validate(
     validation: EncodedRows | None = None,
     rival: Candidate | None = None,
     ahead: Candidate | None = None,
+    asking: bool = True,
     progress: Progress = silent,
 ) -> Candidate:
     """Walk a way and judge every setting on samples that had no part in it: each method and each baseline alike.
@@ -135,29 +220,70 @@ def cross_validate(
         validation: Samples to judge on; without them the support set is cross-fitted.
         rival: Where re-votes or training set out: a walk that only leads away from it is given up early.
         ahead: The best of other trainings: a walk that it leaves far behind is given up early, too.
+        asking: Let the tuned source's answers judge, too, where the context has them; never beside validation data.
         progress: Told the parts done.
 
     Returns:
         The best setting by the rule of :func:`gradfix.transport.candidates.best_setting`, with each sample's loss.
     """
-    table = _Table(_parts(context, way, validation), context.model.task)
+    asking = asking and validation is None and context.believed is not None
+    teacher = context.believed if asking else None
+    table = _Table(_parts(context, way, validation, asking=asking), context.model.task, teacher)
     if isinstance(way, FineTune):
         _search_training(context, way, table, rival, ahead, progress)
     else:
         _walk_parts(context, way, table, table.parts, rival, progress)
     if not table.logits:
         table.classes = context.classes()
-    return table.choose(way, context.settings, validated=validation is not None)
+    candidate = table.choose(way, context.settings, validated=validation is not None)
+    if not asking or candidate.taught is not None:
+        return candidate
+    return replace(candidate, taught=_ask(context, way, candidate.setting))
 
 
-def _parts(context: SelectionContext, way: Method, validation: EncodedRows | None) -> list[_Part]:
+def _ask(context: SelectionContext, way: Method, setting: Setting) -> Seen | None:
+    """Ask the teacher about a place, of every input as it is without it: α costs no passes over inputs but the best."""
+    parts = _asked_parts(context, context.halves)
+    table = _Table(parts, context.model.task, context.believed)
+    places = [(*way.build(context, setting, part.held), part.inputs) for part in parts if part.inputs]
+    try:
+        measured = context.model.evaluate_each(places, logits=True)
+        for part, found in zip((part for part in parts if part.inputs), measured, strict=True):
+            table.add_answers(setting, part, found)
+    finally:
+        context.model.restore()
+    return table.taught(tuple(setting.items()))
+
+
+def _parts(
+    context: SelectionContext, way: Method, validation: EncodedRows | None, *, asking: bool
+) -> list[_Part]:
     """Who judges: validation data, all samples where none shaped the way, else each part what the others shaped."""
     if validation is not None:
         return [_Part((), range(sum(map(len, validation.positions))), validation)]
     if not way.shaped(context):
         return [_Part((), range(len(context.support)), context.encoded(()))]
-    parts = context.halves if isinstance(way, FineTune | Revote) else context.singles
-    return [_Part(held, context.places(held), context.encoded(held)) for held in parts]
+    walked = isinstance(way, FineTune | Revote)
+    if walked and asking:
+        return _asked_parts(context, context.halves)
+    return [
+        _Part(held, context.places(held), context.encoded(held))
+        for held in (context.halves if walked else context.singles)
+    ]
+
+
+def _asked_parts(context: SelectionContext, parts: Sequence[Held]) -> list[_Part]:
+    """Held-out folds, each with the inputs that the teacher is asked with them."""
+    return [
+        _Part(
+            held,
+            context.places(held),
+            context.encoded(held),
+            context.asked(held),
+            context.encoded_inputs(held) if context.asked(held) else None,
+        )
+        for held in parts
+    ]
 
 
 def _walk_parts(
@@ -182,12 +308,14 @@ def _walk_parts(
     sums: list[float] = []
     for number, part in enumerate(parts):
         losses: list[float] = []
-        measured: list[Evaluation] = []
+        measured: list[_Look] = []
         try:
-            for setting, seen in _measured(context, way, part):
+            for setting, seen in _measured(context, way, table, part):
                 measured.append(seen)
-                table.add(setting, part, seen)
-                losses.append(len(part.places) * measured[-1].loss)
+                table.add(setting, part, seen.samples)
+                if seen.inputs is not None:
+                    table.add_answers(setting, part, seen.inputs)
+                losses.append(float(seen.losses.sum()))
                 if number and len(losses) == len(sums):
                     break
                 steps = not whole and not number and isinstance(way, FineTune | Revote)
@@ -203,11 +331,13 @@ def _walk_parts(
             context.model.restore()
         sums = [(sums[index] if number else 0.0) + loss for index, loss in enumerate(losses)]
         progress(f"trying {way.label}", number + 1, len(parts), "parts")
-    count = sum(len(part.places) for part in parts)
+    count = sum(len(part.places) + len(part.asked) for part in parts)
     return [loss / count for loss in sums]
 
 
-def _measured(context: SelectionContext, way: Method, part: _Part) -> Iterator[tuple[Setting, Evaluation]]:
+def _measured(
+    context: SelectionContext, way: Method, table: _Table, part: _Part
+) -> Iterator[tuple[Setting, _Look]]:
     """Walk through the candidates, each measured on a part's samples.
 
     Places that are known beforehand, and training from θ_B, are asked for by several methods; a search for training
@@ -220,27 +350,29 @@ def _measured(context: SelectionContext, way: Method, part: _Part) -> Iterator[t
     places = way.places(context, part.held)
     if places is not None:
         for setting, delta, alpha in places:
-            yield setting, context.evaluate(delta, alpha, part.rows)
+            yield setting, _Look.of(context.evaluate(delta, alpha, part.rows))
         return
     if not isinstance(way, FineTune) or way.start.way is not None:
         for setting in way.candidates(context, part.held):
-            yield setting, model.evaluate(part.rows, logits=True)
+            yield setting, table.look(model, part)
         return
     (rate,) = way.rates
     walk: Iterator[Setting] | None = None
     reached = 0
 
-    def arrive(number: int) -> Evaluation:
+    def arrive(number: int) -> _Look:
         nonlocal walk, reached
         if walk is None:
             walk, reached = replace(way, stops=way.stops[number:]).candidates(context, part.held), number - 1
         for _ in range(number - reached):  # past stops that were known
             next(walk)
         reached = number
-        return model.evaluate(part.rows, logits=True)
+        return table.look(model, part)
 
     for number, stop in enumerate(way.stops):
-        found = context.remembered(("training", rate, part.held, stop), (part.rows,), partial(arrive, number))
+        found = context.remembered(
+            ("training", rate, part.held, stop), (part.rows, part.inputs), partial(arrive, number)
+        )
         yield {"learning_rate": rate, "finetune_steps": float(stop)}, found
 
 
@@ -270,7 +402,7 @@ def _measure_at_once(
 
 
 def _hopeless(
-    measured: Sequence[Evaluation],
+    measured: Sequence[_Look],
     part: _Part,
     rival: Candidate | None,
     settings: SelectionSettings,
@@ -278,12 +410,12 @@ def _hopeless(
     training: bool,
 ) -> bool:
     """Whether more steps are not worth their time: they make it worse, or what is ahead is out of reach."""
-    places = list(part.places)
     losses, scores = [one.loss for one in measured], [one.score for one in measured]
     if rival is not None:
-        losses.insert(0, float(rival.losses[places].mean()))
-        scores.insert(0, float(rival.scores[places].mean()))
-    if measured[-1].statistics is not None:
+        theirs = part.of(rival)
+        losses.insert(0, float(theirs[0].mean()))
+        scores.insert(0, float(theirs[1].mean()))
+    if measured[-1].samples.statistics is not None:
         scores = [-loss for loss in losses]  # a metric over all samples says little of a part
     # Each stop of training takes longer than all before it: from the second on one that is worse is enough.
     patience = 1 if training and len(measured) > 1 else settings.patience
@@ -295,17 +427,17 @@ def _hopeless(
 
 
 def _behind(
-    measured: Sequence[Evaluation], part: _Part, other: Candidate | None, settings: SelectionSettings
+    measured: Sequence[_Look], part: _Part, other: Candidate | None, settings: SelectionSettings
 ) -> bool:
     """Whether another method is out of reach: further ahead than luck, and than what the last steps gained."""
     if other is None or len(measured) < 2:
         return False
-    places, last = list(part.places), measured[-1]
-    behind = np.asarray(last.losses) - other.losses[places]
+    last, theirs = measured[-1], part.of(other)
+    behind = last.losses - theirs[0]
     gap, error = float(behind.mean()), float(behind.std()) / math.sqrt(len(behind))
     reach = 2 * max(measured[-2].loss - last.loss, 0.0)
     # A metric over all samples says little of a part.
-    lower = last.statistics is not None or last.score < float(other.scores[places].mean())
+    lower = last.samples.statistics is not None or last.score < float(theirs[1].mean())
     return gap > max(settings.behind * error, reach) and lower
 
 
@@ -340,9 +472,7 @@ def _search_training(
 
     first, *_ = way.rates
     start = (
-        math.inf
-        if rival is None
-        else float(np.mean([rival.losses[list(part.places)].mean() for part in searching]))
+        math.inf if rival is None else float(np.concatenate([part.of(rival)[0] for part in searching]).mean())
     )
     upwards = attempt(first, way.stops) < start
     ladder = sorted({*way.rates, *settings.more_rates}, reverse=not upwards)

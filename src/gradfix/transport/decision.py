@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gradfix.alignment import Aligned, require_something
+from gradfix.alignment.teacher import Teacher
 from gradfix.errors import GradfixError
 from gradfix.evaluation.binding import Rows, used_columns
 from gradfix.evaluation.evaluate import Evaluation
@@ -74,6 +75,7 @@ def selection_context(
     crossing: bool,
     more: Sequence[Any] = (),
     aligned: Aligned | None = None,
+    teacher: Teacher | None = None,
     settings: SelectionSettings = SETTINGS,
     progress: Progress = silent,
 ) -> SelectionContext:
@@ -86,6 +88,7 @@ def selection_context(
         crossing: Settings will be chosen by cross-fitting.
         more: Samples that the tuned source labelled.
         aligned: τ in the target's coordinates, where it was aligned.
+        teacher: What the tuned source says of inputs, where it was asked.
         settings: The numbers of the selection.
         progress: Told the samples counted.
 
@@ -111,6 +114,7 @@ def selection_context(
         progress=progress,
         settings=settings,
         aligned=aligned,
+        teacher=teacher if recipe.method == "auto" else None,
     )
 
 

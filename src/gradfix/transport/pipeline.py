@@ -391,6 +391,7 @@ def _transported(
                 crossing=crossing,
                 more=more,
                 aligned=aligned,
+                teacher=source.teacher(task) if source is not None else None,
                 settings=settings,
                 progress=progress,
             )
@@ -511,7 +512,10 @@ def _run_source(
 ) -> SourceRun | None:
     """Run the source, where there is something to align or to label."""
     method = "none" if models.adapter else recipe.align or "none"
-    if method == "none" and not data.unlabelled and not data.drawn:
+    # Of labelled samples alone the labels say more than the source.
+    further = data.budget is not None or bool(len(data.align_data))
+    judging = recipe.method == "auto" and further and "validation" not in data.held
+    if method == "none" and not data.unlabelled and not data.drawn and not judging:
         return None
     return run_source(
         models.base,
@@ -525,6 +529,7 @@ def _run_source(
         align_data=data.align_data,
         unlabelled=data.unlabelled,
         generate=data.drawn,
+        judging=judging,
         control_seed=_control_seed(recipe, data),
         seed=recipe.seed,
         settings=settings,

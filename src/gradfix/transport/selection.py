@@ -21,7 +21,7 @@ import numpy as np
 from gradfix.evaluation.evaluate import EncodedRows
 from gradfix.progress import Progress, silent
 from gradfix.recipes.settings import SelectionSettings
-from gradfix.transport.candidates import Candidate, Choice, beats, loss_sign, verdict
+from gradfix.transport.candidates import Candidate, Choice, loss_sign, preferred, verdict
 from gradfix.transport.context import SelectionContext, StartingPoint
 from gradfix.transport.cross_validation import cross_validate
 from gradfix.transport.methods import AddVector, FineTune, MaskVector, Method, Revote
@@ -72,13 +72,14 @@ def select(
         candidate = cross_validate(
             context, way, validation=validation, rival=rival, ahead=ahead, progress=progress
         )
-        if isinstance(way, AddVector) and way.name != NOTHING:
-            candidate = replace(candidate, taught=context.taught(way.vector, candidate.alpha or 1.0))
         found.append((way, candidate))
         return way, candidate
 
     def better(best: tuple[Method, Candidate], new: tuple[Method, Candidate]) -> tuple[Method, Candidate]:
-        return new if beats(best[1].seen, new[1].seen, settings) else best
+        sign = preferred(best[1], new[1], settings)
+        # Calibration says nothing where models are no better than chance.
+        sign = sign or loss_sign(best[1].all_seen.losses, new[1].all_seen.losses, settings)
+        return new if sign > 0 else best
 
     best = attempt(nothing(tau))
     if _at_chance(best[1], context):
@@ -93,9 +94,10 @@ def select(
     if not context.model.apart:  # else τ has no place in the target
         straight.append(attempt(naive))
     best = _straight(best, straight, alike, settings, context.settings)
-    if alike is not None and alike >= settings.close and best[1].loss > found[0][1].loss:
+    close = alike is not None and alike >= settings.close
+    if close and _loss_of(best) > _loss_of(found[0]):
         # Samples that would rather have no fine-tune at all can't tell what is better than it.
-        settings = replace(settings, luck=settings.close_luck)
+        settings = replace(settings, luck=settings.certain)
     unshaped, start, here = tuple(found), _start(*best), best
     direction = aligned.vector if aligned is not None and context.model.apart else tau
     for way in _shaped(context, direction, best, start, settings.revotes if steps is None else steps):
@@ -137,8 +139,9 @@ def _straight(
     Returns:
         The best.
     """
-    if straight and all(one.taught is not None for _, one in straight):
-        return _simpler(best, min(straight, key=lambda one: one[1].loss_with_teacher), settings)
+    close = alike is not None and alike >= settings.close
+    if best[1].taught is not None and not close:
+        return _simpler(best, min(straight, key=_loss_of), settings)
     fits = [one for one in straight if one[1].name != "naive"]
     if fits:
         *maps, answers = fits
@@ -149,11 +152,10 @@ def _straight(
     # Where the bases are strangers, τ's own coordinates mean nothing: that must be shown wrong beyond luck. Between
     # close releases it is the other way round, by more than a handful of samples can tell.
     strangers = alike is not None and alike < settings.apart
-    close = alike is not None and alike >= settings.close
     for one in straight[len(fits) :]:
         if close and best[1].name == NOTHING and one[1].alpha:
-            sure = replace(settings, luck=settings.close_luck)
-            best = one if verdict(best[1].seen, one[1].seen, sure) >= 0 else best
+            sure = replace(settings, luck=settings.certain)
+            best = one if preferred(best[1], one[1], sure) >= 0 else best
         else:
             best = _simpler(best, one, settings, beyond_luck=strangers)
     return best
@@ -200,13 +202,13 @@ def _training_starts(
     Returns:
         The best first.
     """
-    others = sorted((one for one in unshaped if one[1] is not best[1]), key=lambda one: one[1].loss)
+    others = sorted((one for one in unshaped if one[1] is not best[1]), key=_loss_of)
     moved = [one for one in others if one[1].name != NOTHING][:1]
     home = [one for one in others if one[1].name == NOTHING]
     if alike is None or alike >= settings.close:
         if best[1].name == NOTHING:
             return [best, *moved]
-        return [best, *(one for one in home if one[1].loss < best[1].loss)]
+        return [best, *(one for one in home if _loss_of(one) < _loss_of(best))]
     return [best, *moved, *home]
 
 
@@ -267,9 +269,14 @@ def _simpler(
     beyond_luck: bool = False,
 ) -> tuple[Method, Candidate]:
     """Take the smaller loss, unless what counts more says otherwise beyond luck; the first of equals does less."""
-    sign = verdict(best[1].seen, new[1].seen, settings)
-    within = sign == 0 and not beyond_luck and new[1].loss < best[1].loss
+    sign = preferred(best[1], new[1], settings)
+    within = sign == 0 and not beyond_luck and _loss_of(new) < _loss_of(best)
     return new if sign > 0 or within else best
+
+
+def _loss_of(one: tuple[Method, Candidate]) -> float:
+    """By what those that are level are put in order: all that judges, where the tuned source was asked."""
+    return one[1].loss if one[1].taught is None else one[1].loss_of_all
 
 
 def _at_chance(base: Candidate, context: SelectionContext) -> bool:
@@ -289,25 +296,13 @@ def _why(chosen: Candidate, candidates: Sequence[Candidate], chosen_on: str) -> 
     judged = (
         f"{len(chosen.losses)} {'validation' if chosen_on == 'validation' else 'held-out support'} samples"
     )
-    others = ", ".join(f"{one.label} {one.calibrated_loss:.3f}" for one in candidates if one is not chosen)
-    smaller = [one for one in candidates if one.calibrated_loss < chosen.calibrated_loss]
+    if chosen.taught is not None:
+        judged += f", and of the tuned model's answers to {len(chosen.taught.judged)} inputs,"
+    others = ", ".join(f"{one.label} {one.loss_of_all:.3f}" for one in candidates if one is not chosen)
+    smaller = [one for one in candidates if one.loss_of_all < chosen.loss_of_all]
     beaten = (
-        f"; {smaller[0].label} had {smaller[0].calibrated_loss:.3f}, a difference that can be luck"
+        f"; {smaller[0].label} had {smaller[0].loss_of_all:.3f}, a difference that can be luck"
         if smaller
         else ""
     )
-    beaten += _teacher_says(candidates)
-    return f"{chosen.label} was chosen: its mean loss on {judged} is {chosen.calibrated_loss:.3f} ({others}){beaten}."
-
-
-def _teacher_says(candidates: Sequence[Candidate]) -> str:
-    """Say which of the vectors that were added ends nearest to the tuned source's answers."""
-    taught = [(one, one.taught) for one in candidates if one.taught is not None]
-    if len(taught) < 2:
-        return ""
-    (first, losses), *further = sorted(taught, key=lambda one: one[0].loss_with_teacher)
-    return (
-        f"; of what adds a vector, {first.label} is nearest to the tuned model's answers to {len(losses)} inputs, "
-        f"counted together with the labels: {losses.mean():.3f} "
-        f"({', '.join(f'{one.label} {theirs.mean():.3f}' for one, theirs in further)})"
-    )
+    return f"{chosen.label} was chosen: its mean loss on {judged} is {chosen.loss_of_all:.3f} ({others}){beaten}."

@@ -231,6 +231,7 @@ def prepared(
             align="none" if models.adapter else recipe.align,
             unlabelled=data.unlabelled,
             generate=data.drawn,
+            judging=AUTO in names,
             control_seed=0,
         )
         permutable = _permutable(recipe, run, adapter=models.adapter)
@@ -262,6 +263,7 @@ def prepared(
             "few_shot": FEW_SHOT in names,
             "settings": _settings(recipe.finetune_steps),
             "aligned": aligned,
+            "teacher": source.teacher(task) if source is not None else None,
             "alike": found.cosine_target,
             "auto": AUTO in names,
             "bounds": [name for name in (ORACLE, FULL) if name in names],

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gradfix.alignment import Aligned
+from gradfix.alignment.teacher import Teacher
 from gradfix.errors import GradfixError
 from gradfix.evaluation.evaluate import EncodedRows
 from gradfix.evaluation.target_model import TargetModel
@@ -233,6 +234,7 @@ def draw(
     few_shot: bool = True,
     settings: SelectionSettings = SETTINGS,
     aligned: Aligned | None = None,
+    teacher: Teacher | None = None,
     alike: float | None = None,
     auto: bool = False,
     bounds: Sequence[str] = (ORACLE, FULL),
@@ -252,6 +254,7 @@ def draw(
         few_shot: Also fine-tune on the samples alone.
         settings: What every method may select among.
         aligned: τ in the target's coordinates, with its control, for ``auto`` to select.
+        teacher: What the tuned source says of inputs, which judge besides the samples what ``auto`` selects.
         alike: How alike the two bases are; None if unknown.
         auto: Also select the method itself, as a transport does by default, and measure its control.
         bounds: Which of the oracle mask and full fine-tuning, where there is an oracle.
@@ -271,7 +274,7 @@ def draw(
     if len(folds) < 2:
         raise GradfixError("one sample is too few to select settings on; draw at least two")
     with SelectionContext(
-        model, support, folds, seed=seed, settings=settings, more=more, aligned=aligned
+        model, support, folds, seed=seed, settings=settings, more=more, aligned=aligned, teacher=teacher
     ) as context:
         yield ZERO_SHOT, judge.measure({}, context.clock(), judge.place(tau, 0.0))
         for name in methods:
@@ -311,7 +314,7 @@ def _measured(
 
 
 def chosen_along(judge: Judge, context: SelectionContext, way: Method) -> Outcome:
-    """Choose a way's setting on the samples, and measure it.
+    """Choose a way's setting on the samples, by their labels alone, and measure it.
 
     Args:
         judge: Who measures.
@@ -322,9 +325,9 @@ def chosen_along(judge: Judge, context: SelectionContext, way: Method) -> Outcom
         The outcome.
     """
     seconds = context.clock()
-    found = cross_validate(context, way)
+    found = cross_validate(context, way, asking=False)
     if isinstance(way, FineTune):
-        still = cross_validate(context, nothing(judge.model.vector))
+        still = cross_validate(context, nothing(judge.model.vector), asking=False)
         if still.calibrated_loss <= found.calibrated_loss:
             setting = {"learning_rate": 0.0, "finetune_steps": 0.0}
             return judge.measure(setting, seconds, judge.place(judge.model.vector, 0.0))
