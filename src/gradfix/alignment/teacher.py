@@ -16,6 +16,9 @@ from torch import Tensor
 from gradfix.evaluation.calibration import Values, calibrated_to, cross_entropies_to, temperature
 from gradfix.evaluation.evaluate import Evaluation
 
+OF_ITSELF = 4
+"""Labelled samples that the teacher's mean confidence is worth: what it expects to get right."""
+
 
 class Judged(NamedTuple):
     """What inputs say of a model.
@@ -59,17 +62,19 @@ class Teacher:
 
         Returns:
             The teacher, whose answers have the temperature that these ask for, and the share of them that it gets
-            wrong, of two more one: few samples make nobody infallible, and none say that half is wrong.
+            wrong: what it says of itself counts as much as :data:`OF_ITSELF` samples.
         """
         known = sorted(self.find(samples))
+        expected = 1 - float(self.answers.max(dim=1).values.mean())
         if self.measured is None or self.measured.logits is None or not known:
-            return self, 0.5
+            return self, expected
         logits = self.measured.logits[known].double().numpy()
         scores = np.asarray(self.measured.scores)[known]
         found = temperature(logits, np.asarray(self.measured.losses)[known])
         tiny = torch.finfo(self.answers.dtype).tiny
         answers = (self.answers.clamp(min=tiny).log() / found).softmax(dim=1)
-        return replace(self, answers=answers), float((1 - scores).sum() + 1) / (len(known) + 2)
+        wrong = (float((1 - scores).sum()) + OF_ITSELF * expected) / (len(known) + OF_ITSELF)
+        return replace(self, answers=answers), wrong
 
     def of(self, numbers: Sequence[int]) -> "Teacher":
         """Take some of the inputs.

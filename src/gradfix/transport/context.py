@@ -36,6 +36,9 @@ Value = TypeVar("Value")
 MOST_PAUSED = 4
 """Walks of training that can go on: each takes three times the weights, on disk."""
 
+EVER = 1e-3
+"""Share of wrong answers at least: nobody is always right."""
+
 Setting = Mapping[str, float]
 """What a candidate of a way is known by: ``{"alpha": 0.6}``, ``{"steps": 4}``."""
 
@@ -221,7 +224,7 @@ class SelectionContext:
         if self.teacher is None:
             return None
         whole, wrong = self.teacher.believed(self.support)
-        most = (0.5 / (self.settings.shared * wrong)) ** 2
+        most = (0.5 / (self.settings.shared * max(wrong, EVER))) ** 2
         fold_of = {
             place: number
             for number, fold in enumerate(self.folds)
