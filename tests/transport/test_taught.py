@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from gradfix.alignment import Aligned, align, run_source
 from gradfix.alignment.teacher import Teacher
 from gradfix.checkpoints import Checkpoint
+from gradfix.errors import GradfixError
 from gradfix.evaluation.binding import bind
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.recipes.settings import SETTINGS
@@ -22,7 +24,7 @@ from gradfix.transport.folds import split_folds
 from gradfix.transport.methods import AddVector, FineTune, MaskVector, Method, Revote
 from gradfix.vectors.placement import place
 from gradfix.vectors.task_vector import TaskVector
-from tests.builders import Job, job
+from tests.builders import Job, job, tuned_from
 
 
 @pytest.fixture(scope="module")
@@ -159,3 +161,73 @@ def test_validation_data_judges_alone(pair: tuple[Aligned, Teacher, TargetModel]
     with context_of(pair, work.rows) as context:
         for way in ways(aligned)[:2]:
             assert cross_validate(context, way, validation=model.encode(work.held_out)).taught is None
+
+
+def close_release(work: Job, root: Path) -> Job:
+    """A job whose new base is the old one, hardly changed: nothing has to be aligned."""
+    old = work.models["source_base"]
+    new = tuned_from(root / "release", old, work.auto_class, scale=1e-4)
+    return replace(work, models={**work.models, "target_base": new})
+
+
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [
+        ({"data": True, "samples_per_class": 2}, True),
+        ({"align_data": True}, True),
+        ({}, False),  # of the labelled samples alone the labels say more
+        ({"align_data": True, "method": "gradfix", "align": "auto"}, False),
+        ({"align_data": True, "validation": True}, False),
+    ],
+)
+def test_further_inputs_judge_close_releases(
+    given: dict[str, Any], asked: bool, work: Job, tmp_path: Path
+) -> None:
+    close = close_release(work, tmp_path)
+    rows = {name: work.held_out for name in ("align_data", "validation") if given.get(name)}
+    options = {"method": "auto", "training": False, "steps": 1, **given, **rows}
+    if options.pop("data", None):
+        options |= {"support": None, "data": work.rows}
+    if options["method"] == "gradfix":
+        options = {name: value for name, value in options.items() if name not in ("training", "steps")}
+    found = close.run(tmp_path / "out", **options)
+    assert found.record.alignment is None
+    assert (found.record.observation is not None) == asked
+    assert (
+        "of the tuned model's answers" in (found.record.method.why if found.record.method else "")
+    ) == asked
+
+
+@pytest.mark.parametrize("trouble", ["loading", "streams", "running", "alone"])
+def test_a_tuned_model_that_cannot_be_asked_leaves_the_judgement_to_labels(
+    trouble: str, work: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gradfix.alignment import source
+
+    place_of = work.models["source_base"]
+    base = Checkpoint.open(place_of)
+    if trouble == "alone":
+        (tmp_path / "bare.safetensors").write_bytes((place_of / "model.safetensors").read_bytes())
+        base = Checkpoint.open(tmp_path / "bare.safetensors")
+    tau = TaskVector.between(Checkpoint.open(place_of), work.models["source_tuned"])
+    task = get_task("text-classification")
+    bind(task, Checkpoint.open(place_of), tau, work.rows)
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise GradfixError("no room")
+
+    if trouble == "loading":
+        monkeypatch.setattr(source, "load_target", fail)
+    elif trouble == "streams":
+        monkeypatch.setattr(TargetModel, "streams", True)
+    elif trouble == "running":
+        monkeypatch.setattr(source, "observe", fail)
+    said: list[str] = []
+    with ExitStack() as stack:
+        options: dict[str, Any] = {"alike": 0.99, "loading": {}, "remark": said.append}
+        assert run_source(base, tau, task, work.rows, stack, align="auto", judging=True, **options) is None
+        assert len(said) == 1
+        assert "labelled samples judge alone" in said[0]
+        if trouble in ("loading", "running"):  # what was asked for by name is not left out in silence
+            with pytest.raises(GradfixError, match="no room"):
+                run_source(base, tau, task, work.rows, stack, align="regression", judging=True, **options)

@@ -349,12 +349,19 @@ def run_source(
         remark(
             f"the two bases are alike (cosine {alike or 1:.2f}), so nothing is aligned: align_data is not used"
         )
-    if align == "none" and not teaches and not judging:
+    judges_alone = align == "none" and not teaches
+    if judges_alone and not judging:
         return None
+
+    def unasked(error: object) -> None:
+        remark(f"the tuned model is not asked about inputs, and labelled samples judge alone: {error}")
+
     alone = (base.directory is None and not task.builds_model) or not task.runs(base.config)
+    if alone and judges_alone:
+        unasked(f"{base.location}: weights alone can't be run")
+        return None
     if alone and not needed and not teaches:
-        if why:
-            remark(f"{why}: its weights stand alone, and the source must be run for that; give its directory")
+        remark(f"{why}: its weights stand alone, and the source must be run for that; give its directory")
         return None
     if alone:
         raise GradfixError(
@@ -367,9 +374,16 @@ def run_source(
         known = [pool[index] for index in spread(task.classes(pool), settings.most_measured, seed)]
     ours = deepcopy(task)
     trusted = bool(loading.get("trust_remote_code"))
-    bind(ours, base, tau, pool, trust_remote_code=trusted)
-    model = load_target(ours, base, place(tau, base), **loading)
-    if align == "none" and not teaches and model.streams:
+    try:
+        bind(ours, base, tau, pool, trust_remote_code=trusted)
+        model = load_target(ours, base, place(tau, base), **loading)
+    except GradfixError as error:
+        if not judges_alone:
+            raise
+        unasked(error)
+        return None
+    if judges_alone and model.streams:
+        unasked("that would read its weights once more for every method")
         return None
     asked, written = len(unlabelled), 0
     if isinstance(ours, Generative):
@@ -416,7 +430,12 @@ def run_source(
 
     try:
         observed = look(align)
-    except AlignmentError as error:
+    except GradfixError as error:
+        if judges_alone:
+            unasked(error)
+            return None
+        if not isinstance(error, AlignmentError):
+            raise
         if by_name or (apart and not isinstance(task, Classification)):
             raise
         model.restore()

@@ -297,7 +297,10 @@ AUTO_STEPS = 4
 Align = Literal["auto", "none", "regression", "answers", "procrustes", "permutation"]
 AlignName = Annotated[str, AfterValidator(partial(plugin_or, "alignment", get_args(Align)))]
 AlignData = Annotated[
-    str | None, Field(description="inputs to align on, labels not needed; else the labelled data's own")
+    str | None,
+    Field(
+        description="inputs to align on, and to judge methods by; labels not needed; else the labelled data's own"
+    ),
 ]
 Unlabelled = Annotated[
     str | None,

@@ -432,12 +432,13 @@ def _behind(
     """Whether another method is out of reach: further ahead than luck, and than what the last steps gained."""
     if other is None or len(measured) < 2:
         return False
-    last, theirs = measured[-1], part.of(other)
-    behind = last.losses - theirs[0]
+    last, (losses, scores) = measured[-1], part.of(other)
+    both = min(len(losses), len(last.losses))  # samples come first, and inputs may be asked of one alone
+    behind = last.losses[:both] - losses[:both]
     gap, error = float(behind.mean()), float(behind.std()) / math.sqrt(len(behind))
     reach = 2 * max(measured[-2].loss - last.loss, 0.0)
     # A metric over all samples says little of a part.
-    lower = last.samples.statistics is not None or last.score < float(theirs[1].mean())
+    lower = last.samples.statistics is not None or last.score < float(scores.mean())
     return gap > max(settings.behind * error, reach) and lower
 
 
