@@ -290,6 +290,7 @@ def run_source(
     unlabelled: Rows = (),
     generate: int | None = None,
     judging: bool = False,
+    support: Rows | None = None,
     control_seed: int | None = None,
     seed: int = 0,
     settings: SelectionSettings = SETTINGS,
@@ -313,6 +314,8 @@ def run_source(
         unlabelled: Inputs that the source is to label, or prompts that it is to answer; they are aligned on, too.
         generate: Answers that the source is to draw for each labelled prompt, to the same ends; None for none.
         judging: Ask the source even where nothing is aligned or labelled: its answers are to judge what is chosen.
+        support: The labelled rows that will judge, too, where they are drawn already: what the source knows of them
+            tells how far it is believed. Else it is asked about as many of the pool as the settings say.
         control_seed: Of the control's shuffle; None for no control.
         seed: Of the draw of answers, and of inputs where the labelled rows are more than are aligned on.
         settings: How many inputs, and what counts as alike.
@@ -370,7 +373,9 @@ def run_source(
         )
     labelled = [pool[index] for index in spread(task.classes(pool), settings.align_inputs, seed)]
     known = labelled
-    if isinstance(task, Classification):  # what it knows of many samples costs a pass each
+    if support is not None:
+        known = list(support)
+    elif isinstance(task, Classification):  # a pass each
         known = [pool[index] for index in spread(task.classes(pool), settings.most_measured, seed)]
     ours = deepcopy(task)
     trusted = bool(loading.get("trust_remote_code"))

@@ -130,15 +130,32 @@ def choose_support(
     """
     if samples_per_class is None:
         return pool
-    features = None if sampling == "random" else model.features(pool)
+    if sampling == "random":
+        return draw_support(model.task, pool, samples_per_class, seed)
     chosen = choose(
         model.task.classes(pool),
         samples_per_class,
         sampling,
         seed=seed,
-        features=features,
+        features=model.features(pool),
         names=model.task.class_names,
     )
+    return [pool[position] for position in chosen]
+
+
+def draw_support(task: ModelTask, pool: Rows, samples_per_class: int, seed: int) -> Rows:
+    """Draw the support set at random, for which no model is needed.
+
+    Args:
+        task: Tells the classes.
+        pool: Labelled rows.
+        samples_per_class: How many a class.
+        seed: Of the draw.
+
+    Returns:
+        The rows drawn.
+    """
+    chosen = choose(task.classes(pool), samples_per_class, seed=seed, names=task.class_names)
     return [pool[position] for position in chosen]
 
 

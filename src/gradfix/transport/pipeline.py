@@ -20,7 +20,15 @@ from gradfix.checkpoints.writing.publishing import pushing
 from gradfix.checkpoints.writing.single import claimed, write_text
 from gradfix.errors import listed
 from gradfix.evaluation.adapter_model import AdapterModel
-from gradfix.evaluation.binding import Rows, bind, choose_support, describe_head, refuse_idle_text, use_head
+from gradfix.evaluation.binding import (
+    Rows,
+    bind,
+    choose_support,
+    describe_head,
+    draw_support,
+    refuse_idle_text,
+    use_head,
+)
 from gradfix.evaluation.certificate import Certificate, certify
 from gradfix.evaluation.evaluate import Evaluation
 from gradfix.evaluation.judgement import Judgement, judge
@@ -517,6 +525,9 @@ def _run_source(
     judging = recipe.method == "auto" and further and "validation" not in data.held
     if method == "none" and not data.unlabelled and not data.drawn and not judging:
         return None
+    support = None
+    if data.budget is not None and recipe.sampling == "random":
+        support = draw_support(task, data.pool, data.budget, recipe.seed)
     return run_source(
         models.base,
         models.tau,
@@ -530,6 +541,7 @@ def _run_source(
         unlabelled=data.unlabelled,
         generate=data.drawn,
         judging=judging,
+        support=support,
         control_seed=_control_seed(recipe, data),
         seed=recipe.seed,
         settings=settings,
