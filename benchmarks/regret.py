@@ -286,7 +286,7 @@ def page(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def by_teacher(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Say how often the tuned model's answers alone put first what is best on the test, of what no label shaped."""
+    """Say what the tuned model's answers alone would lose, and labels alone, where they judge the same methods."""
     lost: dict[str, list[float]] = {"answers": [], "labels": []}
     for one in found:
         seen = {name: what for name, what in one.get("held out", {}).items() if "taught" in what}
@@ -306,8 +306,8 @@ def by_teacher(found: Sequence[Mapping[str, Any]]) -> list[str]:
     )
     return [
         "",
-        f"Of what no label shaped (naive addition, a map of activations, a fit to answers), in {len(lost['answers'])} "
-        f"draws where the tuned model was asked, what would be taken loses to the best of them: {told}.",
+        f"In {len(lost['answers'])} draws where the tuned model was asked, the smallest loss of all methods loses to the "
+        f"best of them: {told}.",
     ]
 
 

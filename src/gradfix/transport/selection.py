@@ -1,11 +1,13 @@
-"""Which way to go: every candidate is judged on labelled samples that had no part in it, the simplest one winning.
+"""Which way to go: every candidate is judged on samples that had no part in it, the simplest one winning.
+
+Labelled samples judge and, where it was asked, what the tuned source says of further inputs: a handful of labels can't
+tell ways apart that differ by ten points (see :mod:`gradfix.alignment.teacher`). Labels that are sure decide alone.
 
 Ways that no label shaped (nothing, naive addition, an aligned τ) come first: they have one number to choose and hardly
-overfit, so the smallest loss decides, where the tuned source was asked together with that by its answers to inputs;
-that number stays 1, as far as the fine-tune itself went, unless another one is better beyond luck. Between close
-releases it takes samples that are sure to leave the fine-tune out. A way that labels shaped (masks, re-votes, training)
-must then beat the best of these by more than the standard error of the paired difference: with few samples, luck is as
-large as what it gains.
+overfit, so the smallest loss decides; that number stays 1, as far as the fine-tune itself went, unless another one is
+better beyond luck. Between close releases it takes samples that are sure to leave the fine-tune out. A way that labels
+shaped (masks, re-votes, training) must then beat the best of these by more than the standard error of the paired
+difference: with few samples, luck is as large as what it gains.
 
 Losses are compared after calibration, and the score may overrule them: an overconfident model has a high loss and a
 high accuracy at once, and it is the score that people want (see :mod:`gradfix.evaluation.calibration`).
@@ -126,8 +128,9 @@ def _straight(
 ) -> tuple[Method, Candidate]:
     """Choose among the ways that no label shaped, and staying at θ_B.
 
-    What they carry over is what the tuned source says. Where it was asked, its answers to all inputs judge together
-    with the labels, one input as much as one sample; whether that is better than nothing, labels alone say.
+    What they carry over is what the tuned source says. Where it was asked, the smallest loss of samples and inputs
+    decides, unless labels are sure of another; where it was not, how alike the bases are says what is to be shown
+    beyond luck. Between close releases θ_B stays only where all that judges is sure of it.
 
     Args:
         best: Staying at θ_B.
