@@ -27,6 +27,7 @@ class SelectionSettings:
         behind: Standard errors by which a walk may be behind its start, further than another gain like its last would
             take it, before it is given up.
         luck: Standard errors of the paired difference by which a method that labels shaped must beat a simpler one.
+        luck_of_many: The same where the tuned source's answers judge, too.
         certain: Standard errors from which labels decide alone, where the tuned source's answers judge with them;
             without these, by which the new base itself must beat the fine-tune added to it between close releases.
         shared: Share of the tuned source's errors that may speak for one method and against another: so many inputs are
@@ -59,6 +60,7 @@ class SelectionSettings:
     patience: int = 2
     behind: float = 2.0
     luck: float = 1.0
+    luck_of_many: float = 0.5
     certain: float = 2.0
     shared: float = 0.4
     rounding: float = 1e-5

@@ -84,7 +84,9 @@ def select(
         return new if sign > 0 else best
 
     best = attempt(nothing(tau))
-    if _at_chance(best[1], context):
+    if best[1].taught is not None:
+        settings = replace(settings, luck=settings.luck_of_many)
+    elif _at_chance(best[1], context):
         # What is no better than guessing can't be lost: caution would only lose what others gain.
         settings = replace(settings, luck=0.0)
     naive = AddVector("naive", "naive addition", vector=tau, grid=settings.alphas)
