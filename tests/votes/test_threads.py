@@ -91,8 +91,8 @@ def test_workers_compute_by_themselves_and_without_graphs(threads):
 def test_products_of_one_sample_or_of_several_give_the_same_votes(shape, long, dtype, monkeypatch):
     N, T, R, C = shape
     monkeypatch.setattr(blocks, "LONG", long)
-    several = dict.fromkeys(blocks.SAMPLE_BYTES, 256)  # several blocks, the last one smaller
-    monkeypatch.setattr(blocks, "SAMPLE_BYTES", several)
+    for name, few in {"SAMPLE_BYTES": 256, "TALL": 8, "TILE": 80, "FEW": N * T * 8}.items():
+        monkeypatch.setattr(blocks, name, few)  # several blocks, the last one smaller
     generator = torch.Generator().manual_seed(0)
     # whole numbers: their sums are exact, and some are 0; so is what is made of 0 and negative numbers
     left, right = (torch.randint(-2, 3, (N, T, side), generator=generator).to(dtype) for side in (R, C))

@@ -70,11 +70,18 @@ class Tally:
 BLOCK_BYTES = 2 * 2**20
 """Size of a block. Larger ones leave the cache, smaller ones make the products inefficient."""
 
-SAMPLE_BYTES = {torch.float32: 2**19, torch.bfloat16: 2**20}
-"""The same, where it is one sample's, by the number formats for which there is a way to add these up."""
+SAMPLE_BYTES = 2**19
+"""The same in float32, where it is one sample's."""
 
 LONG = 64
 """Positions of a sample from which, in float32, its products take longer than the adding of its signs."""
+
+TALL, TILE = 2**10, 2**19
+"""Rows and numbers of one sample's block in bfloat16. A product there first brings both of its factors into another
+order, which takes as long as it does itself unless the block is both tall and wide."""
+
+FEW = 2**20
+"""Numbers of a factor that are worth a copy in the order in which products read them."""
 
 
 class Blocks:
@@ -119,18 +126,17 @@ class Blocks:
         if len(contributions) == 1 and isinstance(first, Product):
             if first.left.shape[1] == 1:
                 return [partial(_add_outer, counts, first)]
+            on_cpu = counts.device.type == "cpu"
+            if on_cpu and first.dtype == torch.bfloat16:
+                # its signs are added as integers, in a fifth of the time
+                rows_of = _cut(R, max(TALL, TILE // C))
+                return [partial(self._add_bfloat16_samples, counts, first, rows) for rows in rows_of]
             if C > R:
                 # the longer side makes the rows: blocks of many short rows are cheaper products than of few long
                 contributions, counts = [first := Product(first.right, first.left)], counts.t()
-            # the signs of bfloat16 are added as integers, in a fifth of the time
-            worth = first.left.shape[1] >= LONG or first.dtype == torch.bfloat16
-            if worth and first.dtype in SAMPLE_BYTES and counts.device.type == "cpu":
-                add = self._add_samples if first.dtype == torch.float32 else self._add_bfloat16_samples
-                size = SAMPLE_BYTES[first.dtype]
-                return [
-                    partial(add, counts, first, rows)
-                    for rows in _ranges(contributions, (1, *counts.shape), size)
-                ]
+            if on_cpu and first.dtype == torch.float32 and first.left.shape[1] >= LONG:
+                rows_of = _ranges(contributions, (1, *counts.shape), SAMPLE_BYTES)
+                return [partial(self._add_samples, counts, first, rows) for rows in rows_of]
         shape = (samples, *counts.shape)
         return [
             partial(self._add_block, counts, contributions, shape, rows)
@@ -177,20 +183,26 @@ class Blocks:
     def _add_bfloat16_samples(self, counts: Tensor, product: Product, rows: slice) -> None:
         """Do as :meth:`_add_samples` in bfloat16, whose bits, read as an integer, have the sign of the number.
 
-        Only -0 is an integer below 0: products are added to 0, which does not come out as that. (It could where a sum
-        is nearer to 0 than bfloat16 tells apart, below 10⁻⁴⁰; float16 ends at 10⁻⁸, so this is no way for it.)
+        Only -0 is an integer below 0, and no product of matrices comes out as that: sums begin at 0. (It could where a
+        sum below 0 is nearer to it than the format tells apart, below 10⁻³⁸; float16 ends at 10⁻⁸, so this is no way
+        for it.)
         """
         N, _, C = product.right.shape
-        count = rows.stop - rows.start
-        block, net = self._room(2 * count * C, product.dtype, counts.device).view(2, count, C)
-        bits, votes = block.view(torch.int16), net.view(torch.int16)
-        across = product.left.transpose(1, 2)
-        votes.zero_()
-        for n in range(N):
-            block.zero_()
-            torch.addmm(block, across[n, rows], product.right[n], out=block)
-            votes += bits.clamp_(-1, 1)
-        counts[rows].sub_(votes.to(counts.dtype))
+        across = product.left[:, :, rows].transpose(1, 2)
+        if across.numel() <= FEW:
+            across = across.contiguous()
+        for columns in _cut(C, max(1, TILE // across.shape[1])):
+            right = product.right[:, :, columns]
+            shape = across.shape[1], right.shape[2]
+            block, net = self._room(2 * shape[0] * shape[1], product.dtype, counts.device).view(2, *shape)
+            bits, votes = block.view(torch.int16), net.view(torch.int16)
+            for n in range(N):
+                torch.mm(across[n], right[n], out=block)
+                if n:
+                    votes += bits.clamp_(-1, 1)
+                else:
+                    torch.clamp(bits, -1, 1, out=votes)
+            counts[rows, columns].sub_(votes.to(counts.dtype))
 
     def _room(self, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Give this thread's memory for so many numbers."""
@@ -218,9 +230,11 @@ def _ranges(
     """Cut the rows into blocks of so many bytes."""
     N, R, C = shape
     step = max(1, size // max(1, N * C * _dtype(contributions).itemsize))
-    step = min(max(R, 1), step - step % 16 if step > 16 else step)
-    for start in range(0, R, step):
-        yield slice(start, min(start + step, R))
+    return _cut(R, step - step % 16 if step > 16 else step)
+
+
+def _cut(length: int, step: int) -> Iterator[slice]:
+    return (slice(start, min(start + step, length)) for start in range(0, length, step))
 
 
 def _dtype(contributions: Sequence[Contribution]) -> torch.dtype:
