@@ -1,6 +1,7 @@
 """What a model fetched block by block keeps, where, and what it brings ahead: the numbers stay the same."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 import torch
 
 from gradfix.checkpoints import Checkpoint
+from gradfix.checkpoints.layouts import InMemory
 from gradfix.errors import GradfixError
+from gradfix.evaluation.streaming import execution as executions
 from gradfix.evaluation.streaming import kept
 from gradfix.evaluation.streaming.device import Copier, Supply
 from gradfix.evaluation.streaming.kept import KeptInputs, Room
@@ -148,6 +151,44 @@ def test_stored_weights_of_the_next_block_are_read_ahead(tmp_path: Path) -> None
     streamed._execution._supply.touch = touched.append
     streamed.votes(rows)
     assert {name.split(".")[2] for name in touched if "layers" in name} == {"0", "1", "2"}
+
+
+def test_weights_that_nothing_is_added_to_are_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, streamed, rows = both("llama", tmp_path, COUNT, batch_size=BATCH)
+    read, parts = InMemory.read, set()
+
+    def noted(self: InMemory, name: str, rows: slice | None = None) -> torch.Tensor:
+        if self is streamed._base and rows is not None:
+            parts.add(name)
+        return read(self, name, rows)
+
+    monkeypatch.setattr(InMemory, "read", noted)
+    monkeypatch.setattr(streamed._execution._supply, "touch", lambda name: None)
+    encoded = streamed.encode(rows)
+    list(streamed.evaluate_each([(streamed.vector, 0.0, encoded)]))
+    assert not parts
+    list(streamed.evaluate_each([(streamed.vector, 0.5, encoded)]))
+    assert parts == {*streamed._moved(streamed._in_memory(streamed.vector)).values()}
+
+
+def test_what_a_block_leaves_free_is_kept_for_the_next_block_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, streamed, rows = both("llama", tmp_path, COUNT, batch_size=BATCH)
+    execution, events = streamed._execution, [""]
+    load = execution._load
+
+    def noted(unit: Any, *arguments: Any, **options: Any) -> None:
+        if unit not in execution._present:
+            events.append("block " if unit.block else "other ")
+        load(unit, *arguments, **options)
+
+    monkeypatch.setattr(execution, "_load", noted)
+    monkeypatch.setattr(executions, "give_back_what_is_free", lambda: events.append("free "))
+    streamed.votes(rows)
+    assert re.fullmatch("((other free )+block free block block )+(other free )+(free )+", "".join(events))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="anonymous memory is read from /proc")

@@ -166,6 +166,7 @@ class Execution:
         self._supply.close()
         for unit in list(self._present):
             self._unload(unit)
+        give_back_what_is_free()
 
     def close(self) -> None:
         """Give the modules their own ``forward`` again. What was a weight stays a placeholder."""
@@ -269,6 +270,7 @@ class Execution:
         self.check()
         arriving = unit not in self._present
         changed = {slot.name for slot in unit.slots if not self._stays(slot.name, point)}
+        like_before = all(each.block for each in (unit, *self._present))
         for other in list(self._present):
             shared = any(slot.name in changed for slot in other.slots)
             if other is not unit and (unit.block or other.block or shared):
@@ -277,6 +279,10 @@ class Execution:
             if slot.name in changed:
                 slot.owner._parameters[slot.attribute] = self.placeholders[slot.name]
                 self._values.pop(slot.name, None)
+        if (
+            arriving and not like_before
+        ):  # a block takes what the one before it left free; all others have other sizes
+            give_back_what_is_free()
         # Weights that were made while inference was on could not enter a graph later.
         with torch.inference_mode(False), torch.no_grad():
             for slot in unit.slots:
@@ -306,8 +312,6 @@ class Execution:
             if slot.name not in still:
                 self._values.pop(slot.name, None)
                 self._made.pop(slot.name, None)  # a point holds on to its δ
-        if unit.block:
-            give_back_what_is_free()
 
 
 def _inferring(function: Callable[[], Any]) -> Any:
