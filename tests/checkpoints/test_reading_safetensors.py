@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from gradfix.checkpoints import SafetensorsFile, TensorSpec
+from gradfix.checkpoints import Checkpoint, SafetensorsFile, TensorSpec
 from gradfix.errors import GradfixError
 
 DTYPES = [
@@ -266,3 +266,22 @@ def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path: Path, lengt
     file = tmp_path / "model.safetensors"
     file.write_bytes(length.to_bytes(8, "little") + header + b"\x07")
     assert SafetensorsFile(file).read("weight").tolist() == [7]
+
+
+def test_the_system_is_asked_to_read_a_tensor_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, ...]] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, *told: asked.append(told), raising=False)
+    monkeypatch.setattr(os, "POSIX_FADV_WILLNEED", 3, raising=False)
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.zeros(5), "b": torch.ones(2, 3)}, path)
+    checkpoint = Checkpoint.open(path)
+    assert checkpoint.expect("b")
+    content = path.read_bytes()
+    assert asked == [(content.index(torch.ones(6).numpy().tobytes()), 24, 3)]
+    monkeypatch.delattr(os, "posix_fadvise")
+    assert not checkpoint.expect("b")
+
+
+def test_a_pickled_tensor_is_not_read_ahead(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(5)}, tmp_path / "model.pt")
+    assert not Checkpoint.open(tmp_path / "model.pt").expect("a")

@@ -21,7 +21,7 @@ from gradfix.checkpoints.lora.styles import has_factors, styled
 from gradfix.checkpoints.model_config import read_model_config
 from gradfix.checkpoints.quantisation import refuse_quantised
 from gradfix.checkpoints.reading.hub import is_hub_id, locate_on_hub
-from gradfix.checkpoints.reading.index import WeightFile
+from gradfix.checkpoints.reading.index import WeightFile, expect
 from gradfix.checkpoints.reading.locate import (
     ADAPTER_CONFIG,
     PICKLE_SUFFIXES,
@@ -377,6 +377,17 @@ class Checkpoint(Mapping[str, Tensor]):
         if self._tied.assumed and not self._confirmed:
             self.fetch()
         return self._weights.read(stored, rows, out=out)
+
+    def expect(self, name: str) -> bool:
+        """Have the system read a tensor into its cache, without waiting for it.
+
+        Args:
+            name: A key of ``specs`` or of ``ties``.
+
+        Returns:
+            Whether it will; if not, whoever wants that reads the tensor.
+        """
+        return expect(self._weights, self._tied.stored[self._tied.aliases.get(name, name)])
 
     def __getitem__(self, name: str) -> Tensor:
         """Read a whole tensor."""

@@ -81,6 +81,21 @@ class PositionedFile:
         except OSError as error:
             raise GradfixError(f"{self.path}: cannot be read ({error.strerror}): check the disk") from None
 
+    def expect(self, start: int, length: int) -> bool:
+        """Have the system read a range into its cache, without waiting for it.
+
+        Args:
+            start: Offset of the first byte.
+            length: How many.
+
+        Returns:
+            Whether the system can be told so.
+        """
+        if not hasattr(os, "posix_fadvise"):
+            return False
+        os.posix_fadvise(self._descriptor, start, length, os.POSIX_FADV_WILLNEED)
+        return True
+
     def read_into(self, target: Tensor, start: int, what: str) -> None:
         """Fill a buffer from a position.
 

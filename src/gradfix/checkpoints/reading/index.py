@@ -49,6 +49,20 @@ class WeightFile(Protocol):
         ...
 
 
+def expect(weights: WeightFile, name: str) -> bool:
+    """Have the system read a tensor into its cache, without waiting for it.
+
+    Args:
+        weights: Some kinds of files can't.
+        name: A key of ``specs``.
+
+    Returns:
+        Whether it will; if not, whoever wants that reads the tensor.
+    """
+    ask = getattr(weights, "expect", None)
+    return ask is not None and bool(ask(name))
+
+
 class ShardedWeights:
     """The shards of an index, as one.
 
@@ -129,6 +143,10 @@ class ShardedWeights:
             Bytes from its middle; None if it is here.
         """
         return self._shard_of[name].peek(name)
+
+    def expect(self, name: str) -> bool:
+        """Have the system read a tensor ahead; see :func:`expect`."""
+        return expect(self._shard_of[name], name)
 
     def read(self, name: str, rows: slice | None = None, *, out: Tensor | None = None) -> Tensor:
         """Read a tensor, or a contiguous range of its rows, from its shard.

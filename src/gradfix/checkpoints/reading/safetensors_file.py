@@ -53,6 +53,11 @@ class SafetensorsFile:
     def peek(self, name: str) -> None:
         """Give nothing: a tensor that is here can be read."""
 
+    def expect(self, name: str) -> bool:
+        """Have the system read a tensor ahead; see :meth:`PositionedFile.expect`."""
+        entry = self._entries[name]
+        return self._file.expect(entry.start, entry.spec.nbytes)
+
     def read(self, name: str, rows: slice | None = None, *, out: Tensor | None = None) -> Tensor:
         """Read a tensor, or a contiguous range of its rows, and no other bytes.
 

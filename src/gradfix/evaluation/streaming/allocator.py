@@ -11,10 +11,10 @@ import sys
 from functools import lru_cache
 
 _MMAP_THRESHOLD, _TRIM_THRESHOLD, _ARENA_MAX = -3, -1, -8  # malloc.h
-MAPPED_FROM = 1 << 24
+MAPPED_FROM = 1 << 23
 """Bytes from which a tensor has pages of its own: activations come too often for that, matrices and scores do not."""
 
-LEFT_FREE = 1 << 26
+LEFT_FREE = 1 << 25
 """Bytes that may be free at the end of what is allocated."""
 
 

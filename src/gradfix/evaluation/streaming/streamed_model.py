@@ -284,9 +284,11 @@ class StreamedModel(TargetModel):
         return one is other or not any(self._moves(name, each.changes) for each in (one, other))
 
     def _touch(self, name: str) -> None:
-        """Read a parameter's stored value, so that the system has it."""
+        """See to it that the system has a parameter's stored value."""
         home = self._stored_as[name]
-        if home.theirs and name not in self._heads:
+        if not home.theirs or name in self._heads:
+            return
+        if not all([self._target.expect(theirs) for theirs in home.theirs]):
             for rows in self._base.specs[home.memory].row_blocks(TOUCHED):
                 self._base.read(home.memory, rows)
 
