@@ -357,9 +357,8 @@ class Difference(Expression):
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
         """Subtract one range of rows; NaN and infinity in either source are refused, naming its owner."""
-        first = self.first.read(name, rows).to(torch.float32)
-        second = self.second.read(name, rows).to(torch.float32)
-        difference = first - second
+        first, second = self.first.read(name, rows), self.second.read(name, rows)
+        difference = first.to(torch.float32, copy=True).sub_(second.to(torch.float32))
         if not is_finite(difference):
             require_finite(first, self.owners[0], name)
             require_finite(second, self.owners[1], name)

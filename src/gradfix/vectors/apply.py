@@ -51,7 +51,7 @@ def add_scaled(base: Tensor, delta: Tensor, alpha: float) -> Tensor:
     # Not torch.add(…, alpha=…): it fuses product and sum in its vector loop but not in the loop's tail, so the
     # last bit would depend on how a tensor is cut into blocks.
     scaled = delta.to(wide) if alpha == 1 else delta.to(wide).mul(alpha)
-    return scaled + base.to(wide)
+    return base.to(wide, copy=True).add_(scaled)
 
 
 def round_stochastically(exact: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:

@@ -241,7 +241,7 @@ def none(tau: Tensor, signal: Tensor, block: Block) -> Tensor:
 
 def _agreeing(tau: Tensor, sign: Tensor) -> Tensor:
     """|τ_i| where sign(τ_i) = sign_i ≠ 0, else 0: arithmetic, because a branch on random signs is 30 times as slow."""
-    return torch.relu(tau * sign)
+    return (tau * sign).relu_()
 
 
 def _coins(name: str, seed: int, offset: int, count: int) -> Tensor:
