@@ -31,7 +31,7 @@ def test_training_counts_by_where_it_set_out_from() -> None:
     assert "training from naive addition" not in regret.page([found[0], found[2], {**found[2], "draw": 3}])
 
 
-def test_the_judges_of_what_no_label_shaped_are_compared() -> None:
+def test_the_judges_are_compared() -> None:
     def seen(judged: float, taught: float | None) -> dict[str, object]:
         return {"judged": [judged, judged], **({} if taught is None else {"taught": taught})}
 
@@ -40,6 +40,6 @@ def test_the_judges_of_what_no_label_shaped_are_compared() -> None:
         "held out": {"naive": seen(1.0, 0.5), "answers": seen(0.9, 0.6), "gradfix": seen(0.1, None)},
     }
     told = regret.by_teacher([one, {"scores": {}, "held out": {"naive": seen(1.0, 0.5)}}])[-1]
-    assert "in 1 draws" in told
+    assert "In 1 draws" in told
     assert "by the answers alone 0.0 points on average and 0.0 at most" in told
     assert "by the labels alone 10.0 points on average and 10.0 at most" in told
