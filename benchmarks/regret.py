@@ -306,8 +306,8 @@ def by_teacher(found: Sequence[Mapping[str, Any]]) -> list[str]:
     )
     return [
         "",
-        f"In {len(lost['answers'])} draws where the tuned model was asked, the smallest loss of all methods loses to the "
-        f"best of them: {told}.",
+        f"In {len(lost['answers'])} draws where the tuned model was asked, the smallest loss of all methods loses to "
+        f"the best of them: {told}.",
     ]
 
 
