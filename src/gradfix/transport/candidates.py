@@ -217,17 +217,12 @@ class Candidate:
         return float(self.scores.mean())
 
     @property
-    def calibrated_loss(self) -> float:
-        """Mean of the calibrated losses that are compared."""
-        return float(self.seen.judged.mean())
-
-    @property
     def all_seen(self) -> Seen:
         """What labels say and, where it was asked, the tuned source."""
         return self.seen.beside(self.taught)
 
     @property
-    def loss_of_all(self) -> float:
+    def calibrated_loss(self) -> float:
         """Mean of the calibrated losses by labels and, where it was asked, by the tuned source's answers."""
         return float(self.all_seen.judged.mean())
 
@@ -261,7 +256,7 @@ class Choice:
     def runner_up(self) -> Candidate | None:
         """The best of the other candidates, by the calibrated loss of all that judges; None where there is no other."""
         others = [one for one in self.candidates if one is not self.candidate]
-        return min(others, key=lambda one: one.loss_of_all, default=None)
+        return min(others, key=lambda one: one.calibrated_loss, default=None)
 
     @property
     def over_runner_up(self) -> Interval | None:

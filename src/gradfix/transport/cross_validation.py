@@ -86,19 +86,6 @@ class _Table:
         self.answers: dict[Key, Values] = {}
         """Logits of the teacher's inputs, ``[asked, classes]``."""
 
-    def look(self, model: TargetModel, part: _Part) -> _Look:
-        """Measure the model where it stands."""
-        found = _Look.of(model.evaluate(part.rows, logits=True))
-        if part.inputs is None or self.teacher is None:
-            return found
-        told = model.evaluate(part.inputs, logits=True)
-        logits = _logits(told)
-        if logits is None:
-            return found
-        by_answers = self.teacher.judge(logits, part.asked, ())
-        losses = np.concatenate([found.losses, by_answers.losses])
-        return _Look(found.samples, told, losses, np.concatenate([found.scores, by_answers.scores]))
-
     def add(self, setting: Setting, part: _Part, found: Evaluation) -> None:
         key, places = tuple(setting.items()), list(part.places)
         self.losses.setdefault(key, np.full(self.count, np.nan))[places] = found.losses
@@ -196,6 +183,20 @@ class _Table:
         if len(self.parts) > 1:
             return [[*part.places, *(self.count + number for number in part.asked)] for part in self.parts]
         return [range(first, self.count, SPLITS) for first in range(min(SPLITS, self.count))]
+
+
+def _look(model: TargetModel, part: _Part, teacher: Teacher | None) -> _Look:
+    """Measure the model where it stands."""
+    found = _Look.of(model.evaluate(part.rows, logits=True))
+    if part.inputs is None or teacher is None:
+        return found
+    told = model.evaluate(part.inputs, logits=True)
+    logits = _logits(told)
+    if logits is None:
+        return found
+    by_answers = teacher.judge(logits, part.asked, ())
+    losses = np.concatenate([found.losses, by_answers.losses])
+    return _Look(found.samples, told, losses, np.concatenate([found.scores, by_answers.scores]))
 
 
 def _logits(found: Evaluation) -> Values | None:
@@ -354,9 +355,11 @@ def _measured(
         return
     if not isinstance(way, FineTune) or way.start.way is not None:
         for setting in way.candidates(context, part.held):
-            yield setting, table.look(model, part)
+            yield setting, _look(model, part, table.teacher)
         return
     (rate,) = way.rates
+    # Whoever asks first: others may ask for what the teacher says, too.
+    (judging,) = _asked_parts(context, [part.held]) if context.asked(part.held) else [part]
     walk: Iterator[Setting] | None = None
     reached = 0
 
@@ -367,13 +370,12 @@ def _measured(
         for _ in range(number - reached):  # past stops that were known
             next(walk)
         reached = number
-        return table.look(model, part)
+        return _look(model, judging, context.believed)
 
     for number, stop in enumerate(way.stops):
-        found = context.remembered(
-            ("training", rate, part.held, stop), (part.rows, part.inputs), partial(arrive, number)
-        )
-        yield {"learning_rate": rate, "finetune_steps": float(stop)}, found
+        found = context.remembered(("training", rate, part.held, stop), (part.rows,), partial(arrive, number))
+        seen = found if part.inputs is not None else _Look.of(found.samples)
+        yield {"learning_rate": rate, "finetune_steps": float(stop)}, seen
 
 
 def _measure_at_once(

@@ -281,7 +281,7 @@ def _simpler(
 
 def _loss_of(one: tuple[Method, Candidate]) -> float:
     """By what those that are level are put in order: all that judges, where the tuned source was asked."""
-    return one[1].loss if one[1].taught is None else one[1].loss_of_all
+    return one[1].loss if one[1].taught is None else one[1].calibrated_loss
 
 
 def _at_chance(base: Candidate, context: SelectionContext) -> bool:
@@ -303,11 +303,11 @@ def _why(chosen: Candidate, candidates: Sequence[Candidate], chosen_on: str) -> 
     )
     if chosen.taught is not None:
         judged += f", and of the tuned model's answers to {len(chosen.taught.judged)} inputs,"
-    others = ", ".join(f"{one.label} {one.loss_of_all:.3f}" for one in candidates if one is not chosen)
-    smaller = [one for one in candidates if one.loss_of_all < chosen.loss_of_all]
+    others = ", ".join(f"{one.label} {one.calibrated_loss:.3f}" for one in candidates if one is not chosen)
+    smaller = [one for one in candidates if one.calibrated_loss < chosen.calibrated_loss]
     beaten = (
-        f"; {smaller[0].label} had {smaller[0].loss_of_all:.3f}, a difference that can be luck"
+        f"; {smaller[0].label} had {smaller[0].calibrated_loss:.3f}, a difference that can be luck"
         if smaller
         else ""
     )
-    return f"{chosen.label} was chosen: its mean loss on {judged} is {chosen.loss_of_all:.3f} ({others}){beaten}."
+    return f"{chosen.label} was chosen: its mean loss on {judged} is {chosen.calibrated_loss:.3f} ({others}){beaten}."
