@@ -255,8 +255,9 @@ def _logits(outputs: Sequence[Any], losses: Tensor, scores: Tensor) -> Tensor | 
             continue
         entropies = found.float().logsumexp(dim=1, keepdim=True) - found.float()
         fits = (entropies - losses[:, None]).abs() <= ROUNDING * (1 + losses[:, None].abs())
-        named = fits.gather(1, found.argmax(dim=1, keepdim=True))[:, 0]
-        others = fits.scatter(1, found.argmax(dim=1, keepdim=True), value=False).any(dim=1)
+        best = found.argmax(dim=1, keepdim=True)
+        named = fits.gather(1, best)[:, 0]
+        others = fits.scatter(1, best, value=False).any(dim=1)
         if bool((((scores == 1) & named) | ((scores == 0) & others)).all()):
             return found
     return None

@@ -82,7 +82,6 @@ class SelectionContext:
         self.scratch = self._stack.enter_context(Scratch())
         self._encoded: dict[Held, EncodedRows] = {}
         self._encoded_inputs: dict[Held, EncodedRows] = {}
-        self._asked: dict[Held, range] = {}
         self._encode: Callable[[Sequence[int]], EncodedRows] | None = None
         self._known: dict[Hashable, tuple[Any, float, Sequence[object]]] = {}
         self._charged: set[Hashable] = set()
@@ -212,17 +211,33 @@ class SelectionContext:
             return 0
         return self.remembered("seen", (vector,), lambda: aligned.saw(self.support))
 
-    @cached_property
+    @property
     def believed(self) -> Teacher | None:
-        """What the tuned source says of inputs, as they judge: those of one part after those of another.
+        """What the tuned source says of the inputs that judge; None where there are none."""
+        return self._judging[0]
+
+    def asked(self, held: Held) -> range:
+        """Give the inputs of the teacher's that judge what some folds judge.
+
+        Args:
+            held: The folds.
+
+        Returns:
+            Their numbers among those of :attr:`believed`; none for other folds than those of :attr:`halves`.
+        """
+        return self._judging[1].get(held, range(0))
+
+    @cached_property
+    def _judging(self) -> tuple[Teacher | None, Mapping[Held, range]]:
+        """The inputs that judge, those of one part after those of another, and which are of which part.
 
         A labelled sample's input judges with the sample, the others are dealt to the folds. Of several folds that are
         held out at once the first one's judge, so that fits keep most inputs. What carries the fine-tune over shares
         some of the teacher's errors, by which it seems better than it is however many inputs are asked: no more are
-        than bring the standard error of a share of right answers down to that. None where these are none.
+        than bring the standard error of a share of right answers down to that.
         """
         if self.teacher is None:
-            return None
+            return None, {}
         whole, wrong = self.teacher.believed(self.support)
         most = (0.5 / (self.settings.shared * max(wrong, EVER))) ** 2
         fold_of = {
@@ -233,25 +248,15 @@ class SelectionContext:
         count = len(self.folds)
         folds = [fold_of.get(place, number % count) for number, place in enumerate(whole.places)]
         order: list[int] = []
+        asked: dict[Held, range] = {}
         for held in self.halves:
             of_part = [number for number, fold in enumerate(folds) if fold == held[0]]
             # From first to last: neighbours may be of one class.
             wanted = min(len(of_part), round(most / len(self.halves)))
             of_part = [of_part[number * len(of_part) // wanted] for number in range(wanted)]
-            self._asked[held] = range(len(order), len(order) + wanted)
+            asked[held] = range(len(order), len(order) + wanted)
             order += of_part
-        return whole.of(order) if order else None
-
-    def asked(self, held: Held) -> range:
-        """Give the inputs of the teacher's that judge what some folds judge.
-
-        Args:
-            held: The folds.
-
-        Returns:
-            Their numbers among the teacher's; none for other folds than those of :attr:`halves`.
-        """
-        return self._asked.get(held, range(0)) if self.believed is not None else range(0)
+        return (whole.of(order) if order else None), asked
 
     def encoded_inputs(self, held: Held) -> EncodedRows:
         """Encode the inputs that :meth:`asked` gives, once.

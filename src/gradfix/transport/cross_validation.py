@@ -39,13 +39,10 @@ class _Part:
     asked: Sequence[int] = ()
     inputs: EncodedRows | None = None
 
-    def of(self, candidate: Candidate) -> tuple[Values, Values]:
-        """Losses and scores of another method, by what judges in this part."""
-        places, asked = list(self.places), list(self.asked)
-        taught = candidate.taught if asked else None
-        seen = Seen(candidate.losses, candidate.losses, candidate.scores).at(places)
-        seen = seen.beside(taught.at(asked) if taught is not None else None)
-        return seen.losses, seen.scores
+    def of(self, candidate: Candidate) -> Seen:
+        """Another method, uncalibrated, by what judges in this part: samples, then inputs where they were asked."""
+        seen = Seen(candidate.losses, candidate.losses, candidate.scores).at(self.places)
+        return seen.beside(candidate.taught.at(self.asked) if candidate.taught and self.asked else None)
 
 
 @dataclass(frozen=True)
@@ -60,14 +57,6 @@ class _Look:
     @classmethod
     def of(cls, found: Evaluation) -> "_Look":
         return cls(found, None, np.asarray(found.losses), np.asarray(found.scores))
-
-    @property
-    def loss(self) -> float:
-        return float(self.losses.mean())
-
-    @property
-    def score(self) -> float:
-        return float(self.scores.mean())
 
 
 class _Table:
@@ -244,12 +233,12 @@ def cross_validate(
 
 def _ask(context: SelectionContext, way: Method, setting: Setting) -> Seen | None:
     """Ask the teacher about a place, of every input as it is without it: α costs no passes over inputs but the best."""
-    parts = _asked_parts(context, context.halves)
+    parts = _asked_parts(context, [held for held in context.halves if context.asked(held)])
     table = _Table(parts, context.model.task, context.believed)
-    places = [(*way.build(context, setting, part.held), part.inputs) for part in parts if part.inputs]
+    places = [(*way.build(context, setting, part.held), context.encoded_inputs(part.held)) for part in parts]
     try:
         measured = context.model.evaluate_each(places, logits=True)
-        for part, found in zip((part for part in parts if part.inputs), measured, strict=True):
+        for part, found in zip(parts, measured, strict=True):
             table.add_answers(setting, part, found)
     finally:
         context.model.restore()
@@ -412,11 +401,12 @@ def _hopeless(
     training: bool,
 ) -> bool:
     """Whether more steps are not worth their time: they make it worse, or what is ahead is out of reach."""
-    losses, scores = [one.loss for one in measured], [one.score for one in measured]
+    losses = [float(one.losses.mean()) for one in measured]
+    scores = [float(one.scores.mean()) for one in measured]
     if rival is not None:
         theirs = part.of(rival)
-        losses.insert(0, float(theirs[0].mean()))
-        scores.insert(0, float(theirs[1].mean()))
+        losses.insert(0, float(theirs.losses.mean()))
+        scores.insert(0, float(theirs.scores.mean()))
     if measured[-1].samples.statistics is not None:
         scores = [-loss for loss in losses]  # a metric over all samples says little of a part
     # Each stop of training takes longer than all before it: from the second on one that is worse is enough.
@@ -434,13 +424,15 @@ def _behind(
     """Whether another method is out of reach: further ahead than luck, and than what the last steps gained."""
     if other is None or len(measured) < 2:
         return False
-    last, (losses, scores) = measured[-1], part.of(other)
-    both = min(len(losses), len(last.losses))  # samples come first, and inputs may be asked of one alone
-    behind = last.losses[:both] - losses[:both]
+    last, theirs = measured[-1], part.of(other)
+    both = min(
+        len(theirs.losses), len(last.losses)
+    )  # samples come first, and inputs may be asked of one alone
+    behind = last.losses[:both] - theirs.losses[:both]
     gap, error = float(behind.mean()), float(behind.std()) / math.sqrt(len(behind))
-    reach = 2 * max(measured[-2].loss - last.loss, 0.0)
+    reach = 2 * max(float(measured[-2].losses.mean() - last.losses.mean()), 0.0)
     # A metric over all samples says little of a part.
-    lower = last.samples.statistics is not None or last.score < float(scores.mean())
+    lower = last.samples.statistics is not None or bool(last.scores.mean() < theirs.scores.mean())
     return gap > max(settings.behind * error, reach) and lower
 
 
@@ -475,7 +467,9 @@ def _search_training(
 
     first, *_ = way.rates
     start = (
-        math.inf if rival is None else float(np.concatenate([part.of(rival)[0] for part in searching]).mean())
+        math.inf
+        if rival is None
+        else float(np.concatenate([part.of(rival).losses for part in searching]).mean())
     )
     upwards = attempt(first, way.stops) < start
     ladder = sorted({*way.rates, *settings.more_rates}, reverse=not upwards)

@@ -279,9 +279,8 @@ class Execution:
             if slot.name in changed:
                 slot.owner._parameters[slot.attribute] = self.placeholders[slot.name]
                 self._values.pop(slot.name, None)
-        if (
-            arriving and not like_before
-        ):  # a block takes what the one before it left free; all others have other sizes
+        # A block takes what the one before it left free; all others have other sizes.
+        if arriving and not like_before:
             give_back_what_is_free()
         # Weights that were made while inference was on could not enter a graph later.
         with torch.inference_mode(False), torch.no_grad():
