@@ -29,7 +29,7 @@ from gradfix.evaluation.binding import bind, choose_support
 from gradfix.evaluation.intervals import ENOUGH, paired_difference
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.recipes.settings import SETTINGS
-from gradfix.transport.candidates import Candidate
+from gradfix.transport.candidates import Candidate, Seen
 from gradfix.transport.comparison import Judge, arrived
 from gradfix.transport.context import SelectionContext, StartingPoint
 from gradfix.transport.cross_validation import cross_validate
@@ -187,12 +187,15 @@ def one_draw(
 
 
 def seen(candidate: Candidate) -> dict[str, Any]:
-    """What the samples said of a method, one by one, so that other rules of choice can be tried on the same cells."""
-    parts = {
-        name: [round(float(each), 5) for each in part] for name, part in candidate.seen._asdict().items()
-    }
-    taught = {} if candidate.taught is None else {"taught": float(candidate.taught.judged.mean())}
+    """What judged a method, one by one, so that other rules of choice can be tried on the same cells."""
+    taught = {} if candidate.taught is None else {"taught": one_by_one(candidate.taught)}
+    parts = one_by_one(candidate.seen)
     return {"setting": dict(candidate.setting), "classes": candidate.classes, **parts, **taught}
+
+
+def one_by_one(what: Seen) -> dict[str, list[float]]:
+    """Losses and scores as JSON."""
+    return {name: [round(float(each), 5) for each in part] for name, part in what._asdict().items()}
 
 
 def tried(choice: Any) -> dict[str, tuple[Method, Candidate]]:
@@ -294,7 +297,7 @@ def by_teacher(found: Sequence[Mapping[str, Any]]) -> list[str]:
             continue
         best = max(one["scores"][name] for name in seen)
         for judge, losses in {
-            "answers": {name: what["taught"] for name, what in seen.items()},
+            "answers": {name: float(np.mean(what["taught"]["judged"])) for name, what in seen.items()},
             "labels": {name: float(np.mean(what["judged"])) for name, what in seen.items()},
         }.items():
             lost[judge].append(100 * (best - one["scores"][min(losses, key=lambda name: losses[name])]))
