@@ -222,16 +222,14 @@ class VoteVisitor(Visitor):
             job()
 
 
-class InnerProducts(Function):
-    """⟨output, gradient⟩ of each sample, without a copy of either: those of a head over the vocabulary are large."""
+class Arrived(Function):
+    """Stands for ⟨output, gradient⟩ of each sample, and sends the gradient back: nobody looks at its value."""
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, gradient: Tensor) -> Tensor:
-        """Compute them in float32 at least."""
-        ctx.gradient = gradient
-        wide = torch.promote_types(output.dtype, torch.float32)
-        pairs = zip(output, gradient, strict=True)
-        return torch.stack([(one.to(wide) * other.to(wide)).sum() for one, other in pairs])
+        """Give a zero a sample: those of a head over the vocabulary would take long."""
+        ctx.gradient, ctx.reads_nothing = gradient, True
+        return output.new_zeros(len(output), dtype=torch.promote_types(output.dtype, torch.float32))
 
     @staticmethod
     @once_differentiable
@@ -278,7 +276,7 @@ class UnitLoss:
                 gradient, wide = gradients[number], torch.promote_types(output.dtype, torch.float32)
                 # What has no dimension of samples is made of weights alone: the rules must see it meet them.
                 part: Tensor = (
-                    InnerProducts.apply(output, gradient)  # type: ignore[no-untyped-call]
+                    Arrived.apply(output, gradient)  # type: ignore[no-untyped-call]
                     if output.shape == gradient.shape
                     else (output.to(wide) * gradient.to(wide)).flatten(1).sum(1)
                 )
@@ -300,6 +298,8 @@ class UnitLoss:
 
 class UnitCounter(FastCounter):
     """Counts at one unit; what other calls of the pass contribute to as well is held back until all have."""
+
+    sparing = True
 
     def __init__(self, *arguments: Any, shared: set[str], counted: set[str], **options: Any) -> None:
         """Prepare; see :class:`FastCounter`.

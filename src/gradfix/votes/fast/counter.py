@@ -4,6 +4,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from types import MethodType
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,10 @@ class FastCounter:
     Attributes:
         reasons: Parameters that the plain loop counted, for all batches or some, with the reason.
         plan: What was verified.
+        sparing: Whether nobody looks at the losses, so that what they alone are made of is not computed.
     """
+
+    sparing: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -82,9 +86,11 @@ class FastCounter:
         if self.plan.failure:
             self._count_plainly(batch, N, first, dict.fromkeys(self._parameters, self.plan.failure))
             return
-        with closing(Recorder(self._parameters, N, self.plan.derived)) as recorder:
-            with recorder, autocast(self._device, self._dtype):
-                losses = self._loss(self._model, batch)
+        recorder, losses = self._recorded(batch, N, self.plan.spared or frozenset())
+        if recorder.misread:  # it goes another way than what was verified
+            recorder.close()
+            recorder, losses = self._recorded(batch, N, frozenset())
+        with closing(recorder):
             leaves = self._leaves()
             losses = checked_losses(losses, N)
             if not bool(torch.isfinite(losses.detach()).all()):
@@ -122,6 +128,11 @@ class FastCounter:
             )
         self._count_plainly(batch, N, first, left)
 
+    def _recorded(self, batch: Batch, samples: int, spared: frozenset[str]) -> tuple[Recorder, Tensor]:
+        recorder = Recorder(self._parameters, samples, self.plan.derived, spared)
+        with recorder, autocast(self._device, self._dtype):
+            return recorder, self._loss(self._model, batch)
+
     def _verdicts(self, recorder: Recorder, batch: Batch, first: int) -> dict[str, Verdict]:
         known = self.plan.verdicts
         keys = {name: (name, recorder.signature(name)) for name in self._parameters}
@@ -129,15 +140,13 @@ class FastCounter:
         # (no padding among them). The latter costs what the plain loop would, but only once.
         for few in (enough(batch), batch_size(batch)):
             if any(key not in known for key in keys.values()):
-                verify(
-                    self.plan, self._model, select(batch, slice(0, few)), self._loss, self._parameters, first
-                )
+                self._verify(batch, few, first)
         other = Verdict(reason="it is used in another way than in the samples that verify its rule")
         return {name: known.get(key, other) for name, key in keys.items()}
 
     def _verify(self, batch: Batch, samples: int, first: int) -> None:
         few = select(batch, slice(0, samples))
-        verify(self.plan, self._model, few, self._loss, self._parameters, first)
+        verify(self.plan, self._model, few, self._loss, self._parameters, first, sparing=self.sparing)
 
     def _take(
         self,

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from gradfix.votes.fast.contributions import Contribution, Form, largest
 from gradfix.votes.fast.layouts import Layout
 from gradfix.votes.fast.rules.registry import RULES
+from gradfix.votes.fast.unread import READING_NOTHING
 
 DERIVED = " of a derived tensor"
 
@@ -76,6 +77,8 @@ class Recorder(TorchFunctionMode):
     Attributes:
         samples: N of the batch.
         derived: Tables known to be looked up at positions that are the same for all samples.
+        spared: Weights of products that are not computed: zeros stand for what they give.
+        misread: Whether such zeros were read, so that the pass is worth nothing.
         anchor: A scalar that every recorded use depends on: the backward pass goes as far as it is needed.
         uncovered: Parameters used in a way that no rule covers, with the call.
         poison: 0, or not a number once an infinite or undefined value went by.
@@ -83,7 +86,11 @@ class Recorder(TorchFunctionMode):
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], samples: int, derived: frozenset[str] = frozenset()
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        samples: int,
+        derived: frozenset[str] = frozenset(),
+        spared: frozenset[str] = frozenset(),
     ) -> None:
         """Prepare for one forward pass.
 
@@ -91,12 +98,15 @@ class Recorder(TorchFunctionMode):
             parameters: Name to parameter.
             samples: N.
             derived: Tables known to be looked up at positions that are the same for all samples.
+            spared: Weights of products that are not computed, as no gradient depends on what they give.
         """
         super().__init__()
-        self.samples, self.derived = samples, derived
+        self.samples, self.derived, self.spared = samples, derived, spared
         device = next(iter(parameters.values())).device
         self.anchor = torch.zeros((), device=device, requires_grad=True)
         self.uncovered: dict[str, str] = {}
+        self.misread = False
+        self._zeros: dict[int, Tensor] = {}
         self.poison = torch.zeros((), device=device)
         self.excess = torch.zeros((), device=device)
         self._sources = {id(value): Source(value, (name,), True) for name, value in parameters.items()}
@@ -109,6 +119,14 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         """See one call of torch's."""
         kwargs = kwargs or {}
+        result = self._called(func, args, kwargs)
+        if self._zeros and any(id(value) in self._zeros for value in _tensors(args, kwargs)):
+            self.misread = self.misread or func.__name__ not in READING_NOTHING
+            for value in _tensors((result,), {}):
+                self.stand_in(value)
+        return result
+
+    def _called(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         found = [self._sources[id(value)] for value in _tensors(args, kwargs) if id(value) in self._sources]
         if not found:
             return func(*args, **kwargs)
@@ -118,6 +136,14 @@ class Recorder(TorchFunctionMode):
         rule = RULES.get(func.__name__)
         result = NotImplemented if rule is None else rule(self, func, args, kwargs)
         return self.derive(func, args, kwargs, found) if result is NotImplemented else result
+
+    def stand_in(self, zeros: Tensor) -> None:
+        """Watch that nobody reads what stands for a product that was not computed, or what was made of it.
+
+        Args:
+            zeros: It.
+        """
+        self._zeros[id(zeros)] = zeros  # held: an id is given again
 
     def derive(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], found: list[Source]) -> Any:
         """Make a call that no rule covers, and follow its result if it depends on parameters alone."""
@@ -232,7 +258,7 @@ class Recorder(TorchFunctionMode):
     def close(self) -> None:
         """Let go of the pass: its graph knows this recorder, and the circle would outlive the model for long."""
         self._sink, self._watched = None, None
-        self._sources, self._progress = {}, {}
+        self._sources, self._progress, self._zeros = {}, {}, {}
 
     def _complete(self, name: str) -> None:
         progress = self._progress[name]

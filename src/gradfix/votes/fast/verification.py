@@ -23,6 +23,7 @@ from gradfix.votes.fast.contributions import Contribution, Form
 from gradfix.votes.fast.derived import SampleGradients
 from gradfix.votes.fast.layouts import Layout
 from gradfix.votes.fast.recorder import DERIVED, Recorder, Use
+from gradfix.votes.fast.unread import unread
 from gradfix.votes.isolation import Loss, checked_losses
 from gradfix.votes.plain import count_plainly
 
@@ -59,11 +60,13 @@ class Plan:
         verdicts: By parameter and way of use.
         failure: Why torch can't run this model with the rules at all; empty if it can.
         batch: The number of the batch that is being counted.
+        spared: Weights of products that need not be computed where losses are not looked at; None until it is known.
     """
 
     verdicts: dict[tuple[str, tuple[str, ...]], Verdict] = field(default_factory=dict)
     failure: str = ""
     batch: int = 0
+    spared: frozenset[str] | None = None
 
     @property
     def derived(self) -> frozenset[str]:
@@ -92,6 +95,8 @@ def verify(
     loss: Loss,
     parameters: Mapping[str, nn.Parameter],
     first: int,
+    *,
+    sparing: bool = False,
 ) -> None:
     """Run samples both ways and add the verdicts to a plan.
 
@@ -102,6 +107,7 @@ def verify(
         loss: One value a sample.
         parameters: Name to parameter, each requiring a gradient.
         first: Index of the first sample among all samples, for messages.
+        sparing: Nobody looks at the losses: what they alone are made of is found, and verified without.
     """
     samples = batch_size(batch)
     ones = {name: _signs(parameter) for name, parameter in parameters.items()}
@@ -114,16 +120,28 @@ def verify(
 
     # gradients of one sample arrive before those of the next, so a list's index is the sample's
     count_plainly(model, batch, samples, loss, parameters, sketch, first=first)
-    recorder = Recorder(parameters, samples, plan.derived)
     verdicts: dict[str, Verdict] = {}
     blocks = Blocks()
 
     def compare(name: str, arrived: list[tuple[Use, Form]]) -> None:
         verdicts[name] = _compare(name, parameters[name], arrived, ones[name], plain[name], blocks, samples)
 
-    try:
+    def run(recorder: Recorder) -> Tensor:
         with recorder:
-            losses = checked_losses(loss(model, batch), samples)
+            return checked_losses(loss(model, batch), samples)
+
+    recorder = Recorder(parameters, samples, plan.derived, plan.spared or frozenset())
+    try:
+        losses = run(recorder)
+        if sparing:
+            found = unread(losses)
+            spared = found if plan.spared is None else found & plan.spared
+            while recorder.misread or recorder.spared != spared:
+                spared = frozenset() if recorder.misread else spared
+                recorder.close()
+                recorder = Recorder(parameters, samples, plan.derived, spared)
+                losses = run(recorder)
+            plan.spared = spared
         recorder.backward(losses, compare)
     except RuntimeError as error:
         # Torch refuses what the rules did to this model (a second derivative, a checkpointed segment run

@@ -64,8 +64,12 @@ def _linear(
         for what, source in zip(("weight", "bias"), own, strict=True)
     ]
     x, weight, bias = lowered(x, weight, bias)
-    arguments = (x, weight.detach(), bias, transposed, deliveries, recorder)
-    return LinearFunction.apply(recorder.anchor, *arguments)  # type: ignore[no-untyped-call]
+    name = own[0].roots[0] if own[0] is not None and own[0].whole else None
+    arguments = (x, weight.detach(), bias, transposed, deliveries, recorder, name)
+    output = LinearFunction.apply(recorder.anchor, *arguments)  # type: ignore[no-untyped-call]
+    if name in recorder.spared:
+        recorder.stand_in(output)
+    return output
 
 
 class LinearFunction(Function):
@@ -81,10 +85,14 @@ class LinearFunction(Function):
         transposed: bool,
         deliveries: Sequence[Deliver],
         recorder: Recorder,
+        name: str | None,
     ) -> Tensor:
-        """Compute the output."""
+        """Compute the output, unless it is known that nobody reads it."""
         ctx.save_for_backward(x, weight)
         ctx.transposed, ctx.deliveries, ctx.recorder = transposed, deliveries, recorder
+        ctx.weight_name = name
+        if name in recorder.spared:
+            return x.new_zeros(*x.shape[:-1], weight.shape[1 if transposed else 0])
         if not transposed:
             output = functional.linear(x, weight, bias)
         elif bias is not None and x.ndim == 2:
@@ -115,4 +123,4 @@ class LinearFunction(Function):
         for deliver, form in zip(ctx.deliveries, forms, strict=True):
             if deliver is not None:
                 deliver(form)
-        return None, back, None, None, None, None, None
+        return None, back, *[None] * 6
