@@ -200,6 +200,19 @@ class SelectionContext:
         inputs = [self.believed.places[number] for number in asked] if self.believed is not None else ()
         return self.remembered(("outside", held), (vector,), lambda: self._refitted(aligned, samples, inputs))
 
+    def at_hand(self, vector: TaskVector) -> TaskVector:
+        """Give a vector that is read again and again: computed into a file, unless the model reads it once a pass.
+
+        Args:
+            vector: Any vector.
+
+        Returns:
+            The same values, which don't know what they were made from.
+        """
+        if self.model.streams:
+            return vector
+        return self.remembered("at hand", (vector,), lambda: self.scratch.keep(vector))
+
     def _refitted(self, aligned: Aligned, samples: Sequence[Any], inputs: Sequence[int]) -> TaskVector:
         self.model.restore()
         return aligned.without(samples, inputs)
@@ -488,7 +501,7 @@ class StartingPoint:
             held = ()
         if held not in self._reached:
             delta, alpha = self.way.build(context, self.setting, held)
-            self._reached[held] = context.scratch.keep(delta), alpha
+            self._reached[held] = context.scratch.keep(context.at_hand(delta)), alpha
         return self._reached[held]
 
     def go(self, context: SelectionContext, held: Held = ()) -> None:

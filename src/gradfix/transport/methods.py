@@ -135,7 +135,7 @@ class AddVector(Method):
 
     def places(self, context: SelectionContext, held: Held) -> Iterator[tuple[Setting, TaskVector, float]]:
         """Give every α."""
-        delta = self._drawn(context, held)
+        delta = context.at_hand(self._drawn(context, held))
         for alpha in sorted(set(self.grid)):
             yield {"alpha": alpha}, delta, alpha
 
@@ -198,12 +198,15 @@ class MaskVector(Method):
     def _once(self, context: SelectionContext, setting: Setting, held: Held) -> TaskVector:
         what = "mask", self.strategy, self.vote or context.vote, self._level(setting), held
         things = (self.vector,) if self.at.way is None else (self.vector, self.at)
+        vector = context.at_hand(context.outside(self.vector, held))
         return context.remembered(
-            what, things, lambda: context.scratch.keep(self._mask(context, setting, held))
+            what, things, lambda: context.scratch.keep(self._mask(context, setting, held, vector))
         )
 
-    def _mask(self, context: SelectionContext, setting: Setting, held: Held) -> TaskVector:
-        vector = context.outside(self.vector, held)
+    def _mask(
+        self, context: SelectionContext, setting: Setting, held: Held, vector: TaskVector | None = None
+    ) -> TaskVector:
+        vector = context.outside(self.vector, held) if vector is None else vector
         votes = context.votes_without(self.at, held, self.vote)
         options = find_strategy(self.strategy).taking(level=self._level(setting))
         return mask(vector, votes, strategy=self.strategy, seed=context.seed, **options)
@@ -247,7 +250,7 @@ class Revote(Method):
 
     def _steps(self, context: SelectionContext, count: int, held: Held) -> Iterator[list[TaskVector]]:
         steps: list[TaskVector] = []
-        rows, vector = context.without(held), context.outside(self.vector, held)
+        rows, vector = context.without(held), context.at_hand(context.outside(self.vector, held))
         for _ in range(count):
             votes = context.count(rows) if steps else context.votes_without(self.start, held)
             options = find_strategy(self.strategy).taking(level=self.level)

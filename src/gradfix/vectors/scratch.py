@@ -75,8 +75,11 @@ class Scratch:
                 order of its own.
 
         Returns:
-            A vector of the same values, read from the file; the given one itself where the disk has no room.
+            A vector of the same values, read from the file; the given one itself where the disk has no room, or where
+            it is read from such a file already.
         """
+        if isinstance(vector.source, Kept) and not from_first:
+            return vector
         source = Selection(vector, {name: name for name in vector.specs}, dtype=torch.float32)
         kept = self.hold(source, from_first=from_first)
         return vector if kept is source else TaskVector(kept, config=vector.config)
