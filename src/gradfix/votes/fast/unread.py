@@ -45,11 +45,14 @@ def unread(losses: Tensor) -> frozenset[str]:
         if node not in read:
             read.add(node)
             left.extend(_before(node))  # an output that is read was made of these
-    products = [node for node in nodes if getattr(node, "weight_name", None) is not None]
-    uses = Counter(node.weight_name for node in products)
-    return frozenset(
-        node.weight_name for node in products if uses[node.weight_name] == 1 and node not in read
-    )
+    uses = Counter(name for node in nodes if (name := _weight(node)) is not None)
+    unread_too = {_weight(node) for node in nodes if node not in read}
+    return frozenset(name for name, count in uses.items() if count == 1 and name in unread_too)
+
+
+def _weight(node: Any) -> str | None:
+    """The weight of a recorded product."""
+    return getattr(node, "weight_name", None)
 
 
 def _before(node: Any) -> Iterator[Any]:
