@@ -1,13 +1,16 @@
 """Fingerprints are the same for a tensor and its stored rows, and differ where weights do."""
 
+import json
 from collections import Counter
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import nn
 
+from gradfix.checkpoints import Checkpoint, SafetensorsFile
 from gradfix.checkpoints.fingerprint import (
     combined_fingerprint,
     fingerprints,
@@ -40,6 +43,22 @@ def test_few_rows_are_read():
     stored = Stored({"w": torch.randn(5000, 8)})
     stored_fingerprint(stored, "w")
     assert stored.rows["w"] <= 64
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int8])
+def test_of_a_file_single_numbers_are_read_and_no_rows(dtype, tmp_path, monkeypatch):
+    tensors = {
+        name: torch.randn(101, 53, generator=torch.Generator().manual_seed(seed))
+        for seed, name in enumerate("ab")
+    }
+    tensors = {name: tensor.mul(50).to(dtype) for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        save_file({name: tensor}, tmp_path / f"{name}.safetensors")
+    index = {"weight_map": {name: f"{name}.safetensors" for name in tensors}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    checkpoint = Checkpoint.open(tmp_path / "model.safetensors.index.json")
+    monkeypatch.setattr(SafetensorsFile, "read", lambda *_: pytest.fail("a row was read"))
+    assert fingerprints(checkpoint) == {name: tensor_fingerprint(tensor) for name, tensor in tensors.items()}
 
 
 def test_precision_does_not_matter_but_values_and_shapes_do():

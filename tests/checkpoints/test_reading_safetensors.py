@@ -191,6 +191,9 @@ def test_a_file_cut_after_opening_is_an_error_not_a_crash(tmp_path: Path) -> Non
     assert torch.equal(file.read("x", slice(0, 10)), torch.ones(10))
     with pytest.raises(GradfixError, match=f"'x': the file was cut while it was read: expected {size} bytes"):
         file.read("x")
+    assert torch.equal(file.pick("x", [0, 10]), torch.ones(2))
+    with pytest.raises(GradfixError, match=f"'x': the file was cut while it was read: expected {size} bytes"):
+        file.pick("x", [0, 99_999])
 
 
 def test_a_replaced_file_is_read_as_it_was_checked(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from gradfix.checkpoints.reading.locate import (
     open_weights,
 )
 from gradfix.checkpoints.reading.registries import hub_id
-from gradfix.checkpoints.tensors import TensorSpec
+from gradfix.checkpoints.tensors import TensorSpec, pick
 from gradfix.checkpoints.ties import Ties, find_ties, same_values
 from gradfix.checkpoints.vocabulary import has_tokenizer
 from gradfix.checkpoints.wrappers import unwrap
@@ -377,6 +377,20 @@ class Checkpoint(Mapping[str, Tensor]):
         if self._tied.assumed and not self._confirmed:
             self.fetch()
         return self._weights.read(stored, rows, out=out)
+
+    def pick(self, name: str, positions: Sequence[int]) -> Tensor | None:
+        """Read single numbers of a tensor.
+
+        Args:
+            name: A key of ``specs`` or of ``ties``.
+            positions: Of the flattened tensor.
+
+        Returns:
+            The numbers, shape ``[len(positions)]``; None where only whole rows can be had.
+        """
+        if self._tied.assumed and not self._confirmed:
+            self.fetch()
+        return pick(self._weights, self._tied.stored[self._tied.aliases.get(name, name)], positions)
 
     def expect(self, name: str) -> bool:
         """Have the system read a tensor into its cache, without waiting for it.

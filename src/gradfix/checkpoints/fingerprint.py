@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gradfix.checkpoints.tensors import TensorSource
+from gradfix.checkpoints.tensors import TensorSource, pick
 from gradfix.errors import GradfixError
 from gradfix.progress import Progress, silent
 
@@ -47,10 +47,10 @@ def tensor_fingerprint(tensor: Tensor) -> str:
 
 
 def stored_fingerprint(source: TensorSource, name: str) -> str:
-    """Hash a tensor on disk as :func:`tensor_fingerprint` does, reading only the rows that enter.
+    """Hash a tensor on disk as :func:`tensor_fingerprint` does, reading only the values that enter, or their rows.
 
     Args:
-        source: A checkpoint, or anything else with ``specs`` and ``read``.
+        source: A checkpoint, or anything else with ``specs`` and ``read``; its ``pick`` is asked first if it has one.
         name: The tensor's name there.
 
     Returns:
@@ -59,14 +59,21 @@ def stored_fingerprint(source: TensorSource, name: str) -> str:
     spec = source.specs[name]
     if spec.numel <= _READ_WHOLE or not spec.shape:
         return tensor_fingerprint(source.read(name))
+    positions = _positions(spec.numel).tolist()
+    picked = pick(source, name, positions)
+    return _hash(spec.shape, _read_rows(source, name, positions) if picked is None else picked)
+
+
+def _read_rows(source: TensorSource, name: str, positions: Iterable[int]) -> Tensor:
+    spec = source.specs[name]
     row_length = spec.numel // spec.shape[0]
     values, held, row_values = [], -1, torch.empty(0)
-    for position in _positions(spec.numel).tolist():
+    for position in positions:
         row, column = divmod(position, row_length)
         if row != held:
             held, row_values = row, source.read(name, slice(row, row + 1)).reshape(-1)
         values.append(row_values[column])
-    return _hash(spec.shape, torch.stack(values))
+    return torch.stack(values)
 
 
 def fingerprints(target: nn.Module | TensorSource, names: Iterable[str] | None = None) -> dict[str, str]:

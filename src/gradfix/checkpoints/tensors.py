@@ -1,7 +1,7 @@
 """What is known of a tensor from a file's header, and how its data are walked without holding them whole."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -85,6 +85,22 @@ def known_zero(source: TensorSource, name: str) -> bool:
     """
     ask = getattr(source, "known_zero", None)
     return ask is not None and bool(ask(name))
+
+
+def pick(source: object, name: str, positions: Sequence[int]) -> Tensor | None:
+    """Ask a source for single numbers of a tensor; those that can give them are files on a disk.
+
+    Args:
+        source: Any source.
+        name: The tensor's key.
+        positions: Of the flattened tensor.
+
+    Returns:
+        The numbers, shape ``[len(positions)]``; None where only whole rows can be had.
+    """
+    ask = getattr(source, "pick", None)
+    picked: Tensor | None = None if ask is None else ask(name, positions)
+    return picked
 
 
 def is_finite(block: Tensor) -> bool:

@@ -1,7 +1,7 @@
 """Weights cut into shards, and the index that says which tensor is in which."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Protocol
@@ -9,7 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from gradfix.checkpoints.reading.json_files import read_json_object
-from gradfix.checkpoints.tensors import TensorSpec
+from gradfix.checkpoints.tensors import TensorSpec, pick
 from gradfix.errors import GradfixError
 
 
@@ -160,6 +160,10 @@ class ShardedWeights:
             The tensor in its stored dtype, the first dimension cut to ``rows``.
         """
         return self._shard_of[name].read(name, rows, out=out)
+
+    def pick(self, name: str, positions: Sequence[int]) -> Tensor | None:
+        """Read single numbers of a tensor; see :func:`gradfix.checkpoints.tensors.pick`."""
+        return pick(self._shard_of[name], name, positions)
 
 
 def read_weight_map(path: Path) -> dict[str, str]:

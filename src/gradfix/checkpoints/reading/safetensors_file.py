@@ -2,10 +2,11 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
+import torch
 from torch import Tensor
 
 from gradfix.checkpoints.reading.file_reader import PositionedFile, allocate, row_range
@@ -83,3 +84,24 @@ class SafetensorsFile:
         row_bytes = math.prod(spec.shape[1:]) * spec.dtype.itemsize
         self._file.read_into(memory, entry.start + start * row_bytes, f"tensor {name!r}")
         return tensor
+
+    def pick(self, name: str, positions: Sequence[int]) -> Tensor:
+        """Read single numbers of a tensor, and no other bytes.
+
+        Args:
+            name: A key of ``specs``.
+            positions: Of the flattened tensor.
+
+        Returns:
+            The numbers in their stored dtype, shape ``[len(positions)]``.
+
+        Raises:
+            GradfixError: If the file was cut after it was opened.
+        """
+        entry = self._entries[name]
+        dtype = entry.spec.dtype
+        parts = [self._file.read_bytes(entry.start + at * dtype.itemsize, dtype.itemsize) for at in positions]
+        numbers = bytearray(b"".join(parts))
+        if len(numbers) < len(positions) * dtype.itemsize:
+            raise self._file.cut(f"tensor {name!r}")
+        return torch.frombuffer(numbers, dtype=dtype)
