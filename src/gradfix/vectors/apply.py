@@ -260,7 +260,10 @@ class _Stream:
 
     def _block(self, name: str, rows: slice | None) -> tuple[Tensor, int, int]:
         """Compute one block of the output, how many of its weights should change, and how many don't."""
-        base, delta = self.placement.base.read(name, rows), self.placement.vector.read(name, rows)
+        # In this order each step meets in the cache what the one before it made.
+        delta = self.placement.vector.read(name, rows)
+        wanted = count_nonzero(delta) if self.alpha else 0
+        base = self.placement.base.read(name, rows)
         dtype = self.dtype or base.dtype
         exact = add_scaled(base, delta, self.alpha)
         if self.rounding == "stochastic":
@@ -270,10 +273,8 @@ class _Stream:
         else:
             result = exact.to(dtype)
         self._require_finite(exact, result, base, name)
-        if not self.alpha:
-            return result, 0, 0
-        wanted = count_nonzero(delta)
-        return result, wanted, max(0, wanted - count_different(result, base.to(dtype)))
+        changed = count_different(result, base.to(dtype)) if wanted else 0
+        return result, wanted, max(0, wanted - changed)
 
     def _require_finite(self, exact: Tensor, result: Tensor, base: Tensor, name: str) -> None:
         # What is not finite stays so when it is rounded; only stochastic rounding changes bits of a NaN.
