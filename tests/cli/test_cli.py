@@ -325,3 +325,16 @@ def test_apply_says_what_check_says(triple: Triple, tmp_path: Path) -> None:
     assert findings == json.loads(checked.stdout)["findings"]
     assert any("hidden_act" in finding["text"] for finding in findings)
     assert all(finding["text"] in applied.stderr for finding in findings)
+
+
+def test_a_process_that_ends_looks_through_nothing_it_imported() -> None:
+    program = """
+import atexit, gc, sys
+atexit.register(lambda: print("kept", gc.get_freeze_count(), "looked through", len(gc.get_objects())))
+from gradfix.__main__ import main
+sys.argv = ["gradfix", "--version"]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    _, kept, *_, left = done.stdout.splitlines()[-1].split()
+    assert int(left) < 1000 < int(kept)
