@@ -52,6 +52,22 @@ def test_check_finds_and_refuses_nothing_by_an_exception(work: Job) -> None:
     assert repr(wrong).startswith("not possible\n  error: row 0: has no column 'label'")
 
 
+def test_check_reckons_with_all_that_auto_tries(work: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gradfix.transport.memory._speed", lambda *_: 1e9)
+    monkeypatch.setattr("gradfix.transport.checks._measured_seconds", lambda *_: 0.0)
+
+    def seconds(**options: object) -> float:
+        found = gf.check(**work.models, task=work.task, support=work.rows, **options)
+        assert found.seconds is not None
+        return found.seconds
+
+    told, untrained, whole = seconds(method="gradfix"), seconds(training=False), seconds()
+    assert whole > untrained > 1.5 * told
+    steps = [seconds(method="gradfix", finetune_steps=steps) - told for steps in (10, 20)]
+    assert steps[1] == pytest.approx(2 * steps[0])
+    assert steps[0] > 0
+
+
 def test_votes_are_those_of_the_file(work: Job, tmp_path: Path) -> None:
     (tmp_path / "s.jsonl").write_text("".join(json.dumps(row) + "\n" for row in work.rows))
     target = work.models["target_base"]

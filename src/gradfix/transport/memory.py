@@ -15,6 +15,7 @@ import torch
 
 from gradfix.checkpoints.tensors import TensorSpec
 from gradfix.errors import GradfixError, option
+from gradfix.evaluation.finetuning import TRAINING_BATCH
 from gradfix.evaluation.streaming.plan import compute_dtype_of, plan_memory, usual_length
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.recipes import TransportRecipe
@@ -130,15 +131,40 @@ def note_cost(
             + (f", and keeps {there} beside the output{_free(recipe)}" if there else ""),
         )
     weights = sum(spec.numel for spec in target.specs.values() if spec.dtype.is_floating_point)
+    each, besides = _forwards(recipe, held=held)
     settings = len(recipe.alphas() or SETTINGS.alphas)
-    # A count, every α on the samples, the certificate at five places and its slope, and three models judged.
-    forward = (3 if held else 4) * (1 + recipe.counts_votes) + settings + 5
-    operations = 2 * weights * length * (samples * forward + judged * (settings + 3))
+    operations = 2 * weights * length * (samples * each + judged * (settings + 3) + besides)
     judge = task.judging()
     if judge.generates:  # of four models, a token at a time
         operations += 2 * weights * judged * 4 * getattr(judge, "max_new_tokens", 0)
     operations += 2 * weights * answers * length
     found.seconds = (found.seconds or 0.0) + operations / _speed(recipe.device, dtype, target.specs)
+
+
+def _forwards(recipe: TransportRecipe, *, held: bool) -> tuple[int, int]:
+    """Reckon forward passes of single samples; those of ``auto`` as if each walk ended where most do.
+
+    Args:
+        recipe: The options.
+        held: Whether the target is held in memory.
+
+    Returns:
+        How many for each labelled sample, and how many however many samples there are.
+    """
+    count = (3 if held else 4) * recipe.counts_votes
+    # The count, every α, and the certificate at five places with its slope.
+    each = count + len(recipe.alphas() or SETTINGS.alphas) + 5 + (3 if held else 4)
+    besides = 0
+    if recipe.method == "auto":
+        # Naive addition at every α, another count for the confident mask, and re-votes, each judged by both halves.
+        each += len(SETTINGS.alphas) + count + len(SETTINGS.levels) + recipe.steps * (count + 1)
+        if recipe.align_data is not None or recipe.samples_per_class is not None:
+            besides += SETTINGS.align_inputs  # what the tuned model says of these judges
+    if recipe.finetune_steps is not None and recipe.method != "auto":
+        besides += 3 * TRAINING_BATCH * recipe.finetune_steps
+    elif held and recipe.may_train:
+        besides += 3 * TRAINING_BATCH * sum(SETTINGS.stops[:-1])
+    return each, besides
 
 
 def longest(task: ModelTask, rows: Sequence[Any]) -> int:

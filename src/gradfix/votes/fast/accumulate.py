@@ -73,7 +73,7 @@ BLOCK_BYTES = 2 * 2**20
 SAMPLE_BYTES = 2**19
 """The same in float32, where it is one sample's."""
 
-LONG = 64
+LONG = 32
 """Positions of a sample from which, in float32, its products take longer than the adding of its signs."""
 
 TALL, TILE = 2**10, 2**19
