@@ -87,7 +87,8 @@ class FastCounter:
             self._count_plainly(batch, N, first, dict.fromkeys(self._parameters, self.plan.failure))
             return
         recorder, losses = self._recorded(batch, N, self.plan.spared or frozenset())
-        if recorder.misread:  # it goes another way than what was verified
+        if recorder.misread:  # it goes another way than what was verified, as others like it may
+            self.plan.spared = frozenset()
             recorder.close()
             recorder, losses = self._recorded(batch, N, frozenset())
         with closing(recorder):

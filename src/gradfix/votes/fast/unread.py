@@ -18,8 +18,10 @@ _FACTS = {"__get__", "__len__", "dim", "is_contiguous", "is_floating_point", "nu
 READING_NOTHING = _SUMS | _SHAPES | _COPIES | _FACTS
 """Names of torch's functions whose gradients, and whatever else they tell, are the same for all values of inputs."""
 
-_NODES = {"Add", "Alias", "Clone", "Expand", "Permute", "Sub", "ToCopy", "Transpose", "Unsqueeze", "View"}
-_NODES = {f"{name}Backward0" for name in (*_NODES, "UnsafeView")}
+_NODES = {
+    f"{name}Backward0"
+    for name in ("Add", "Alias", "Clone", "Expand", "Permute", "Sub", "ToCopy", "Transpose", "Unsqueeze")
+} | {"UnsafeViewBackward0", "ViewBackward0"}
 """Names of the graph's nodes of these; others say so by ``reads_nothing``."""
 
 
