@@ -1,6 +1,7 @@
 """How a method is chosen: who judges, what beats what, and that what was judged is what is made."""
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gradfix.alignment import Aligned
+from gradfix.checkpoints.expressions import Selection
 from gradfix.evaluation.target_model import TargetModel
 from gradfix.progress import silent
 from gradfix.recipes.settings import SETTINGS, SelectionSettings
@@ -72,6 +74,31 @@ def trained(work: Job, root: Path, steps: int, *, ascend: bool) -> Job:
     found.save_pretrained(root / "tuned")
     models = {**work.models, "source_base": place, "source_tuned": root / "tuned"}
     return replace(work, models=models)
+
+
+def test_both_checkpoints_are_subtracted_once_however_many_masks_and_alphas_are_tried(
+    work: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = loaded(work)
+    source, read = model.vector.source, Counter[str]()
+
+    class Counting(Selection):
+        def read(self, name: str, rows: slice | None = None) -> Tensor:
+            read[name] += rows is None or not rows.start
+            return super().read(name, rows)
+
+    monkeypatch.setattr(model.vector, "source", Counting(source, {name: name for name in source.specs}))
+    with ground_of(model, work.rows) as context:
+        naive = AddVector("naive", "naive", vector=model.vector, grid=(0.5, 1.0))
+        at = StartingPoint(naive, {"alpha": 1.0})
+        ways = [
+            naive,
+            MaskVector("gradfix", "gradfix", vector=model.vector, grid=(0.5, 1.0)),
+            Revote("re-voted", "re-voted", vector=model.vector, step=0.1, count=2, start=at),
+        ]
+        for way in ways:
+            cross_validate(context, way)
+    assert set(read.values()) == {1}
 
 
 def test_nothing_wins_when_the_samples_contradict_the_task_vector(work: Job, tmp_path: Path) -> None:

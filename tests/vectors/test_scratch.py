@@ -28,6 +28,8 @@ def test_a_kept_vector_has_the_same_values_and_is_computed_once() -> None:
             assert torch.equal(kept[name], tau[name] * 3)
         assert torch.equal(kept.read("w", slice(3, 9)), tau["w"][3:9] * 3)
         assert sum(computed) == seen
+        assert scratch.keep(kept) is kept
+        assert scratch.keep(kept, from_first=True) is not kept  # of other ranks it may have other values
 
 
 def test_where_the_disk_has_no_room_the_vector_stays_lazy(monkeypatch: pytest.MonkeyPatch) -> None:
