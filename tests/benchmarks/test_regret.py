@@ -33,7 +33,7 @@ def test_training_counts_by_where_it_set_out_from() -> None:
 
 def test_the_judges_are_compared() -> None:
     def seen(judged: float, taught: float | None) -> dict[str, object]:
-        return {"judged": [judged, judged], **({} if taught is None else {"taught": taught})}
+        return {"judged": [judged, judged], **({} if taught is None else {"taught": {"judged": [taught]}})}
 
     one = {
         "scores": {"naive": 0.8, "answers": 0.7, "gradfix": 0.9},
