@@ -373,10 +373,7 @@ class Checkpoint(Mapping[str, Tensor]):
         Raises:
             KeyError: If there is no such tensor.
         """
-        stored = self._tied.stored[self._tied.aliases.get(name, name)]
-        if self._tied.assumed and not self._confirmed:
-            self.fetch()
-        return self._weights.read(stored, rows, out=out)
+        return self._weights.read(self._key_of(name), rows, out=out)
 
     def pick(self, name: str, positions: Sequence[int]) -> Tensor | None:
         """Read single numbers of a tensor.
@@ -386,11 +383,19 @@ class Checkpoint(Mapping[str, Tensor]):
             positions: Of the flattened tensor.
 
         Returns:
-            The numbers, shape ``[len(positions)]``; None where only whole rows can be had.
+            The numbers in the dtype of its spec, shape ``[len(positions)]``; None where only whole rows can be had.
+
+        Raises:
+            KeyError: If there is no such tensor.
         """
+        return pick(self._weights, self._key_of(name), positions)
+
+    def _key_of(self, name: str) -> str:
+        """The stored key of a tensor that is about to be read; ties that were taken on trust are looked at first."""
+        stored = self._tied.stored[self._tied.aliases.get(name, name)]
         if self._tied.assumed and not self._confirmed:
             self.fetch()
-        return pick(self._weights, self._tied.stored[self._tied.aliases.get(name, name)], positions)
+        return stored
 
     def expect(self, name: str) -> bool:
         """Have the system read a tensor into its cache, without waiting for it.

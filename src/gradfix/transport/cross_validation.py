@@ -425,9 +425,8 @@ def _behind(
     if other is None or len(measured) < 2:
         return False
     last, theirs = measured[-1], part.of(other)
-    both = min(
-        len(theirs.losses), len(last.losses)
-    )  # samples come first, and inputs may be asked of one alone
+    # Samples come first, and inputs may be asked of one alone.
+    both = min(len(theirs.losses), len(last.losses))
     behind = last.losses[:both] - theirs.losses[:both]
     gap, error = float(behind.mean()), float(behind.std()) / math.sqrt(len(behind))
     reach = 2 * max(float(measured[-2].losses.mean() - last.losses.mean()), 0.0)

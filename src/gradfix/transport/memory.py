@@ -160,10 +160,11 @@ def _forwards(recipe: TransportRecipe, *, held: bool) -> tuple[int, int]:
         each += len(SETTINGS.alphas) + count + len(SETTINGS.levels) + recipe.steps * (count + 1)
         if recipe.align_data is not None or recipe.samples_per_class is not None:
             besides += SETTINGS.align_inputs  # what the tuned model says of these judges
-    if recipe.finetune_steps is not None and recipe.method != "auto":
-        besides += 3 * TRAINING_BATCH * recipe.finetune_steps
-    elif held and recipe.may_train:
-        besides += 3 * TRAINING_BATCH * sum(SETTINGS.stops[:-1])
+    if held and recipe.may_train:
+        usual = sum(SETTINGS.stops[:-1])
+        told = recipe.finetune_steps or usual
+        steps = min(told, usual) if recipe.method == "auto" else told
+        besides += 3 * TRAINING_BATCH * steps
     return each, besides
 
 

@@ -175,13 +175,13 @@ class MaskVector(Method):
             setting = {"level": level} if confident else {}
             # A model that is fetched block by block reads δ once for all α; others read it once for each.
             streams = context.model.streams
-            delta = self._mask(context, setting, held) if streams else self._once(context, setting, held)
+            delta = self._lazily(context, setting, held) if streams else self._once(context, setting, held)
             for alpha in sorted(set(self.grid)):
                 yield {"alpha": alpha, **setting}, delta, alpha
 
     def build(self, context: SelectionContext, setting: Setting, held: Held = ()) -> tuple[TaskVector, float]:
         """Mask by the votes, lazily."""
-        return self._mask(context, setting, held), setting["alpha"]
+        return self._lazily(context, setting, held), setting["alpha"]
 
     def kept(self, context: SelectionContext, setting: Setting) -> TaskVector:
         """Mask by the votes of all samples, once a level."""
@@ -200,13 +200,15 @@ class MaskVector(Method):
         things = (self.vector,) if self.at.way is None else (self.vector, self.at)
         vector = context.at_hand(context.outside(self.vector, held))
         return context.remembered(
-            what, things, lambda: context.scratch.keep(self._mask(context, setting, held, vector))
+            what, things, lambda: context.scratch.keep(self._mask(context, vector, setting, held))
         )
 
+    def _lazily(self, context: SelectionContext, setting: Setting, held: Held) -> TaskVector:
+        return self._mask(context, context.outside(self.vector, held), setting, held)
+
     def _mask(
-        self, context: SelectionContext, setting: Setting, held: Held, vector: TaskVector | None = None
+        self, context: SelectionContext, vector: TaskVector, setting: Setting, held: Held
     ) -> TaskVector:
-        vector = context.outside(self.vector, held) if vector is None else vector
         votes = context.votes_without(self.at, held, self.vote)
         options = find_strategy(self.strategy).taking(level=self._level(setting))
         return mask(vector, votes, strategy=self.strategy, seed=context.seed, **options)

@@ -16,7 +16,8 @@ _COPIES = {"clone", "dropout", "new_zeros", "to"}
 _FACTS = {"__get__", "__len__", "dim", "is_contiguous", "is_floating_point", "numel", "size", "stride"}
 
 READING_NOTHING = _SUMS | _SHAPES | _COPIES | _FACTS
-"""Names of torch's functions whose gradients, and whatever else they tell, are the same for all values of inputs."""
+"""Names of torch's functions that may be called on a value that is not there: no gradient, number or branch comes of
+it but what they return, which is then not there either."""
 
 _NODES = {
     f"{name}Backward0"
