@@ -1,6 +1,6 @@
 """How often 95 % intervals hold: coverage by simulation, of those that gradfix gives and of what it gave before.
 
-python benchmarks/coverage.py
+python benchmarks/interval_coverage.py
 """
 
 import math
