@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gradfix.checkpoints.reading.reuse import empty
 from gradfix.errors import GradfixError
 
 
@@ -141,7 +142,7 @@ def allocate(dtype: torch.dtype, shape: tuple[int, ...], out: Tensor | None) -> 
     for length in shape:
         nbytes *= length
     if out is None:
-        memory = torch.empty(nbytes, dtype=torch.uint8)
+        memory = empty(nbytes)
     else:
         if out.dtype != torch.uint8 or out.ndim != 1 or not out.is_contiguous() or out.device.type != "cpu":
             raise ValueError(f"out must be a contiguous uint8 CPU vector, got {out.dtype} {tuple(out.shape)}")
