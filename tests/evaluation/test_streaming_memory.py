@@ -14,10 +14,11 @@ from gradfix.checkpoints import Checkpoint
 from gradfix.checkpoints.layouts import InMemory
 from gradfix.errors import GradfixError
 from gradfix.evaluation.streaming import execution as executions
-from gradfix.evaluation.streaming import kept
-from gradfix.evaluation.streaming.device import Copier, Supply
+from gradfix.evaluation.streaming import kept, streamed_model
+from gradfix.evaluation.streaming.device import Copier, Supply, room_for_products
 from gradfix.evaluation.streaming.kept import KeptInputs, Room
 from gradfix.evaluation.streaming.plan import KEPT, plan_memory
+from gradfix.votes.fast.rules import linear
 from tests.evaluation.families import both
 
 BATCH, COUNT = 2, 5
@@ -47,6 +48,77 @@ def test_inputs_kept_in_a_file_give_the_same_votes(
     assert len(written) > 2 * len(streamed.encode(rows).batches)
     assert not list((tmp_path / "scratch").iterdir())
     assert streamed.slope(streamed.vector, rows) == slope
+
+
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """List the products that are computed from now on."""
+    found: list[torch.Size] = []
+    product = linear._product
+
+    def watched(x: torch.Tensor, weight: torch.Tensor, *others: Any) -> torch.Tensor:
+        found.append(weight.shape)
+        return product(x, weight, *others)
+
+    monkeypatch.setattr(linear, "_product", watched)
+    return found
+
+
+@pytest.mark.parametrize("family", ["llama-tied", "t5", "gpt2", "bert", "gemma3", "vit"])
+def test_products_kept_in_a_file_are_not_computed_again(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, streamed, rows = both(family, tmp_path, COUNT, batch_size=BATCH)
+    expected = streamed.votes(rows)  # verifies the rules, with products of its own
+    products = computed(monkeypatch)
+    again = streamed.votes(rows)
+    without = len(products)
+    streamed.keep_inputs(folder=tmp_path / "scratch")
+    products.clear()
+    found = streamed.votes(rows)
+    assert len(products) < 0.7 * without
+    for votes in (again, found):
+        assert votes.record == expected.record
+        assert all(torch.equal(votes[name], expected[name]) for name in expected)
+    assert not list((tmp_path / "scratch").iterdir())
+
+
+def test_products_are_kept_as_far_as_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, streamed, rows = both("llama-tied", tmp_path, COUNT, batch_size=BATCH)
+    expected = streamed.votes(rows)
+    products, counts = computed(monkeypatch), {}
+    for room in (0, 5000, 1 << 30):
+        monkeypatch.setattr(streamed_model, "room_for_products", lambda *_, room=room: room)
+        streamed.keep_inputs(folder=tmp_path / "scratch")
+        products.clear()
+        found = streamed.votes(rows)
+        counts[room] = len(products)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert counts[0] > counts[5000] > counts[1 << 30]
+
+
+def test_a_disk_that_fills_up_while_products_are_kept_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, streamed, rows = both("llama-tied", tmp_path, COUNT, batch_size=BATCH)
+    expected = streamed.votes(rows)
+    streamed.keep_inputs(folder=tmp_path / "scratch")
+    write, written = kept.Scratch.write, []
+
+    def filling(self: kept.Scratch, tensor: torch.Tensor) -> int:
+        written.append(tensor)
+        if len(written) > 3:
+            raise GradfixError("No space left on device")
+        return write(self, tensor)
+
+    monkeypatch.setattr(kept.Scratch, "write", filling)
+    found = streamed.votes(rows)
+    assert len(written) == 4
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_another_device_than_the_processor_computes_products_again(tmp_path: Path) -> None:
+    assert room_for_products(torch.device("cpu"), tmp_path / "not" / "made") > 0
+    assert room_for_products(torch.device("cuda"), tmp_path) == 0
 
 
 def test_a_part_is_kept_in_memory_as_far_as_there_is_room(tmp_path: Path) -> None:

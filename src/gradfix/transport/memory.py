@@ -123,8 +123,12 @@ def note_cost(
         kept = sum(target.specs[name].numel for name in voting if name in target.specs)
         if recipe.counts_votes and models.adapter and models.placement.adapter is not None:
             kept = sum(update.specs[0].numel for update in models.placement.adapter.parts.updates.values())
-        written = {"of votes": kept, "of inputs of blocks for a while": plan.scratch}
-        there = " and ".join(f"{_gigabytes(size)} {what}" for what, size in written.items() if size)
+        written = {
+            "of votes": kept,
+            "of inputs of blocks for a while": plan.scratch,
+            "of what their products gave for a while": plan.products,
+        }
+        there = ", ".join(f"{_gigabytes(size)} {what}" for what, size in written.items() if size)
         found.add(
             "note",
             f"each gradient reads {_gigabytes(plan.read)} of weights"

@@ -10,10 +10,11 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from gradfix.errors import GradfixError
-from gradfix.evaluation.streaming.kept import Kept, KeptInputs
+from gradfix.evaluation.streaming.kept import Kept, KeptInputs, KeptProducts
 from gradfix.evaluation.streaming.lanes import Lane
 from gradfix.evaluation.streaming.units import Unit
 from gradfix.tasks.batches import map_tensors, tensors_of
+from gradfix.votes.fast.outputs import Outputs
 
 _PLACE = torch.empty(0, device="meta")
 
@@ -45,10 +46,12 @@ class Call:
         tensors: Their numbers, while the call is being run again.
         samples: N of the batch.
         gradients: By number of the output tensor, as far as they have arrived.
+        outputs: What products of the call gave; None of a unit that goes back at once.
     """
 
-    def __init__(self, request: Request, samples: int, kept: KeptInputs) -> None:
+    def __init__(self, request: Request, samples: int, kept: KeptInputs, products: KeptProducts) -> None:
         self.unit, self.samples = request.unit, samples
+        self.outputs = Outputs(products.keep) if request.unit.block else None
         self.inputs = [kept.keep(tensor) for tensor in request.tensors]
         self.tensors: Sequence[Tensor] = ()
         self.gradients: dict[int, Tensor] = {}

@@ -69,14 +69,18 @@ class VoteVisitor(Visitor):
         self._held: dict[tuple[int, str], list[tuple[Sequence[Contribution], int]]] = {}
 
     @contextmanager
-    def running(self, unit: Unit, samples: int) -> Iterator[None]:
+    def running(self, call: Call) -> Iterator[None]:
         """Run the forward pass by the same rules as the backward pass will: to the same bits."""
-        parameters = self._parameters(unit)
+        parameters = self._parameters(call.unit)
         with autocast(self.device, self.lower):
-            if not parameters or samples < FEWEST:
+            if not parameters or call.samples < FEWEST:
                 yield
                 return
-            with closing(Recorder(parameters, samples, self._plan(unit).derived)) as recorder, recorder:
+            plan = self._plan(call.unit)
+            if call.outputs is not None:
+                call.outputs.unread = plan.spared or frozenset()
+            recorder = Recorder(parameters, call.samples, plan.derived, keeping=call.outputs)
+            with closing(recorder), recorder:
                 yield
 
     def go_back(self, item: Pass, call: Call, run: Callable[[Sequence[Tensor]], Any]) -> list[Tensor | None]:
@@ -104,6 +108,7 @@ class VoteVisitor(Visitor):
             self.lower,
             plan=plan,
             leaves=wanted,
+            known=call.outputs,
             counted={
                 relative for relative in parameters if _named(call.unit, relative) in self._stores[group]
             },

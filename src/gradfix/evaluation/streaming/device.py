@@ -2,6 +2,8 @@
 
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -9,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from gradfix.ranks import ranks
 
 Fetch = Callable[[str, Any], Tensor]
 """Gives a parameter's value at a point, in the host's memory and the format of the computation: ``fetch(name, point)``.
@@ -159,6 +163,24 @@ def forked(device: torch.device) -> list[torch.device]:
 def copies_of_weights(device: torch.device) -> int:
     """Tell how many units' weights are there at a time."""
     return 2 if device.type == "cuda" else 1
+
+
+def room_for_products(device: torch.device, folder: Path | None = None) -> int:
+    """Tell how much of what products of a model gave is worth keeping in a file until it is needed again.
+
+    Args:
+        device: Of the computation. Another device than a processor computes faster than a file is read.
+        folder: Where the file would be; None for the system's temporary folder.
+
+    Returns:
+        Bytes: as many as the system's cache surely has room for, so that the disk's speed does not matter.
+    """
+    if device.type != "cpu":
+        return 0
+    place = Path(folder or tempfile.gettempdir())
+    while not place.exists():
+        place = place.parent
+    return max(0, min(free_memory(device), shutil.disk_usage(place).free) // (2 * ranks().on_host))
 
 
 def computes_natively(device: torch.device, dtype: torch.dtype) -> bool:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gradfix.checkpoints.fingerprint import tensor_fingerprint
+from gradfix.checkpoints.reading.reuse import Reuse, reusing
 from gradfix.evaluation.streaming.allocator import give_back_what_is_free
 from gradfix.evaluation.streaming.calls import (
     Call,
@@ -27,7 +28,7 @@ from gradfix.evaluation.streaming.calls import (
     refuse_caches,
 )
 from gradfix.evaluation.streaming.device import Fetch, Supply, Touch
-from gradfix.evaluation.streaming.kept import KeptInputs, Room
+from gradfix.evaluation.streaming.kept import KeptInputs, KeptProducts, Room
 from gradfix.evaluation.streaming.lanes import current_lane
 from gradfix.evaluation.streaming.placeholders import placeholder
 from gradfix.evaluation.streaming.units import Unit, divide
@@ -68,6 +69,7 @@ class Execution:
     _values: dict[str, nn.Parameter] = field(default_factory=dict, init=False, repr=False)
     _made: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
     _present: dict[Unit, Any] = field(default_factory=dict, init=False, repr=False)
+    _memory: Reuse = field(default_factory=Reuse, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.division = divide(self.model)
@@ -123,14 +125,15 @@ class Execution:
             jobs: What computes the losses of a batch, one a sample; at which point; and N.
             visitor: What to do with each unit on the way back.
         """
-        anchor, kept = torch.zeros((), device=self.device, requires_grad=True), KeptInputs(self.room)
+        anchor = torch.zeros((), device=self.device, requires_grad=True)
+        kept, products = KeptInputs(self.room), KeptProducts(self.room)
         self.fingerprints = {}
         passes = [Pass(function, point, number, size) for number, (function, point, size) in enumerate(jobs)]
 
         def run(item: Pass, request: Request) -> Any:
-            call = Call(request, item.samples, kept)
+            call = Call(request, item.samples, kept, products)
             refuse_caches(call.unit, request.arguments)
-            with torch.enable_grad(), visitor.running(call.unit, item.samples):
+            with torch.enable_grad(), visitor.running(call):
                 outputs = self._run(call, leaves_of(request.tensors))
             if differentiable(
                 outputs
@@ -146,7 +149,13 @@ class Execution:
             while item.calls and not item.calls[-1].unit.block:
                 self._go_back(item, visitor)
 
-        with closing(kept), torch.inference_mode(False), torch.enable_grad(), self._ending(passes):
+        with (
+            closing(kept),
+            closing(products),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            self._ending(passes),
+        ):
             self._advance(passes, run, finished, settle=lambda: visitor.settle(passes))
             visitor.settle(passes)
             while (left := [item for item in passes if item.calls]) and not visitor.ended(left):
@@ -166,7 +175,7 @@ class Execution:
         self._supply.close()
         for unit in list(self._present):
             self._unload(unit)
-        give_back_what_is_free()
+        self._give_back()
 
     def close(self) -> None:
         """Give the modules their own ``forward`` again. What was a weight stays a placeholder."""
@@ -281,9 +290,9 @@ class Execution:
                 self._values.pop(slot.name, None)
         # A block takes what the one before it left free; all others have other sizes.
         if arriving and not like_before:
-            give_back_what_is_free()
+            self._give_back()
         # Weights that were made while inference was on could not enter a graph later.
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), reusing(self._memory):
             for slot in unit.slots:
                 if slot.name not in self._values:
                     value = self._supply.take(slot.name, point)
@@ -295,6 +304,10 @@ class Execution:
         self._present[unit] = point
         if before is not None and arriving:  # at other points, it stays expected where it is needed first
             self._supply.expect([name for name in before.names if name not in self._values], point)
+
+    def _give_back(self) -> None:
+        self._memory.clear()
+        give_back_what_is_free()
 
     def _stays(self, name: str, point: Any) -> bool:
         """Whether a parameter's value is there as it is at a point."""

@@ -1,10 +1,15 @@
-"""Inputs of blocks, kept until the backward pass comes back: on the device, then on the host, then in a file."""
+"""What blocks were given, and products in them gave, kept until the backward pass comes back.
+
+Inputs are kept on the device, then on the host, then in a file; products in a file, as many as the system's cache has
+room for.
+"""
 
 import os
 import tempfile
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,11 +30,13 @@ class Room:
         device: Bytes on the device of the computation; None for any number.
         host: Bytes on the host, where the device is another one; None for any number.
         folder: Where to make the file that takes the rest; None for the system's temporary folder.
+        products: Bytes of products in a file.
     """
 
     device: int | None = None
     host: int | None = None
     folder: Path | None = None
+    products: int = 0
 
 
 class Scratch:
@@ -197,6 +204,47 @@ class KeptInputs:
 
     def _left(self, where: str, size: int) -> None:
         setattr(self, where, getattr(self, where) - size)
+
+
+class KeptProducts:
+    """What products in blocks gave, in a file that the system has in its cache.
+
+    Reading a number there takes a fraction of the thousands of operations that it is computed by.
+    """
+
+    def __init__(self, room: Room) -> None:
+        """Prepare.
+
+        Args:
+            room: How much may be kept, and where.
+        """
+        self._left, self._folder = room.products, room.folder
+        self._scratch: Scratch | None = None
+
+    def keep(self, output: Tensor) -> Callable[[], Tensor] | None:
+        """Put an output away.
+
+        Args:
+            output: On the host.
+
+        Returns:
+            What brings its numbers back; None where there is no room: it is to be computed again.
+        """
+        if output.nbytes > self._left:
+            return None
+        try:
+            scratch = self._scratch = self._scratch or Scratch(self._folder)
+            start = scratch.write(output)
+        except (OSError, GradfixError):  # the disk is full sooner than it said
+            self._left = 0
+            return None
+        self._left -= output.nbytes
+        return partial(scratch.read, start, output.shape, output.dtype)
+
+    def close(self) -> None:
+        """Give the file's room back."""
+        if self._scratch is not None:
+            self._scratch.close()
 
 
 def _bytes_of(tensor: Tensor) -> Tensor:

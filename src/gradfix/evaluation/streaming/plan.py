@@ -17,7 +17,12 @@ import torch
 from gradfix.checkpoints import Checkpoint
 from gradfix.checkpoints.tensors import TensorSpec
 from gradfix.errors import GradfixError
-from gradfix.evaluation.streaming.device import computes_natively, copies_of_weights, free_memory
+from gradfix.evaluation.streaming.device import (
+    computes_natively,
+    copies_of_weights,
+    free_memory,
+    room_for_products,
+)
 from gradfix.ranks import Alone, ranks
 from gradfix.votes.fast.verification import FEWEST
 
@@ -41,6 +46,7 @@ class MemoryPlan:
         resident: Bytes by part with all weights in memory.
         streamed: The same with one block's.
         scratch: Bytes of kept inputs for which there is no memory: they go into a file.
+        products: Bytes of what products gave, kept in a file so that they need not be computed again.
         batch: Samples that run through a block at once.
         blocks: How many there are.
         read: Bytes read from the checkpoint a count, where it is streamed: each weight twice.
@@ -50,6 +56,7 @@ class MemoryPlan:
     resident: Mapping[str, int]
     streamed: Mapping[str, int]
     scratch: int
+    products: int
     batch: int
     blocks: int
     read: int
@@ -181,7 +188,9 @@ def plan_memory(
     parts[KEPT] = max(one, min(one * (len(blocks) + 1), limit - sum(parts.values()) + one))
     read = 2 * sum(spec.nbytes for specs in (outside, *blocks.values()) for spec in specs.values())
     scratch = one * (len(blocks) + 1) - parts[KEPT]
-    return MemoryPlan(limit, resident, parts, scratch, batch, len(blocks), read)
+    outputs = sum(spec.shape[0] for spec in voted(everything).values() if len(spec.shape) > 1)
+    products = min(outputs * (samples or batch_size) * length * item, room_for_products(device))
+    return MemoryPlan(limit, resident, parts, scratch, products, batch, len(blocks), read)
 
 
 def compute_dtype_of(

@@ -20,7 +20,7 @@ from gradfix.evaluation.evaluate import EncodedRows, Evaluation, evaluate, measu
 from gradfix.evaluation.streaming.allocator import give_memory_back
 from gradfix.evaluation.streaming.averaging import GradientVisitor, MeanVisitor
 from gradfix.evaluation.streaming.counting import VoteVisitor
-from gradfix.evaluation.streaming.device import forked, host_memory
+from gradfix.evaluation.streaming.device import forked, host_memory, room_for_products
 from gradfix.evaluation.streaming.execution import Execution
 from gradfix.evaluation.streaming.kept import Room
 from gradfix.evaluation.streaming.plan import usable_memory
@@ -124,6 +124,7 @@ class StreamedModel(TargetModel):
             known.device if memory is None else memory,
             usable_memory("cpu") if self._device.type != "cpu" else 0,
             known.folder if folder is None else folder,
+            room_for_products(self._device, known.folder if folder is None else folder),
         )
 
     @staticmethod

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from gradfix.evaluation.streaming.calls import Call, Pass, differentiable, leaves_of
-from gradfix.evaluation.streaming.units import Unit
 from gradfix.votes.isolation import autocast, checked_losses
 from gradfix.votes.plain import refuse_not_finite
 
@@ -25,7 +24,7 @@ class Visitor:
         """
         self.device, self.lower = device, lower
 
-    def running(self, unit: Unit, samples: int) -> AbstractContextManager[Any]:
+    def running(self, call: Call) -> AbstractContextManager[Any]:
         """Surround a unit's run in the forward pass."""
         return autocast(self.device, self.lower)
 

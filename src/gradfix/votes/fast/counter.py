@@ -14,6 +14,7 @@ from gradfix.tasks.batches import Batch, batch_size, select
 from gradfix.votes.fast.accumulate import Blocks, Tally
 from gradfix.votes.fast.contributions import Contribution, Form
 from gradfix.votes.fast.derived import SampleGradients
+from gradfix.votes.fast.outputs import Outputs
 from gradfix.votes.fast.recorder import Recorder, Use, only
 from gradfix.votes.fast.threads import Crew
 from gradfix.votes.fast.verification import FEWEST, Plan, Verdict, enough, verify
@@ -46,6 +47,7 @@ class FastCounter:
         *,
         plan: Plan | None = None,
         leaves: Callable[[], Sequence[Tensor]] = tuple,
+        known: Outputs | None = None,
     ) -> None:
         """Prepare.
 
@@ -58,6 +60,7 @@ class FastCounter:
             plan: What was verified of models like this one; by default of this very one and its loss.
             leaves: Gives, once the loss was computed, further tensors whose gradients are wanted; they have them after
                 :meth:`count` unless the plain loop had to count everything.
+            known: What products gave in an earlier pass on the batch that is counted.
         """
         self.reasons: dict[str, str] = {}
         self._model, self._loss, self._parameters = model, loss, parameters
@@ -65,7 +68,7 @@ class FastCounter:
         self._device = next(iter(parameters.values())).device
         self._blocks, self._crew = Blocks(), Crew(self._device)
         self.plan = plan_for(model, loss, parameters) if plan is None else plan
-        self._leaves = leaves
+        self._leaves, self._known = leaves, known
 
     def count(self, batch: Batch, first: int) -> None:
         """Add the votes of a batch.
@@ -130,7 +133,7 @@ class FastCounter:
         self._count_plainly(batch, N, first, left)
 
     def _recorded(self, batch: Batch, samples: int, spared: frozenset[str]) -> tuple[Recorder, Tensor]:
-        recorder = Recorder(self._parameters, samples, self.plan.derived, spared)
+        recorder = Recorder(self._parameters, samples, self.plan.derived, spared, known=self._known)
         with recorder, autocast(self._device, self._dtype):
             return recorder, self._loss(self._model, batch)
 

@@ -7,6 +7,7 @@ backward pass hands on what the per-sample gradients are made of instead of comp
 no rule covers is noted, and left to the plain loop.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from gradfix.votes.fast.contributions import Contribution, Form, largest
 from gradfix.votes.fast.layouts import Layout
+from gradfix.votes.fast.outputs import Outputs
 from gradfix.votes.fast.rules.registry import RULES
 from gradfix.votes.fast.unread import READING_NOTHING
 
@@ -91,6 +93,8 @@ class Recorder(TorchFunctionMode):
         samples: int,
         derived: frozenset[str] = frozenset(),
         spared: frozenset[str] = frozenset(),
+        keeping: Outputs | None = None,
+        known: Outputs | None = None,
     ) -> None:
         """Prepare for one forward pass.
 
@@ -99,9 +103,12 @@ class Recorder(TorchFunctionMode):
             samples: N.
             derived: Tables known to be looked up at positions that are the same for all samples.
             spared: Weights of products that are not computed, as no gradient depends on what they give.
+            keeping: Gets what products give.
+            known: What they gave in an earlier pass on the same inputs.
         """
         super().__init__()
         self.samples, self.derived, self.spared = samples, derived, spared
+        self._keeping, self._known, self._calls = keeping, known, Counter[str]()
         device = next(iter(parameters.values())).device
         self.anchor = torch.zeros((), device=device, requires_grad=True)
         self.uncovered: dict[str, str] = {}
@@ -144,6 +151,28 @@ class Recorder(TorchFunctionMode):
             zeros: It.
         """
         self._zeros[id(zeros)] = zeros  # held: an id is given again
+
+    def product(self, name: str | None, shape: tuple[int, ...], compute: Callable[[], Tensor]) -> Tensor:
+        """Give what a product gives: as it was kept, or computed.
+
+        Args:
+            name: Its weight; None for one that is no parameter.
+            shape: Of the output.
+            compute: Computes it.
+
+        Returns:
+            The output.
+        """
+        if name is None:
+            return compute()
+        call = self._calls[name]
+        self._calls[name] += 1
+        output = self._known.get(name, call) if self._known is not None else None
+        if output is None or output.shape != shape:
+            output = compute()
+        if self._keeping is not None:
+            self._keeping.put(name, output)
+        return output
 
     def derive(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], found: list[Source]) -> Any:
         """Make a call that no rule covers, and follow its result if it depends on parameters alone."""

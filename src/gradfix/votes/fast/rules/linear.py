@@ -1,6 +1,7 @@
 """Linear layers and matrix products. Index letters as in the registry."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -72,6 +73,17 @@ def _linear(
     return output
 
 
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
+    if not transposed:
+        output = functional.linear(x, weight, bias)
+    elif bias is not None and x.ndim == 2:
+        output = torch.addmm(bias, x, weight)
+    else:
+        output = x @ weight if bias is None else x @ weight + bias
+    # torch computes many dimensions as two and gives a view of that, which could not be written to
+    return torch.ops.aten._unsafe_view(output, output.shape)  # type: ignore[no-any-return]
+
+
 class LinearFunction(Function):
     """Wx + b with W of shape (o, i), or (i, o) if transposed."""
 
@@ -91,16 +103,10 @@ class LinearFunction(Function):
         ctx.save_for_backward(x, weight)
         ctx.transposed, ctx.deliveries, ctx.recorder = transposed, deliveries, recorder
         ctx.weight_name = name
+        shape = (*x.shape[:-1], weight.shape[1 if transposed else 0])
         if name in recorder.spared:
-            return x.new_zeros(*x.shape[:-1], weight.shape[1 if transposed else 0])
-        if not transposed:
-            output = functional.linear(x, weight, bias)
-        elif bias is not None and x.ndim == 2:
-            output = torch.addmm(bias, x, weight)
-        else:
-            output = x @ weight if bias is None else x @ weight + bias
-        # torch computes many dimensions as two and gives a view of that, which could not be written to
-        return torch.ops.aten._unsafe_view(output, output.shape)  # type: ignore[no-any-return]
+            return x.new_zeros(shape)
+        return recorder.product(name, shape, partial(_product, x, weight, bias, transposed))
 
     @staticmethod
     @once_differentiable
