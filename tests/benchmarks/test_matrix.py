@@ -37,7 +37,7 @@ def test_what_is_written_is_what_arithmetic_says(bench: tuple[str, "matrix.Bench
 
 
 def test_a_wrong_tensor_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradfix.vectors.apply.add_scaled", lambda base, delta, alpha: base)
+    monkeypatch.setattr("gradfix.arithmetic.add_scaled", lambda base, delta, alpha: base)
     with matrix.quiet():
         assert (
             matrix.Bench(matrix.FAMILIES["Llama"], tmp_path).run("save_pretrained", "apply").verdict

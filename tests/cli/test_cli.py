@@ -183,7 +183,7 @@ def test_an_interruption_ends_with_130(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gradfix.vectors.apply.add_scaled", interrupt)
+    monkeypatch.setattr("gradfix.arithmetic.add_scaled", interrupt)
     result = gradfix(
         "apply", *sources(triple), "--target-base", triple.target, "--output", tmp_path / "output"
     )

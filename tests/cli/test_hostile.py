@@ -112,7 +112,7 @@ def test_an_error_that_nobody_foresaw_is_one_line_and_status_70(
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("one\ntwo \x1b[31m")
 
-    monkeypatch.setattr("gradfix.vectors.apply.add_scaled", fail)
+    monkeypatch.setattr("gradfix.arithmetic.add_scaled", fail)
     command = ["apply", *sources(triple), "--target-base", triple.target, "--output", tmp_path / "o"]
     end = gradfix(*command)
     assert end.exit_code == 70

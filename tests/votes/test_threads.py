@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 
+from gradfix import arithmetic
 from gradfix.votes import count_votes
 from gradfix.votes.fast import accumulate as blocks
 from gradfix.votes.fast import threads as crew
@@ -86,11 +87,12 @@ def test_workers_compute_by_themselves_and_without_graphs(threads):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("long", [1, 1000])
+@pytest.mark.parametrize("large", [1, 1 << 60])
 @pytest.mark.parametrize("shape", [(5, 9, 33, 12), (3, 70, 12, 33), (2, 2, 1, 40)])
-def test_products_of_one_sample_or_of_several_give_the_same_votes(shape, long, dtype, monkeypatch):
+def test_products_of_one_sample_or_of_several_give_the_same_votes(shape, large, dtype, monkeypatch):
     N, T, R, C = shape
-    monkeypatch.setattr(blocks, "LONG", long)
+    for module in (blocks, arithmetic):  # one sample after the other by compiled loops, or several by torch
+        monkeypatch.setattr(module, "COMPILED_FROM", large)
     for name, few in {"SAMPLE_BYTES": 256, "TALL": 8, "TILE": 80, "FEW": N * T * 8}.items():
         monkeypatch.setattr(blocks, name, few)  # several blocks, the last one smaller
     generator = torch.Generator().manual_seed(0)

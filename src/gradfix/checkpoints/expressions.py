@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from threading import Lock
 
-import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import override
 
+from gradfix.arithmetic import decided_and_net, is_finite, nonzero_and_square, subtract
 from gradfix.checkpoints.respelling import Respelling
-from gradfix.checkpoints.tensors import TensorSource, TensorSpec, is_finite, known_zero
+from gradfix.checkpoints.tensors import TensorSource, TensorSpec, known_zero
 from gradfix.errors import GradfixError
 
 
@@ -66,9 +66,7 @@ class Tally:
             before: τ.
             after: m ⊙ τ, of the same shape.
         """
-        coordinates, kept = count_nonzero(before), count_nonzero(after)
-        square = float(before.flatten().dot(before.flatten()))
-        kept_square = float(after.flatten().dot(after.flatten()))
+        (coordinates, square), (kept, kept_square) = nonzero_and_square(before), nonzero_and_square(after)
         with _COUNTING:
             self.coordinates += coordinates
             self.kept += kept
@@ -81,45 +79,15 @@ class Tally:
         Args:
             votes: v, integers; never the lowest number of their type, whose absolute value has no room in it.
         """
-        counts = votes.numpy()
-        # A sum in 32 bits takes half the time where it can't overflow.
-        largest = counts.size * np.iinfo(counts.dtype).max
-        wide = np.int32 if largest <= np.iinfo(np.int32).max else np.int64
-        decided, net = int(np.count_nonzero(counts)), int(np.abs(counts).sum(dtype=wide))
+        decided, net = decided_and_net(votes)
         with _COUNTING:
-            self.voted += counts.size
-            self.tied += counts.size - decided
+            self.voted += votes.numel()
+            self.tied += votes.numel() - decided
             self.net += net
 
 
 _COUNTING = Lock()
 """Held while a tally changes: so short that one for all tallies is enough."""
-
-
-def count_nonzero(block: Tensor) -> int:
-    """Count what is not 0; numpy compares ten times as fast as torch on a CPU.
-
-    Args:
-        block: Any shape, float32, float64 or integer, on the CPU.
-
-    Returns:
-        The count.
-    """
-    return int(np.count_nonzero(np.not_equal(block.numpy(), 0)))
-
-
-def count_different(one: Tensor, other: Tensor) -> int:
-    """Count where two blocks of one dtype differ bit by bit.
-
-    Args:
-        one: Any shape, floating point, on the CPU.
-        other: The same shape and dtype.
-
-    Returns:
-        The count; −0 differs from 0.
-    """
-    width = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[one.dtype.itemsize]
-    return int(np.count_nonzero(np.not_equal(one.view(width).numpy(), other.view(width).numpy())))
 
 
 class Expression:
@@ -361,8 +329,8 @@ class Difference(Expression):
     def read(self, name: str, rows: slice | None = None) -> Tensor:
         """Subtract one range of rows; NaN and infinity in either source are refused, naming its owner."""
         first, second = self.first.read(name, rows), self.second.read(name, rows)
-        difference = first.to(torch.float32, copy=True).sub_(second.to(torch.float32))
-        if not is_finite(difference):
+        difference, finite = subtract(first, second)
+        if not finite:
             require_finite(first, self.owners[0], name)
             require_finite(second, self.owners[1], name)
             raise GradfixError(

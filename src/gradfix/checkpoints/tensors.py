@@ -101,20 +101,3 @@ def pick(source: object, name: str, positions: Sequence[int]) -> Tensor | None:
     ask = getattr(source, "pick", None)
     picked: Tensor | None = None if ask is None else ask(name, positions)
     return picked
-
-
-def is_finite(block: Tensor) -> bool:
-    """Whether a floating-point block holds neither NaN nor infinity.
-
-    One sum decides almost always: NaN and infinity survive every addition. Only a sum that overflowed by itself
-    needs the slower look at each element.
-
-    Args:
-        block: Any shape.
-
-    Returns:
-        True for a block of finite numbers, and for an empty one.
-    """
-    if block.dtype.itemsize == 1:  # formats of eight bits have no sum
-        block = block.to(torch.float32)
-    return math.isfinite(float(block.sum())) or bool(torch.isfinite(block).all())

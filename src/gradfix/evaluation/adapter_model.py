@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradfix.arithmetic import count_nonzero
 from gradfix.checkpoints import Checkpoint, TensorSource
-from gradfix.checkpoints.expressions import Difference, Gathered, Given, Selection, count_nonzero
+from gradfix.checkpoints.expressions import Difference, Gathered, Given, Selection
 from gradfix.checkpoints.lora.factors import LowRank, placed
 from gradfix.checkpoints.lora.layout import adaptable
 from gradfix.errors import GradfixError, listed

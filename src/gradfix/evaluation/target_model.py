@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from gradfix.arithmetic import add_scaled
 from gradfix.checkpoints import Checkpoint, TensorSource
 from gradfix.checkpoints.architecture import untied_config
 from gradfix.checkpoints.expressions import Difference, Given, Remembered, Selection, require_finite
@@ -37,7 +38,6 @@ from gradfix.tasks import Generative, ModelTask, PreferencePairs
 from gradfix.tasks.data import row_hash
 from gradfix.tasks.forward import evaluating
 from gradfix.tasks.loading import explained, require_device, with_memory
-from gradfix.vectors.apply import add_scaled
 from gradfix.vectors.model_files import merged_config
 from gradfix.vectors.task_vector import Placement, TaskVector
 from gradfix.votes import Votes

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gradfix._version import __version__
+from gradfix.arithmetic import is_finite
 from gradfix.checkpoints import Checkpoint, CheckpointWriter, TensorSpec
 from gradfix.checkpoints.files import refuse_inside
 from gradfix.checkpoints.fingerprint import combined_fingerprint, fingerprints
@@ -23,7 +24,6 @@ from gradfix.checkpoints.lora.layout import (
     adapter_specs,
     factor_keys,
 )
-from gradfix.checkpoints.tensors import is_finite
 from gradfix.errors import GradfixError
 from gradfix.progress import Progress, silent
 from gradfix.ranks import ranks

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from gradfix._version import __version__
-from gradfix.checkpoints import Checkpoint, CheckpointWriter, TensorSource, TensorSpec
-from gradfix.checkpoints.expressions import count_different, count_nonzero, require_finite
+from gradfix.arithmetic import Added, add_rounded, add_scaled, count_different, count_nonzero, is_finite
+from gradfix.checkpoints import BLOCK, Checkpoint, CheckpointWriter, TensorSource, TensorSpec
+from gradfix.checkpoints.expressions import require_finite
 from gradfix.checkpoints.files import refuse_inside
 from gradfix.checkpoints.fingerprint import combined_fingerprint, fingerprints, tensor_fingerprint
-from gradfix.checkpoints.tensors import is_finite
 from gradfix.errors import GradfixError
 from gradfix.progress import Progress, silent
 from gradfix.ranks import ranks
@@ -33,25 +33,10 @@ from gradfix.vectors.placement import place
 from gradfix.vectors.task_vector import Placement, TaskVector
 from gradfix.vectors.verification import refuse_unloadable, verify_written
 
+BLOCKS = 2
+"""Blocks that are computed at a time: what is done to one takes hardly longer than handing it on."""
+
 Rounding = Literal["nearest", "stochastic"]
-
-
-def add_scaled(base: Tensor, delta: Tensor, alpha: float) -> Tensor:
-    """Compute base + α·delta in float32, or in float64 for a float64 base.
-
-    Args:
-        base: θ_B, any floating dtype.
-        delta: m ⊙ τ, float32, of the same shape.
-        alpha: Scaling coefficient.
-
-    Returns:
-        The sum, not rounded to the base's dtype yet.
-    """
-    wide = torch.promote_types(base.dtype, torch.float32)
-    # Not torch.add(…, alpha=…): it fuses product and sum in its vector loop but not in the loop's tail, so the
-    # last bit would depend on how a tensor is cut into blocks.
-    scaled = delta.to(wide) if alpha == 1 else delta.to(wide).mul(alpha)
-    return base.to(wide, copy=True).add_(scaled)
 
 
 def round_stochastically(exact: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
@@ -252,7 +237,8 @@ class _Stream:
     def _changed(self, name: str, theirs: str) -> Iterator[Tensor]:
         spec, vector = self.placement.base.specs[theirs], self.placement.vector
         facts = self.facts[name] = TensorFacts(spec.numel)
-        for block, wanted, lost in in_order(self.pool, partial(self._block, theirs), spec.row_blocks()):
+        blocks = in_order(self.pool, partial(self._block, theirs), spec.row_blocks(BLOCKS * BLOCK), ahead=4)
+        for block, wanted, lost in blocks:
             facts.wanted += wanted
             facts.lost += lost
             yield block
@@ -260,29 +246,32 @@ class _Stream:
 
     def _block(self, name: str, rows: slice | None) -> tuple[Tensor, int, int]:
         """Compute one block of the output, how many of its weights should change, and how many don't."""
-        # In this order each step meets in the cache what the one before it made.
         delta = self.placement.vector.read(name, rows)
-        wanted = count_nonzero(delta) if self.alpha else 0
         base = self.placement.base.read(name, rows)
         dtype = self.dtype or base.dtype
-        exact = add_scaled(base, delta, self.alpha)
         if self.rounding == "stochastic":
             key = hashlib.sha256(f"{self.seed}\0{name}\0{rows and rows.start}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "little"))
-            result = round_stochastically(exact, dtype, generator)
+            added = self._added_stochastically(delta, base, dtype, generator)
         else:
-            result = exact.to(dtype)
-        self._require_finite(exact, result, base, name)
-        changed = count_different(result, base.to(dtype)) if wanted else 0
-        return result, wanted, max(0, wanted - changed)
+            added = add_rounded(base, delta, self.alpha, dtype)
+        if not added.finite:
+            self._refuse(added.values.dtype, base, name)
+        return added.values, added.wanted, max(0, added.wanted - added.changed)
 
-    def _require_finite(self, exact: Tensor, result: Tensor, base: Tensor, name: str) -> None:
-        # What is not finite stays so when it is rounded; only stochastic rounding changes bits of a NaN.
-        if is_finite(result) and (self.rounding == "nearest" or is_finite(exact)):
-            return
+    def _added_stochastically(
+        self, delta: Tensor, base: Tensor, dtype: torch.dtype, generator: torch.Generator
+    ) -> Added:
+        exact = add_scaled(base, delta, self.alpha)
+        values = round_stochastically(exact, dtype, generator)
+        wanted = count_nonzero(delta) if self.alpha else 0
+        changed = count_different(values, base.to(dtype)) if wanted else 0
+        return Added(values, wanted, changed, is_finite(values) and is_finite(exact))
+
+    def _refuse(self, dtype: torch.dtype, base: Tensor, name: str) -> None:
+        """Tell what is not finite: a number of the target, or the sum."""
         require_finite(base, self.target.location, name)
-        wider = "" if result.dtype == torch.float32 else ", or --dtype float32"
+        wider = "" if dtype == torch.float32 else ", or --dtype float32"
         raise GradfixError(
-            f"{self.target.location}: {name}: the sum leaves the range of {result.dtype}; "
-            f"choose a smaller alpha{wider}"
+            f"{self.target.location}: {name}: the sum leaves the range of {dtype}; choose a smaller alpha{wider}"
         )

@@ -20,6 +20,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from gradfix._version import __version__
+from gradfix.arithmetic import count_nonzero
 from gradfix.checkpoints import Checkpoint, SafetensorsFile, TensorSource, TensorSpec, write_safetensors
 from gradfix.checkpoints.backbone import refuse_other_backbone, refuse_strange_additions, weights_among
 from gradfix.checkpoints.expressions import (
@@ -33,7 +34,6 @@ from gradfix.checkpoints.expressions import (
     Selection,
     Sum,
     Tally,
-    count_nonzero,
     respelled,
     tally_of,
 )

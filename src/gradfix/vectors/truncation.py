@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from gradfix.arithmetic import add_scaled
 from gradfix.checkpoints import Checkpoint, TensorSpec
 from gradfix.checkpoints.architecture import architecture_of, skeleton
 from gradfix.checkpoints.expressions import Expression, Tally, tally_of
@@ -22,7 +23,7 @@ from gradfix.errors import GradfixError
 from gradfix.progress import Progress, silent
 from gradfix.vectors.adapter_output import AdapterLayer, AdapterOutput
 from gradfix.vectors.applied import TensorFacts
-from gradfix.vectors.apply import add_scaled, output_specs
+from gradfix.vectors.apply import output_specs
 from gradfix.vectors.model_files import merged_config
 from gradfix.vectors.placement import place
 from gradfix.vectors.task_vector import Placement, TaskVector

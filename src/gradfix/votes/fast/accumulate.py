@@ -7,6 +7,7 @@ from functools import partial, reduce
 import torch
 from torch import Tensor, nn
 
+from gradfix.arithmetic import COMPILED_FROM, sign_adder
 from gradfix.votes.fast.contributions import Contribution, Product, Rows, Summed
 from gradfix.votes.fast.threads import Job
 from gradfix.votes.metadata import counts_dtype
@@ -73,9 +74,6 @@ BLOCK_BYTES = 2 * 2**20
 SAMPLE_BYTES = 2**19
 """The same in float32, where it is one sample's."""
 
-LONG = 32
-"""Positions of a sample from which, in float32, its products take longer than the adding of its signs."""
-
 TALL, TILE = 2**10, 2**19
 """Rows and numbers of one sample's block in bfloat16. A product there first brings both of its factors into another
 order, which takes as long as it does itself unless the block is both tall and wide."""
@@ -134,7 +132,7 @@ class Blocks:
             if C > R:
                 # the longer side makes the rows: blocks of many short rows are cheaper products than of few long
                 contributions, counts = [first := Product(first.right, first.left)], counts.t()
-            if on_cpu and first.dtype == torch.float32 and first.left.shape[1] >= LONG:
+            if on_cpu and first.dtype == torch.float32 and counts.numel() >= COMPILED_FROM:
                 rows_of = _ranges(contributions, (1, *counts.shape), SAMPLE_BYTES)
                 return [partial(self._add_samples, counts, first, rows) for rows in rows_of]
         shape = (samples, *counts.shape)
@@ -166,19 +164,19 @@ class Blocks:
     def _add_samples(self, counts: Tensor, product: Product, rows: slice) -> None:
         """Form some rows of one sample after the other, and add their signs.
 
-        A processor computes many rows of one sample faster than few of several, and both blocks stay in its cache.
+        A processor computes many rows of one sample faster than few of several, and both blocks stay in its cache; of
+        a small matrix, calling it for each sample takes longer than that.
         """
         N, _, C = product.right.shape
         count = rows.stop - rows.start
-        block, net = self._room(2 * count * C, product.dtype, counts.device).view(2, count, C)
-        across = product.left.transpose(1, 2)
+        block = self._room(count * C, product.dtype, counts.device).view(count, C)
+        net = torch.zeros(block.shape, dtype=counts_dtype(N))
+        add_signs = sign_adder(net, block)
+        across = product.left[:, :, rows].transpose(1, 2)
         for n in range(N):
-            torch.mm(across[n, rows], product.right[n], out=block)
-            if n:
-                net += block.sign_()
-            else:
-                torch.sign(block, out=net)
-        counts[rows].sub_(net.to(counts.dtype))
+            torch.mm(across[n], product.right[n], out=block)
+            add_signs()
+        counts[rows].sub_(net)
 
     def _add_bfloat16_samples(self, counts: Tensor, product: Product, rows: slice) -> None:
         """Do as :meth:`_add_samples` in bfloat16, whose bits, read as an integer, have the sign of the number.
@@ -194,15 +192,13 @@ class Blocks:
         for columns in _cut(C, max(1, TILE // across.shape[1])):
             right = product.right[:, :, columns]
             shape = across.shape[1], right.shape[2]
-            block, net = self._room(2 * shape[0] * shape[1], product.dtype, counts.device).view(2, *shape)
-            bits, votes = block.view(torch.int16), net.view(torch.int16)
+            block = self._room(shape[0] * shape[1], product.dtype, counts.device).view(shape)
+            net = torch.zeros(shape, dtype=counts_dtype(N))
+            add_signs = sign_adder(net, block.view(torch.int16))
             for n in range(N):
                 torch.mm(across[n], right[n], out=block)
-                if n:
-                    votes += bits.clamp_(-1, 1)
-                else:
-                    torch.clamp(bits, -1, 1, out=votes)
-            counts[rows, columns].sub_(votes.to(counts.dtype))
+                add_signs()
+            counts[rows, columns].sub_(net)
 
     def _room(self, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Give this thread's memory for so many numbers."""
