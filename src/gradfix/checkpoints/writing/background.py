@@ -22,7 +22,7 @@ _PIECE = 1 << 20
 _WRITEBACK = 32 << 20
 
 
-QUEUE_BYTES = 64 << 20
+QUEUE_BYTES = 16 << 20
 
 
 class Background:
