@@ -2,6 +2,7 @@
 
     python benchmarks/streamed.py [FOLDER]                     1.1 B parameters, 22 and 44 blocks
     python benchmarks/streamed.py --shape small [FOLDER]       0.1 B: to see that it runs
+    python benchmarks/streamed.py --rounds 5 [FOLDER]          the ratio alone, the two in turn
     python benchmarks/streamed.py --whole --shape 8B [FOLDER]  a whole transport with a LoRA (34 GB of disk)
     python benchmarks/streamed.py --formats                    votes that half precision changes, on real models
 
@@ -20,7 +21,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -178,6 +181,17 @@ def timed(function: Callable[[], Any]) -> dict[str, float]:
     return {"seconds": time.perf_counter() - started, "processor": time.process_time() - processor}
 
 
+def passes(function: Callable[[], Any], runs: int) -> list[dict[str, float]]:
+    """Time passes: so many, or with 0 one for each line that comes, printed at once."""
+    if runs:
+        return [timed(function) for _ in range(runs)]
+    found = []
+    for _ in sys.stdin:
+        found.append(timed(function))
+        print(json.dumps(found[-1]), flush=True)
+    return found
+
+
 def number_format(directory: Path, dtype: str) -> torch.dtype:
     """Find in what the weights compute: as stored, for ``auto``, where the processor does that by itself."""
     from gradfix.checkpoints import Checkpoint
@@ -187,7 +201,7 @@ def number_format(directory: Path, dtype: str) -> torch.dtype:
 
 
 def measure(part: str, directory: Path, runs: int, memory: int, dtype: str) -> dict[str, float]:
-    """Measure one thing in this process; the last run counts, as it is warm."""
+    """Measure one thing in this process; the last pass counts, as it is warm."""
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
@@ -200,7 +214,7 @@ def measure(part: str, directory: Path, runs: int, memory: int, dtype: str) -> d
         (warm_up @ warm_up).sum()
         with Peak() as peak:
             model = opened(directory, memory, dtype)
-            found = [timed(lambda: model.votes(rows())) for _ in range(runs)]
+            found = passes(lambda: model.votes(rows()), runs)
         return {"bytes": peak.bytes, "first": found[0]["processor"], **found[-1]}
     from gradfix.tasks import get_task
 
@@ -213,21 +227,64 @@ def measure(part: str, directory: Path, runs: int, memory: int, dtype: str) -> d
             model.zero_grad()
             task.loss(model, batch).mean().backward()
 
-        found = [timed(mean_pass) for _ in range(runs)]
+        found = passes(mean_pass, runs)
     return {"bytes": peak.bytes, "first": found[0]["processor"], **found[-1]}
+
+
+def command_of(part: str, directory: Path, runs: int, options: argparse.Namespace) -> list[str]:
+    """Word the command of a process that measures one thing."""
+    settings = {"runs": runs, "memory": options.memory, "compute-dtype": options.compute_dtype}
+    given = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
+    return [sys.executable, __file__, "--part", part, *given, str(directory)]
+
+
+LARGE_PAGES = {**os.environ, "THP_MEM_ALLOC_ENABLE": "1"}
+"""The environment as the gradfix command sets it."""
 
 
 def in_a_process(part: str, directory: Path, options: argparse.Namespace) -> dict[str, float]:
     """Measure in a process of its own."""
-    settings = {"runs": options.runs, "memory": options.memory, "compute-dtype": options.compute_dtype}
-    given = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
-    command = [sys.executable, __file__, "--part", part, *given, str(directory)]
-    large_pages = {**os.environ, "THP_MEM_ALLOC_ENABLE": "1"}  # as the gradfix command sets it
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=large_pages)
+    command = command_of(part, directory, options.runs, options)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=LARGE_PAGES)
     if done.returncode:
         raise SystemExit(done.stderr)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def in_turn(directory: Path, options: argparse.Namespace) -> None:
+    """Print the ratio of votes to the ordinary pass, each in a process, one after the other in every round.
+
+    What slows the machine for a while slows both. The first round is not counted: it reads, verifies and warms up.
+    """
+    with ExitStack() as stack:
+        processes = [
+            stack.enter_context(
+                subprocess.Popen(
+                    command_of(part, directory, 0, options),
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    env=LARGE_PAGES,
+                )
+            )
+            for part in ("votes", "mean")
+        ]
+        ratios = []
+        for number in range(options.rounds + 1):
+            seconds = []
+            for process in processes:
+                assert process.stdin is not None
+                assert process.stdout is not None
+                process.stdin.write("\n")
+                process.stdin.flush()
+                seconds.append(json.loads(process.stdout.readline())["processor"])
+            if number:
+                ratios.append(seconds[0] / seconds[1])
+                print(f"round {number}: {seconds[0]:.1f} / {seconds[1]:.1f} = {ratios[-1]:.2f}", flush=True)
+        for process in processes:
+            process.communicate()  # no more rounds: it ends
+    print(f"ratio, median of {options.rounds}: {median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
 
 
 def make_triple(folder: Path, shape: dict[str, int]) -> None:
@@ -336,6 +393,7 @@ def main() -> None:
     parser.add_argument(
         "--runs", type=int, default=2, help="passes in each process, of which the last counts"
     )
+    parser.add_argument("--rounds", type=int, help="measure the ratio alone, in so many turns")
     parser.add_argument("--once", action="store_true", help="leave the model with twice as many blocks out")
     parser.add_argument("--compute-dtype", choices=["auto", "float32", "bfloat16"], default="auto")
     parser.add_argument("--part", choices=["votes", "mean", "transport"], help=argparse.SUPPRESS)
@@ -363,6 +421,9 @@ def main() -> None:
             make_triple(folder, shape)
         else:
             make(model, shape, shape["blocks"])
+    if options.rounds:
+        in_turn(model, options)
+        return
     dtype = str(number_format(model, options.compute_dtype)).removeprefix("torch.")
     print(
         f"| {SAMPLES} × {TOKENS} tokens, {dtype}, {torch.get_num_threads()} threads, --memory {options.memory} | "
