@@ -273,6 +273,7 @@ def sign_adder(net: Tensor, numbers: Tensor) -> Callable[[], Any]:
         return partial(
             _run, loops.add_signs if floating else loops.add_integer_signs, _flat(net), _flat(numbers)
         )
+    # The two are made alike first: torch adds numbers of two formats one by one.
     if floating:
         return lambda: net.add_(numbers.sign_().to(net.dtype))
-    return lambda: net.add_(numbers.clamp_(-1, 1))
+    return lambda: net.add_(numbers.clamp_(-1, 1).to(net.dtype))
