@@ -3,6 +3,7 @@
 import os
 import stat
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -10,6 +11,12 @@ from torch import Tensor
 
 from gradfix.checkpoints.reading.reuse import empty
 from gradfix.errors import GradfixError
+
+READERS = 4
+"""Threads that read one tensor together, at most: the copy out of the system's cache is bound by the processor."""
+
+READ_BYTES = 4 << 20
+"""What each of them reads at least."""
 
 
 class PositionedFile:
@@ -109,6 +116,21 @@ class PositionedFile:
             GradfixError: If the file ends before, as it does when it was cut after it was opened.
         """
         view = target.numpy().data
+        parts = min(READERS, torch.get_num_threads(), len(view) // READ_BYTES)
+        if parts <= 1:
+            self._fill(view, start, what)
+            return
+        size = -(-len(view) // parts)
+        with ThreadPoolExecutor(parts - 1, "gradfix-reader") as readers:
+            begun = [
+                readers.submit(self._fill, view[at : at + size], start + at, what)
+                for at in range(size, len(view), size)
+            ]
+            self._fill(view[:size], start, what)
+        for each in begun:
+            each.result()
+
+    def _fill(self, view: memoryview, start: int, what: str) -> None:
         done = 0
         while done < len(view):
             try:

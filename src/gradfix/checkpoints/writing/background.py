@@ -85,10 +85,12 @@ class HashingFile:
     Args:
         path: Must not exist.
         header: Written first.
+        lasting: Whether the disk is to begin with it at once, so that :meth:`sync` waits for little.
     """
 
-    def __init__(self, path: Path, header: bytes) -> None:
+    def __init__(self, path: Path, header: bytes, *, lasting: bool = True) -> None:
         self.path = path
+        self._lasting = lasting
         self.hashes: dict[str, str] = {}
         self._running: hashlib._Hash | None = None
         self._descriptor = create_file(path)
@@ -116,7 +118,7 @@ class HashingFile:
                 self._running.update(piece)
             write_at(self._descriptor, piece, offset + start)
             self._pending += len(piece)
-            if self._pending >= _WRITEBACK:
+            if self._lasting and self._pending >= _WRITEBACK:
                 end = offset + start + len(piece)
                 start_writeback(self._descriptor, max(0, end - self._pending), self._pending)
                 self._pending = 0

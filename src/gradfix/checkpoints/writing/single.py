@@ -31,6 +31,7 @@ def write_safetensors(
     metadata: Mapping[str, str],
     *,
     overwrite: bool = False,
+    lasting: bool = True,
 ) -> None:
     """Write one safetensors file that has its name only when it is whole and on the disk.
 
@@ -41,13 +42,14 @@ def write_safetensors(
             writer keeps a block until it is on its way to the disk, so it must not be changed afterwards.
         metadata: Free text for the header.
         overwrite: Replace an existing file, at the end and in one step.
+        lasting: False for a file that nobody needs after this process: it need not reach the disk.
 
     Raises:
         GradfixError: The file exists, or another run is writing it; no such directory, no permission or no space;
             blocks that don't make up their tensor. Nothing is left behind then.
     """
     with claimed(Path(path), overwrite=overwrite) as target:
-        _write(target, specs, blocks, metadata, overwrite)
+        _write(target, specs, blocks, metadata, overwrite=overwrite, lasting=lasting)
 
 
 def _write(
@@ -55,7 +57,9 @@ def _write(
     specs: Mapping[str, TensorSpec],
     blocks: Callable[[str], Iterable[torch.Tensor]],
     metadata: Mapping[str, str],
+    *,
     overwrite: bool,
+    lasting: bool,
 ) -> None:
     layout = file_layout(target.name, specs, metadata)
     check_space(target, layout.size)
@@ -65,15 +69,18 @@ def _write(
     file = None
     try:
         with explain_os_errors(target, remedy):
-            file = HashingFile(temporary, layout.header)
+            file = HashingFile(temporary, layout.header, lasting=lasting)
             for name, spec in specs.items():
                 offset = layout.offsets[name]
                 for data in checked_blocks(str(target), name, spec, blocks(name)):
                     background.submit(partial(file.append, data, offset), len(data))
                     offset += len(data)
             background.drain()
-            file.sync()
-            _place(temporary, target, overwrite)
+            if lasting:
+                file.sync()
+                _place(temporary, target, overwrite)
+            else:
+                os.replace(temporary, target)
     finally:
         background.stop()
         if file is not None:

@@ -405,7 +405,11 @@ class StreamedModel(TargetModel):
             else:
                 counted = [(place, *passes[place]) for place in mine]
                 visitor = VoteVisitor(self._execution, counted, stores, self._plans, lower)
-            self._go([passes[place][2] for place in mine], voting, visitor, seed)
+            try:
+                self._go([passes[place][2] for place in mine], voting, visitor, seed)
+            finally:  # what was counted stays, whatever ended the count
+                for store in stores:
+                    store.wait()
             if not shared or settle(self._named_plans()):
                 break
             for store in stores:

@@ -76,12 +76,7 @@ class ConvolutionFunction(Function):
         """Compute the input's gradient; hand on the factors of the weight's."""
         x, weight = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.settings
-        N, back = ctx.recorder.samples, None
-        if ctx.needs_input_grad[1]:
-            zeros, mask = [0] * len(stride), [True, False, False]
-            back, _, _ = torch.ops.aten.convolution_backward(
-                gradient, x, weight, None, stride, padding, dilation, False, zeros, groups, mask
-            )
+        N = ctx.recorder.samples
         of_x, of_gradient = ctx.recorder.watch(x, gradient)
         channels = gradient.flatten(2).transpose(1, 2)
 
@@ -103,4 +98,10 @@ class ConvolutionFunction(Function):
         for deliver, form in zip(ctx.deliveries, forms, strict=True):
             if deliver is not None:
                 deliver(form)
+        back = None
+        if ctx.needs_input_grad[1]:
+            zeros, mask = [0] * len(stride), [True, False, False]
+            back, _, _ = torch.ops.aten.convolution_backward(
+                gradient, x, weight, None, stride, padding, dilation, False, zeros, groups, mask
+            )
         return None, back, None, None, None, None, None

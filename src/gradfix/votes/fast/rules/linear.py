@@ -114,9 +114,6 @@ class LinearFunction(Function):
         """Compute the input's gradient; hand on the factors of the weight's."""
         x, weight = ctx.saved_tensors
         recorder, N = ctx.recorder, ctx.recorder.samples
-        back = None
-        if ctx.needs_input_grad[1]:
-            back = gradient.matmul(weight.t() if ctx.transposed else weight)
         of_x, of_gradient = recorder.watch(x, gradient)
 
         def product(layout: Layout) -> Contribution:
@@ -127,6 +124,9 @@ class LinearFunction(Function):
 
         forms = (product, lambda layout: summed_over_positions(by_sample(gradient, layout, N)))
         for deliver, form in zip(ctx.deliveries, forms, strict=True):
-            if deliver is not None:
+            if deliver is not None:  # first, so that other threads count while this one goes on
                 deliver(form)
+        back = None
+        if ctx.needs_input_grad[1]:
+            back = gradient.matmul(weight.t() if ctx.transposed else weight)
         return None, back, *[None] * 6
