@@ -7,7 +7,7 @@ out is the same bit by bit, but for sums of squares, whose last digits depend on
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -257,23 +257,32 @@ def add_rounded(base: Tensor, delta: Tensor, alpha: float, dtype: torch.dtype) -
     return Added(values, wanted, count_different(values, base.to(dtype)) if wanted else 0, is_finite(values))
 
 
-def sign_adder(net: Tensor, numbers: Tensor) -> Callable[[], Any]:
+def sign_adder(net: Tensor, numbers: Tensor) -> Callable[[bool], None]:
     """Prepare to add signs again and again.
 
     Args:
-        net: Counts of the shape of the numbers, integers, changed in place.
+        net: Memory for counts of the shape of the numbers, integers, changed in place.
         numbers: Float32 or 16-bit integers.
 
     Returns:
-        Adds the sign of each number that is there then to its count; what is left of the numbers has no meaning.
+        Adds the sign of each number that is there then to its count, or where told False begins to count with it; what
+        is left of the numbers has no meaning.
     """
     loops = _compiled_for(net, numbers)
     floating = numbers.is_floating_point()
     if loops is not None and numbers.dtype in {torch.float32, torch.int16}:
-        return partial(
-            _run, loops.add_signs if floating else loops.add_integer_signs, _flat(net), _flat(numbers)
+        loop, counts, block = (
+            loops.add_signs if floating else loops.add_integer_signs,
+            _flat(net),
+            _flat(numbers),
         )
-    # The two are made alike first: torch adds numbers of two formats one by one.
-    if floating:
-        return lambda: net.add_(numbers.sign_().to(net.dtype))
-    return lambda: net.add_(numbers.clamp_(-1, 1).to(net.dtype))
+        # As wide as the counts: wider ones would be computed with one by one.
+        masks = [counts.dtype.type(0), counts.dtype.type(-1)]
+        return lambda kept: _run(loop, counts, block, masks[kept])
+
+    def add(kept: bool) -> None:
+        # The two are made alike first: torch adds numbers of two formats one by one.
+        signs = (numbers.sign_() if floating else numbers.clamp_(-1, 1)).to(net.dtype)
+        net.add_(signs) if kept else net.copy_(signs)
+
+    return add

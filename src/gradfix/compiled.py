@@ -45,17 +45,17 @@ def _wide(bits: np.uint16) -> np.float32:
 
 
 @_loop
-def add_signs(net: Counts, numbers: Floats) -> None:
-    """Add the sign of each number to a count."""
+def add_signs(net: Counts, numbers: Floats, kept: int) -> None:
+    """Add the sign of each number to a count, of which the bits of ``kept`` count: -1 for all, 0 for none."""
     for i in range(net.size):
-        net[i] += (1 if numbers[i] > 0 else 0) - (1 if numbers[i] < 0 else 0)
+        net[i] = (net[i] & kept) + (1 if numbers[i] > 0 else 0) - (1 if numbers[i] < 0 else 0)
 
 
 @_loop
-def add_integer_signs(net: Counts, numbers: NDArray[np.int16]) -> None:
+def add_integer_signs(net: Counts, numbers: NDArray[np.int16], kept: int) -> None:
     """Do the same with integers."""
     for i in range(net.size):
-        net[i] += (numbers[i] >> 15) | (numbers[i] != 0)
+        net[i] = (net[i] & kept) + ((numbers[i] >> 15) | (numbers[i] != 0))
 
 
 @_summing

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from gradfix.checkpoints import Checkpoint, SafetensorsFile, TensorSpec
+from gradfix.checkpoints.reading import file_reader
+from gradfix.checkpoints.reading.file_reader import PositionedFile
 from gradfix.errors import GradfixError
 
 DTYPES = [
@@ -180,6 +182,27 @@ def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path: Path) -> N
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(GradfixError, match="cannot be opened"):
         SafetensorsFile(tmp_path / "loop")
+
+
+def test_a_large_tensor_is_read_by_several_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_reader, "READ_BYTES", 100)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    path, stored = tmp_path / "x.safetensors", torch.randn(77, 13)
+    save_file({"x": stored}, path)
+    file, readers = SafetensorsFile(path), set()
+    fill = PositionedFile._fill
+
+    def watched(*arguments: Any) -> None:
+        readers.add(threading.current_thread())
+        fill(*arguments)
+
+    monkeypatch.setattr(PositionedFile, "_fill", watched)
+    assert torch.equal(file.read("x"), stored)
+    assert torch.equal(file.read("x", slice(3, 76)), stored[3:76])
+    assert len(readers) > 2
+    os.truncate(path, file.files[0].stat().st_size - 1)
+    with pytest.raises(GradfixError, match="'x': the file was cut while it was read"):
+        file.read("x")
 
 
 def test_a_file_cut_after_opening_is_an_error_not_a_crash(tmp_path: Path) -> None:

@@ -94,6 +94,19 @@ def test_half_precision_votes_alike_and_is_recorded(dtype: torch.dtype, tmp_path
     assert turned(streamed, resident) == 0
 
 
+@pytest.mark.parametrize("batch", [BATCH, 1])
+def test_blocks_that_do_not_vote_hand_the_same_gradients_on(batch: int, tmp_path: Path) -> None:
+    rows, directory = chats(COUNT), FAMILIES["llama"][0](tmp_path / "llama")
+    counts = []
+    for kind in (TargetModel, StreamedModel):
+        model = opened(kind, directory, "causal-lm", rows, batch_size=batch, compute_dtype=torch.bfloat16)
+        model._voting = [name for name in model._voting if "layers.0." in name]
+        counts.append(model.votes(rows))
+    assert list(counts[0])
+    assert all("layers.0." in name for name in counts[0])
+    assert turned(counts[1], counts[0]) == 0
+
+
 def test_a_sample_alone_in_its_batch_votes_as_in_memory(tmp_path: Path) -> None:
     resident, streamed, rows = both("llama-tied", tmp_path, 3, batch_size=1)
     assert turned(streamed.votes(rows), resident.votes(rows)) == 0
@@ -510,7 +523,7 @@ for load in (  # the compiled loops
     lambda: arithmetic.nonzero_and_square(large),
     lambda: arithmetic.decided_and_net(votes),
     lambda: arithmetic.add_rounded(large, large, 1.0, torch.float32),
-    arithmetic.sign_adder(votes, large),
+    lambda: arithmetic.sign_adder(votes, large)(True),
 ):
     load()
 del large, votes, load

@@ -474,7 +474,8 @@ class TargetModel:
 
     def _stored_votes(self, votes: Votes) -> Votes:
         """Give votes the target checkpoint's names, and its form where it stores another one."""
-        parts = {name: names for name, names in self._covered.items() if name not in self.names}
+        ours = self.names
+        parts = {name: names for name, names in self._covered.items() if name not in ours}
         counts = self._stored.as_stored(
             Selection(votes, {self._stored_as[name].memory: name for name in votes if name in parts})
         )
@@ -482,7 +483,7 @@ class TargetModel:
         # Of experts that are one tensor in memory, one that no sample reached has votes of zeros alone: it has none.
         silent = [name for name in counts.specs if not _any(counts, name)]
         counts = Selection(counts, {name: name for name in counts.specs if name not in silent})
-        found = votes.renamed(self.names).joined(
+        found = votes.renamed(ours).joined(
             counts, {theirs: stored_fingerprint(weights, theirs) for theirs in counts.specs}
         )
         found.record = replace(found.record, uncovered=(*found.record.uncovered, *silent))

@@ -7,7 +7,7 @@ verification, the plain loop.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from gradfix.evaluation.streaming.units import Unit
 from gradfix.evaluation.streaming.visitor import Visitor
 from gradfix.tasks.batches import batch_size, tensors_of
 from gradfix.votes.fast.accumulate import Blocks, Tally
+from gradfix.votes.fast.attention import WideAttention
 from gradfix.votes.fast.contributions import Contribution, Summed
 from gradfix.votes.fast.counter import FastCounter
 from gradfix.votes.fast.recorder import Recorder
@@ -87,7 +88,9 @@ class VoteVisitor(Visitor):
         """Count the votes of one batch at one unit, and compute the gradients of its inputs."""
         parameters = self._parameters(call.unit)
         if not parameters:
-            return self.gradients(call, run)
+            # As in units that vote, where the plain loop runs a sample that is alone.
+            with WideAttention() if call.samples >= FEWEST else nullcontext():
+                return self.gradients(call, run)
         group = self._groups[item.number]
         loss = UnitLoss(call, run)
         plan = self._plan(call.unit)

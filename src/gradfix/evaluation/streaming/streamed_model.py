@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -499,7 +499,7 @@ class _Standing(Expression):
     model: StreamedModel
     standing: Standing
 
-    @property
+    @cached_property
     def specs(self) -> Mapping[str, TensorSpec]:
         """Their shapes."""
         return {
@@ -507,7 +507,7 @@ class _Standing(Expression):
             for memory, name in self._names.items()
         }
 
-    @property
+    @cached_property
     def _names(self) -> dict[str, str]:
         return {self.model._stored_as[name].memory: name for name in self.model._covered}
 

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial, reduce
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -170,12 +171,12 @@ class Blocks:
         N, _, C = product.right.shape
         count = rows.stop - rows.start
         block = self._room(count * C, product.dtype, counts.device).view(count, C)
-        net = torch.zeros(block.shape, dtype=counts_dtype(N))
+        net = torch.empty(block.shape, dtype=counts_dtype(N))
         add_signs = sign_adder(net, block)
         across = product.left[:, :, rows].transpose(1, 2)
-        for n in range(N):
-            torch.mm(across[n], product.right[n], out=block)
-            add_signs()
+        for n, factors in enumerate(zip(across.unbind(), product.right.unbind(), strict=True)):
+            torch.mm(*factors, out=block)
+            add_signs(n > 0)
         counts[rows].sub_(net)
 
     def _add_bfloat16_samples(self, counts: Tensor, product: Product, rows: slice) -> None:
@@ -189,16 +190,18 @@ class Blocks:
         across = product.left[:, :, rows].transpose(1, 2)
         if across.numel() <= FEW:
             across = across.contiguous()
-        for columns in _cut(C, max(1, TILE // across.shape[1])):
-            right = product.right[:, :, columns]
-            shape = across.shape[1], right.shape[2]
-            block = self._room(shape[0] * shape[1], product.dtype, counts.device).view(shape)
-            net = torch.zeros(shape, dtype=counts_dtype(N))
+        R = across.shape[1]
+        width = max(1, TILE // R)
+        for size, parts in groupby(_cut(C, width), key=lambda columns: columns.stop - columns.start):
+            block = self._room(R * size, product.dtype, counts.device).view(R, size)
+            net = torch.empty(block.shape, dtype=counts_dtype(N))
             add_signs = sign_adder(net, block.view(torch.int16))
-            for n in range(N):
-                torch.mm(across[n], right[n], out=block)
-                add_signs()
-            counts[rows, columns].sub_(net)
+            for columns in parts:
+                right = product.right[:, :, columns]
+                for n, factors in enumerate(zip(across.unbind(), right.unbind(), strict=True)):
+                    torch.mm(*factors, out=block)
+                    add_signs(n > 0)
+                counts[rows, columns].sub_(net)
 
     def _room(self, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Give this thread's memory for so many numbers."""
