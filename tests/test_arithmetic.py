@@ -15,6 +15,7 @@ from gradfix.arithmetic import (
     decided_and_net,
     keep_agreeing,
     keep_unopposed,
+    largest,
     nonzero_and_square,
     sign_adder,
     subtract,
@@ -162,6 +163,20 @@ def test_signs(dtype, counts, monkeypatch):
     looped, plain = both(monkeypatch, added)
     assert torch.equal(looped, plain)
     assert plain.unique().numel() > 3
+
+
+@pytest.mark.parametrize("special", [None, -torch.inf, torch.nan, -torch.nan])
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("size", SIZES)
+def test_the_largest_absolute_value(size, dtype, special, monkeypatch):
+    block = numbers(size, 4, dtype)
+    block[0] = -block[0]
+    if special is not None:
+        block[size // 2] = special
+    expected = block.float().abs().max()
+    for found in both(monkeypatch, lambda: largest(block)):
+        assert torch.equal(found.nan_to_num(-1.0), expected.nan_to_num(-1.0))
+        assert found.dtype == torch.float32
 
 
 def test_blocks_that_loops_cannot_take_are_left_to_torch(monkeypatch):

@@ -180,3 +180,15 @@ def add_bfloat16(base: Bits, delta: Floats, alpha: np.float32, result: Bits) -> 
         wanted += int(moving)
         changed += int(moved)
     return wanted, changed, bool(total == nothing)
+
+
+@_loop
+def largest_bits(bits: Counts, magnitude: np.signedinteger[Any]) -> int:
+    """Find the largest of what the numbers' bits are without those outside of ``magnitude``."""
+    found = bits.dtype.type(0)
+    for i in range(bits.size):
+        size = bits.dtype.type(
+            bits[i] & magnitude
+        )  # as wide as they are, or they would be compared one by one
+        found = size if size > found else found
+    return int(found)

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from gradfix.arithmetic import largest
 from gradfix.votes.fast.layouts import Layout
 
 
@@ -169,25 +170,6 @@ class Rows:
     def largest(self) -> Tensor:
         """Give the largest."""
         return largest(self.sums)
-
-
-def largest(values: Tensor) -> Tensor:
-    """Find the largest absolute value, without waiting for the device.
-
-    Args:
-        values: Any shape.
-
-    Returns:
-        A scalar in float32 at least; not a number where one of them is none.
-    """
-    wide = torch.promote_types(values.dtype, torch.float32)
-    if not values.numel():
-        return values.new_zeros((), dtype=wide)
-    if values.is_contiguous():  # twelve times as fast as the norm there, and half as fast elsewhere
-        low, high = torch.aminmax(values)
-        return torch.maximum(high, -low).to(wide)
-    found: Tensor = torch.linalg.vector_norm(values, ord=math.inf)
-    return found.to(wide)
 
 
 Form = Callable[[Layout], Contribution]

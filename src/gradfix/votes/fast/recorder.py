@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from gradfix.arithmetic import largest
 from gradfix.votes.fast.attention import is_attention, widened
-from gradfix.votes.fast.contributions import Contribution, Form, largest
+from gradfix.votes.fast.contributions import Contribution, Form
 from gradfix.votes.fast.layouts import Layout
 from gradfix.votes.fast.outputs import Outputs
 from gradfix.votes.fast.rules.registry import RULES

@@ -17,7 +17,8 @@ import torch
 Job = Callable[[], None]
 
 WAITING_BYTES = 32 * 2**20
-"""How much memory the jobs may hold on to: the inputs and output gradients of layers passed already."""
+"""How much memory waiting jobs may hold on to before others are added: the inputs and output gradients of layers that
+were passed already."""
 
 
 class Crew:
@@ -37,9 +38,9 @@ class Crew:
         self._threads = self._steady = 1
         self._pool: ThreadPoolExecutor | None = None
         self._shifts: list[Future[None]] = []
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._waiting: deque[tuple[Job, int]] = deque()
-        self._held = 0
+        self._held = self._working = self._wanted = 0
 
     def __enter__(self) -> "Crew":
         self._threads = torch.get_num_threads()
@@ -55,7 +56,7 @@ class Crew:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._lock:
+        with self._changed:
             self._waiting.clear()
         if self._pool is not None:
             self._pool.shutdown()
@@ -64,7 +65,7 @@ class Crew:
         self._shifts, self._held = [], 0
 
     def add(self, jobs: Sequence[Job], held: int) -> None:
-        """Hand jobs to the workers; wait for them where they would hold too much memory.
+        """Hand jobs to the workers, once those before hold on to little enough.
 
         Args:
             jobs: No two write to one place.
@@ -75,20 +76,20 @@ class Crew:
                 job()
             return
         share = held // max(1, len(jobs))
-        with self._lock:
+        with self._changed:
+            if self._held >= WAITING_BYTES:
+                self._call(self._threads)
+                self._changed.wait_for(lambda: self._held < WAITING_BYTES or not self._working)
             self._waiting.extend((job, share) for job in jobs)
             self._held += share * len(jobs)
-            too_much = self._held >= WAITING_BYTES
-        if too_much:
-            self.finish()
-        else:
             self._call(self._steady)
 
     def finish(self) -> None:
         """Wait until nothing is left to do. What a job raised is raised here, once the others have stopped."""
         if self._pool is None:
             return
-        self._call(self._threads)
+        with self._changed:
+            self._call(self._threads)
         shifts, self._shifts = self._shifts, []
         wait(shifts)
         for shift in shifts:
@@ -97,24 +98,32 @@ class Crew:
     def _call(self, workers: int) -> None:
         """See to it that so many work, if there is work."""
         assert self._pool is not None
+        self._wanted = workers
         # one that failed stays, to be noticed by finish()
         self._shifts = [each for each in self._shifts if not each.done() or each.exception() is not None]
-        for _ in range(min(workers - len(self._shifts), len(self._waiting))):
+        for _ in range(min(workers - self._working, len(self._waiting))):
+            self._working += 1
             self._shifts.append(self._pool.submit(self._work))
 
     @torch.no_grad()
     def _work(self) -> None:
-        """Do jobs until none is left; an error leaves none to the others."""
+        """Do jobs until none is left, or more work than are wanted; an error leaves none to the others."""
+        share = 0
         while True:
-            with self._lock:
-                if not self._waiting:
+            with self._changed:
+                self._held -= share
+                leaving = not self._waiting or self._working > self._wanted
+                self._working -= leaving
+                self._changed.notify_all()
+                if leaving:
                     return
                 job, share = self._waiting.popleft()
             try:
                 job()
             except BaseException:
-                with self._lock:
+                with self._changed:
                     self._waiting.clear()
+                    self._working -= 1
+                    self._changed.notify_all()
                 raise
-            with self._lock:
-                self._held -= share
+            del job  # what it holds goes before the next one's share is taken back
