@@ -6,7 +6,7 @@ has one row.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -48,22 +48,43 @@ class Contribution(Protocol):
         ...
 
 
+class Largest:
+    """The largest absolute value of a tensor, found when it is first asked for, by whatever thread."""
+
+    def __init__(self, values: Tensor) -> None:
+        """Prepare.
+
+        Args:
+            values: Not changed until then.
+        """
+        self._values: Tensor | None = values
+        self._found = torch.empty(0)
+
+    def __call__(self) -> Tensor:
+        """Give it: a scalar, on the device of the values."""
+        values = self._values
+        if values is not None:
+            self._found = largest(values)
+            self._values = None
+        return self._found
+
+
 class Product:
     """G[n, r, c] = Σ_t left[n, t, r] right[n, t, c]: linear layers and convolutions."""
 
-    def __init__(self, left: Tensor, right: Tensor, largest_term: Tensor | None = None) -> None:
+    def __init__(self, left: Tensor, right: Tensor, bounds: Sequence[Largest] = ()) -> None:
         """Keep the factors.
 
         Args:
             left: Shape (N, T, R).
             right: Shape (N, T, C).
-            largest_term: A bound on the absolute value of what is summed, a scalar; computed when asked for if None.
+            bounds: Bounds on the absolute values of the two; their own largest by default.
         """
         left, right = left.detach(), right.detach()  # they may know their graph, and this may outlive it
         self.left, self.right = left, right
         self.dtype = left.dtype
         self.held = left.nbytes + right.nbytes
-        self._largest_term = largest_term
+        self._bounds = bounds or (Largest(left), Largest(right))
         self._across = left.transpose(1, 2)
 
     def block(self, rows: slice, out: Tensor | None = None) -> Tensor:
@@ -78,9 +99,8 @@ class Product:
 
     def largest(self) -> Tensor:
         """Bound by T times the largest of either factor."""
-        if self._largest_term is None:
-            self._largest_term = largest(self.left) * largest(self.right)
-        return self._largest_term * self.left.shape[1]
+        first, second = self._bounds
+        return first() * second() * self.left.shape[1]
 
 
 class Summed:

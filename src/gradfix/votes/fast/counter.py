@@ -110,10 +110,11 @@ class FastCounter:
 
             if len(left) < len(self._parameters):
                 with self._crew:
+                    recorder.aside = lambda job: self._crew.add([job], 0)
                     recorder.backward(losses, take, leaves)
                     self._crew.finish()
-        poisoned = not bool(torch.isfinite(recorder.poison))
-        if poisoned or not bool(torch.isfinite(recorder.excess)):
+        poisoned = recorder.poisoned
+        if poisoned or recorder.exceeding:
             # The plain loop names the sample and the parameter. Where it finds nothing, a bound was too careful.
             count_plainly(
                 self._model,

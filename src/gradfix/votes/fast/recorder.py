@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from gradfix.arithmetic import largest
 from gradfix.votes.fast.attention import is_attention, widened
-from gradfix.votes.fast.contributions import Contribution, Form
+from gradfix.votes.fast.contributions import Contribution, Form, Largest, Product
 from gradfix.votes.fast.layouts import Layout
 from gradfix.votes.fast.outputs import Outputs
 from gradfix.votes.fast.rules.registry import RULES
+from gradfix.votes.fast.threads import Job
 from gradfix.votes.fast.unread import READING_NOTHING
 
 DERIVED = " of a derived tensor"
@@ -85,8 +85,7 @@ class Recorder(TorchFunctionMode):
         misread: Whether such zeros were read, so that the pass is worth nothing.
         anchor: A scalar that every recorded use depends on: the backward pass goes as far as it is needed.
         uncovered: Parameters used in a way that no rule covers, with the call.
-        poison: 0, or not a number once an infinite or undefined value went by.
-        excess: 0, or not a number once a gradient was formed whose entries may exceed its number format.
+        aside: Runs what only has to be done before the pass is over; at once, unless somebody sets another one.
     """
 
     def __init__(
@@ -116,12 +115,13 @@ class Recorder(TorchFunctionMode):
         self.uncovered: dict[str, str] = {}
         self.misread = False
         self._zeros: dict[int, Tensor] = {}
-        self.poison = torch.zeros((), device=device)
-        self.excess = torch.zeros((), device=device)
+        self.aside: Callable[[Job], None] = lambda job: job()
+        self._poison: list[Tensor] = []
+        self._excess: list[Tensor] = []
         self._sources = {id(value): Source(value, (name,), True) for name, value in parameters.items()}
         self._progress = {name: _Progress() for name in parameters}
         self._sink: Sink | None = None
-        self._watched: tuple[Tensor, Tensor] | None = None
+        self._watched: tuple[Tensor, Largest] | None = None
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -233,23 +233,24 @@ class Recorder(TorchFunctionMode):
 
         return deliver
 
-    def watch(self, *values: Tensor) -> list[Tensor]:
+    def watch(self, *values: Tensor) -> list[Largest]:
         """Notice values that are not finite, without waiting for the device.
 
         Args:
             values: What gradients are formed from.
 
         Returns:
-            The largest absolute value of each, a scalar.
+            The largest absolute value of each.
         """
-        found = []
+        found, new = [], []
         for value in values:
             if self._watched is None or value is not self._watched[0]:
-                found.append(largest(value))
-                self.poison += found[-1] * 0.0
+                found.append(Largest(value))
+                new.append(found[-1])
             else:  # the input of several layers, one after the other
                 found.append(self._watched[1])
         self._watched = values[0], found[0]
+        self.aside(lambda: self._poison.extend(each() * 0.0 for each in new))
         return found
 
     def bound(self, parts: Sequence[Contribution]) -> None:
@@ -258,9 +259,26 @@ class Recorder(TorchFunctionMode):
         Args:
             parts: All that one parameter's per-sample gradients are the sum of.
         """
-        for part in parts:
-            share = torch.finfo(part.dtype).max / len(parts)
-            self.excess += torch.where(part.largest() <= share, 0.0, torch.nan)
+
+        def look() -> None:
+            for part in parts:
+                share = torch.finfo(part.dtype).max / len(parts)
+                self._excess.append(torch.where(part.largest() <= share, 0.0, torch.nan))
+
+        if all(isinstance(part, Product) for part in parts):
+            self.aside(look)
+        else:  # others are changed while they are counted
+            look()
+
+    @property
+    def poisoned(self) -> bool:
+        """Whether an infinite or undefined value went by."""
+        return not _all_finite(self._poison)
+
+    @property
+    def exceeding(self) -> bool:
+        """Whether a gradient was formed whose entries may exceed its number format."""
+        return not _all_finite(self._excess)
 
     def signature(self, name: str) -> tuple[str, ...]:
         """Tell how a parameter was used: what a verification holds for."""
@@ -299,6 +317,11 @@ class Recorder(TorchFunctionMode):
             progress.forms = {}
             self._sink(name, arrived)
         progress.forms = {}
+
+
+def _all_finite(scalars: Sequence[Tensor]) -> bool:
+    """Look at scalars that are 0 or not a number, waiting for the device once."""
+    return not scalars or bool(torch.stack([each.float() for each in scalars]).isfinite().all())
 
 
 def _tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:

@@ -77,7 +77,7 @@ class ConvolutionFunction(Function):
         x, weight = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.settings
         N = ctx.recorder.samples
-        of_x, of_gradient = ctx.recorder.watch(x, gradient)
+        bounds = ctx.recorder.watch(x, gradient)
         channels = gradient.flatten(2).transpose(1, 2)
 
         def product(layout: Layout) -> Contribution:
@@ -89,7 +89,7 @@ class ConvolutionFunction(Function):
             left = by_sample(channels, layout, N)
             right = by_sample(patches.transpose(1, 2), layout, N)
             if groups == 1:
-                return Product(left, right, of_x * of_gradient)
+                return Product(left, right, bounds)
             T = left.shape[1]
             parts = torch.einsum("ntgo,ntgi->ngoi", left.view(N, T, groups, -1), right.view(N, T, groups, -1))
             return Summed(parts.reshape(N, len(weight), -1), lambda: left.norm() * right.norm())

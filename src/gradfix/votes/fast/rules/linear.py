@@ -114,13 +114,13 @@ class LinearFunction(Function):
         """Compute the input's gradient; hand on the factors of the weight's."""
         x, weight = ctx.saved_tensors
         recorder, N = ctx.recorder, ctx.recorder.samples
-        of_x, of_gradient = recorder.watch(x, gradient)
+        bounds = recorder.watch(x, gradient)
 
         def product(layout: Layout) -> Contribution:
             left, right = by_sample(gradient, layout, N), by_sample(x, layout, N)
             if ctx.transposed:
                 left, right = right, left
-            return Product(left, right, of_x * of_gradient)
+            return Product(left, right, bounds)
 
         forms = (product, lambda layout: summed_over_positions(by_sample(gradient, layout, N)))
         for deliver, form in zip(ctx.deliveries, forms, strict=True):
