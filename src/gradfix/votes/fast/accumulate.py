@@ -72,7 +72,7 @@ class Tally:
 BLOCK_BYTES = 2 * 2**20
 """Size of a block. Larger ones leave the cache, smaller ones make the products inefficient."""
 
-SAMPLE_BYTES = 2**19
+SAMPLE_BYTES = 2**20
 """The same in float32, where it is one sample's."""
 
 TALL, TILE = 2**10, 2**19
