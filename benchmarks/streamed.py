@@ -270,21 +270,25 @@ def in_turn(directory: Path, options: argparse.Namespace) -> None:
             )
             for part in ("votes", "mean")
         ]
-        ratios = []
+        ratios: dict[str, list[float]] = {"seconds": [], "processor": []}
         for number in range(options.rounds + 1):
-            seconds = []
+            found = []
             for process in processes:
                 assert process.stdin is not None
                 assert process.stdout is not None
                 process.stdin.write("\n")
                 process.stdin.flush()
-                seconds.append(json.loads(process.stdout.readline())["processor"])
+                found.append(json.loads(process.stdout.readline()))
             if number:
-                ratios.append(seconds[0] / seconds[1])
-                print(f"round {number}: {seconds[0]:.1f} / {seconds[1]:.1f} = {ratios[-1]:.2f}", flush=True)
+                votes, ordinary = found
+                for key, values in ratios.items():
+                    values.append(votes[key] / ordinary[key])
+                told = (f"{votes[key]:.1f} / {ordinary[key]:.1f} = {ratios[key][-1]:.2f}" for key in ratios)
+                print(f"round {number}: by the clock {', of the processor '.join(told)}", flush=True)
         for process in processes:
             process.communicate()  # no more rounds: it ends
-    print(f"ratio, median of {options.rounds}: {median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+    medians = (f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})" for values in ratios.values())
+    print(f"median of {options.rounds}: by the clock {', of the processor '.join(medians)}")
 
 
 def make_triple(folder: Path, shape: dict[str, int]) -> None:

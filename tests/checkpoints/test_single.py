@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gradfix.checkpoints import TensorSpec, write_safetensors
+from gradfix.checkpoints import SafetensorsFile, TensorSpec, write_safetensors
 from gradfix.checkpoints.writing.atomic import write_folder
 from gradfix.checkpoints.writing.lock import OutputLock
 from gradfix.checkpoints.writing.single import claimed, write_text
@@ -57,3 +57,16 @@ def test_a_file_of_weights_says_nothing_of_its_lock(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["out"]
     with OutputLock(tmp_path / "out"):
         pass
+
+
+@pytest.mark.parametrize("lasting", [True, False])
+def test_only_what_is_to_last_waits_for_the_disk(
+    lasting: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited = []
+    monkeypatch.setattr(os, "fsync", waited.append)
+    path = tmp_path / "out"
+    write_safetensors(path, SPECS, lambda _: [torch.ones(2)], {}, lasting=lasting)
+    assert bool(waited) == lasting
+    assert torch.equal(SafetensorsFile(path).read("w"), torch.ones(2))
+    assert os.listdir(tmp_path) == ["out"]

@@ -86,6 +86,22 @@ def test_workers_compute_by_themselves_and_without_graphs(threads):
     assert torch.get_num_threads() == threads
 
 
+def test_jobs_are_added_as_soon_as_there_is_room_for_what_they_hold(threads, monkeypatch):
+    monkeypatch.setattr(crew, "WAITING_BYTES", 100)
+    others_were_added, done = threading.Event(), []
+
+    def patient():
+        assert others_were_added.wait(20)
+
+    with crew.Crew(torch.device("cpu")) as team:
+        team.add([lambda: None], 60)
+        team.add([patient], 60)
+        team.add([lambda: done.append(1)], 60)  # waits for the first, not for the second
+        others_were_added.set()
+        team.finish()
+    assert done
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("large", [1, 1 << 60])
 @pytest.mark.parametrize("shape", [(5, 9, 33, 12), (3, 70, 12, 33), (2, 2, 1, 40)])
