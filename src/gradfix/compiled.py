@@ -187,8 +187,7 @@ def largest_bits(bits: Counts, magnitude: np.signedinteger[Any]) -> int:
     """Find the largest of what the numbers' bits are without those outside of ``magnitude``."""
     found = bits.dtype.type(0)
     for i in range(bits.size):
-        size = bits.dtype.type(
-            bits[i] & magnitude
-        )  # as wide as they are, or they would be compared one by one
+        # As wide as they are: wider ones would be compared one by one.
+        size = bits.dtype.type(bits[i] & magnitude)
         found = size if size > found else found
     return int(found)

@@ -166,8 +166,9 @@ def plan_memory(
 
     def streamed(samples: int) -> dict[str, int]:
         few = min(samples, FEWEST)
-        counted = [  # of a unit: its votes, beside those of the unit before that are being written, and activations
-            (2 * _elements(voted(largest)), activations(largest, samples)),
+        written = device.type == "cpu"  # the votes of the unit before, meanwhile
+        counted = [  # of a unit: its votes and activations
+            ((1 + written) * _elements(voted(largest)), activations(largest, samples)),
             (gradient(largest), activations(largest, few)),
             (max((spec.numel for spec in voted(outside).values()), default=0), of_loss(samples)),
             (gradient(outside), scores(samples) + of_loss(few)),

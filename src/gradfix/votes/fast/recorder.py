@@ -233,11 +233,12 @@ class Recorder(TorchFunctionMode):
 
         return deliver
 
-    def watch(self, *values: Tensor) -> list[Largest]:
+    def watch(self, *values: Tensor, later: bool = False) -> list[Largest]:
         """Notice values that are not finite, without waiting for the device.
 
         Args:
             values: What gradients are formed from.
+            later: Whether somebody holds them until they were counted, so that they may be looked at then.
 
         Returns:
             The largest absolute value of each.
@@ -250,7 +251,11 @@ class Recorder(TorchFunctionMode):
             else:  # the input of several layers, one after the other
                 found.append(self._watched[1])
         self._watched = values[0], found[0]
-        self.aside(lambda: self._poison.extend(each() * 0.0 for each in new))
+
+        def look() -> None:
+            self._poison.extend(each() * 0.0 for each in new)
+
+        self.aside(look) if later else look()
         return found
 
     def bound(self, parts: Sequence[Contribution]) -> None:
@@ -265,10 +270,8 @@ class Recorder(TorchFunctionMode):
                 share = torch.finfo(part.dtype).max / len(parts)
                 self._excess.append(torch.where(part.largest() <= share, 0.0, torch.nan))
 
-        if all(isinstance(part, Product) for part in parts):
-            self.aside(look)
-        else:  # others are changed while they are counted
-            look()
+        # Others are changed while they are counted.
+        self.aside(look) if all(isinstance(part, Product) for part in parts) else look()
 
     @property
     def poisoned(self) -> bool:

@@ -77,7 +77,7 @@ class ConvolutionFunction(Function):
         x, weight = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.settings
         N = ctx.recorder.samples
-        bounds = ctx.recorder.watch(x, gradient)
+        bounds = ctx.recorder.watch(x, gradient, later=True)
         channels = gradient.flatten(2).transpose(1, 2)
 
         def product(layout: Layout) -> Contribution:

@@ -114,7 +114,7 @@ class LinearFunction(Function):
         """Compute the input's gradient; hand on the factors of the weight's."""
         x, weight = ctx.saved_tensors
         recorder, N = ctx.recorder, ctx.recorder.samples
-        bounds = recorder.watch(x, gradient)
+        bounds = recorder.watch(x, gradient, later=True)
 
         def product(layout: Layout) -> Contribution:
             left, right = by_sample(gradient, layout, N), by_sample(x, layout, N)
