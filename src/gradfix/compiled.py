@@ -47,8 +47,10 @@ def _wide(bits: np.uint16) -> np.float32:
 @_loop
 def add_signs(net: Counts, numbers: Floats, kept: int) -> None:
     """Add the sign of each number to a count, of which the bits of ``kept`` count: -1 for all, 0 for none."""
+    nothing = np.float32(0)
     for i in range(net.size):
-        net[i] = (net[i] & kept) + (1 if numbers[i] > 0 else 0) - (1 if numbers[i] < 0 else 0)
+        sign = (1 if numbers[i] > nothing else 0) - (1 if numbers[i] < nothing else 0)
+        net[i] = (net[i] & kept) + sign
 
 
 @_loop
