@@ -186,7 +186,7 @@ def add_bfloat16(base: Bits, delta: Floats, alpha: np.float32, result: Bits) -> 
 
 @_loop
 def largest_bits(bits: Counts, magnitude: np.signedinteger[Any]) -> int:
-    """Find the largest of what the numbers' bits are without those outside of ``magnitude``."""
+    """Find the largest of ``bits & magnitude``; both are integers of one width."""
     found = bits.dtype.type(0)
     for i in range(bits.size):
         # As wide as they are: wider ones would be compared one by one.

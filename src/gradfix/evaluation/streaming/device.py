@@ -165,6 +165,11 @@ def copies_of_weights(device: torch.device) -> int:
     return 2 if device.type == "cuda" else 1
 
 
+def copies_of_votes(device: torch.device) -> int:
+    """Tell how many units' votes are there at a time: in the host's memory, those of the unit before are written."""
+    return 2 if device.type == "cpu" else 1
+
+
 def room_for_products(device: torch.device, folder: Path | None = None) -> int:
     """Tell how much of what products of a model gave is worth keeping in a file until it is needed again.
 

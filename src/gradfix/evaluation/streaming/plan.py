@@ -19,6 +19,7 @@ from gradfix.checkpoints.tensors import TensorSpec
 from gradfix.errors import GradfixError
 from gradfix.evaluation.streaming.device import (
     computes_natively,
+    copies_of_votes,
     copies_of_weights,
     free_memory,
     room_for_products,
@@ -166,9 +167,8 @@ def plan_memory(
 
     def streamed(samples: int) -> dict[str, int]:
         few = min(samples, FEWEST)
-        written = device.type == "cpu"  # the votes of the unit before, meanwhile
         counted = [  # of a unit: its votes and activations
-            ((1 + written) * _elements(voted(largest)), activations(largest, samples)),
+            (copies_of_votes(device) * _elements(voted(largest)), activations(largest, samples)),
             (gradient(largest), activations(largest, few)),
             (max((spec.numel for spec in voted(outside).values()), default=0), of_loss(samples)),
             (gradient(outside), scores(samples) + of_loss(few)),

@@ -39,9 +39,7 @@ class CountStore:
         self.reasons: dict[str, str] = {}
         self._files: dict[str, Path] = {}
         self._kept = parent is not None
-        self._writer = Background(
-            limit=0
-        )  # one unit's counts wait at most: they are as large as half of its weights
+        self._writer = Background(limit=0)  # no more than one unit's counts wait beside those that are made
         if parent is None:
             self._folder = Path(tempfile.mkdtemp(prefix="gradfix-votes-"))
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)

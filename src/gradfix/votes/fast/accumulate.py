@@ -1,7 +1,7 @@
 """Counts of votes, and how each sample's gradient is added to them a block of rows at a time."""
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial, reduce
 from itertools import groupby
 
@@ -174,9 +174,7 @@ class Blocks:
         net = torch.empty(block.shape, dtype=counts_dtype(N))
         add_signs = sign_adder(net, block)
         across = product.left[:, :, rows].transpose(1, 2)
-        for n, factors in enumerate(zip(across.unbind(), product.right.unbind(), strict=True)):
-            torch.mm(*factors, out=block)
-            add_signs(n > 0)
+        _count_signs(across, product.right, block, add_signs)
         counts[rows].sub_(net)
 
     def _add_bfloat16_samples(self, counts: Tensor, product: Product, rows: slice) -> None:
@@ -197,10 +195,7 @@ class Blocks:
             net = torch.empty(block.shape, dtype=counts_dtype(N))
             add_signs = sign_adder(net, block.view(torch.int16))
             for columns in parts:
-                right = product.right[:, :, columns]
-                for n, factors in enumerate(zip(across.unbind(), right.unbind(), strict=True)):
-                    torch.mm(*factors, out=block)
-                    add_signs(n > 0)
+                _count_signs(across, product.right[:, :, columns], block, add_signs)
                 counts[rows, columns].sub_(net)
 
     def _room(self, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -221,6 +216,13 @@ class Blocks:
         single = flat.dtype == torch.float32
         net = flat.new_ones(1, N) @ flat if single else flat.sum(0, dtype=torch.float32)
         counts[rows].sub_(net.to(counts.dtype).view(-1, C))
+
+
+def _count_signs(left: Tensor, right: Tensor, block: Tensor, add_signs: Callable[[bool], None]) -> None:
+    """Form each sample's product, (N, r, T) by (N, T, c), in one block (r, c), and add its signs; the first begins."""
+    for n, factors in enumerate(zip(left.unbind(), right.unbind(), strict=True)):
+        torch.mm(*factors, out=block)
+        add_signs(n > 0)
 
 
 def _ranges(

@@ -23,7 +23,19 @@ class Attention(Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, given: tuple[Any, ...]) -> Tensor:
-        """Hand on the output, which is there already."""
+        """Hand on the output, which is there already.
+
+        Args:
+            ctx: Of the call.
+            query: ``[N, heads, T, D]``.
+            key: ``[N, heads or fewer, S, D]``.
+            value: As the key.
+            given: Output, logarithms of the sums of exponents ``[N, heads, T]``, mask or None, dropout, whether it is
+                causal, and scale.
+
+        Returns:
+            The output, ``[N, heads, T, D]``.
+        """
         output, logarithms, mask, ctx.dropout, ctx.causal, ctx.scale = given
         ctx.save_for_backward(query, key, value, output, logarithms, mask)
         return output  # type: ignore[no-any-return]
@@ -44,15 +56,18 @@ class Attention(Function):
         return *(each.to(gradient.dtype) for each in found), None
 
 
-def widened(output: Tensor) -> Tensor:
-    """Give the output of attention a backward pass in float32, where that is faster.
+def widened(func: Any, output: Any) -> Any:
+    """Give what attention returned a backward pass in float32, where that is faster.
 
     Args:
-        output: Of ``scaled_dot_product_attention``.
+        func: One of torch's functions.
+        output: What it returned; of ``scaled_dot_product_attention``, shape ``[N, heads, T, D]``.
 
     Returns:
-        The same numbers.
+        The same numbers, of attention with another graph.
     """
+    if func.__name__ != "scaled_dot_product_attention":
+        return output
     node: Any = output.grad_fn
     if node is None or node.name() != _NODE or output.dtype != torch.bfloat16:
         return output
@@ -67,13 +82,7 @@ def widened(output: Tensor) -> Tensor:
         node._saved_is_causal,
         node._saved_scale,
     )
-    wide: Tensor = Attention.apply(query, key, node._saved_value, given)  # type: ignore[no-untyped-call]
-    return wide
-
-
-def is_attention(func: Any) -> bool:
-    """Tell whether a function of torch's is attention."""
-    return bool(func.__name__ == "scaled_dot_product_attention")
+    return Attention.apply(query, key, node._saved_value, given)  # type: ignore[no-untyped-call]
 
 
 class WideAttention(TorchFunctionMode):
@@ -83,5 +92,4 @@ class WideAttention(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """See one call of torch's."""
-        result = func(*args, **kwargs or {})
-        return widened(result) if is_attention(func) else result
+        return widened(func, func(*args, **kwargs or {}))

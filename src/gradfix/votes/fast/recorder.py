@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from gradfix.votes.fast.attention import is_attention, widened
+from gradfix.votes.fast.attention import widened
 from gradfix.votes.fast.contributions import Contribution, Form, Largest, Product
 from gradfix.votes.fast.layouts import Layout
 from gradfix.votes.fast.outputs import Outputs
@@ -138,8 +138,7 @@ class Recorder(TorchFunctionMode):
     def _called(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         found = [self._sources[id(value)] for value in _tensors(args, kwargs) if id(value) in self._sources]
         if not found:
-            result = func(*args, **kwargs)
-            return widened(result) if is_attention(func) else result
+            return widened(func, func(*args, **kwargs))
         if isinstance(func, FunctionType):
             with self:  # a function written in Python: look at the calls inside
                 return _opened(func)(*args, **kwargs)
